@@ -1,0 +1,1 @@
+"""ntkdask: neural tangent kernels at any scale."""

@@ -1,0 +1,128 @@
+"""Where an array lives: NumPy on the host, CuPy on a GPU. The only module that imports CuPy, and only when asked to.
+
+Numerics ask an array for its namespace and write one code path. `import ntkdask` never imports CuPy: the functions
+here look at `sys.modules` first, so an array that is not CuPy's never triggers the import.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ntkdask.errors import DtypeError, InputError
+
+Array = Any
+"""A NumPy or CuPy array. The array API has no common static type."""
+
+FLOAT_DTYPES = ("float32", "float64")
+
+
+def _cupy() -> ModuleType:
+    import cupy
+
+    return cupy
+
+
+def is_device_array(x: Any) -> bool:
+    """True for a CuPy array; does not import CuPy."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(x, cupy.ndarray)
+
+
+def namespace(x: Array) -> ModuleType:
+    """The module whose functions apply to `x`: `numpy` or `cupy`."""
+    return _cupy() if is_device_array(x) else np
+
+
+def gpu_status() -> tuple[bool, str]:
+    """Whether a GPU can be used, and why or why not in one line."""
+    if importlib.util.find_spec("cupy") is None:
+        return False, "CuPy is not installed: pip install 'ntkdask[cuda13]' (or cuda12)"
+    try:
+        cupy = _cupy()
+        if not cupy.cuda.is_available():
+            return False, "CuPy is installed, but no CUDA driver or device is visible"
+        device = cupy.cuda.Device()
+        properties = cupy.cuda.runtime.getDeviceProperties(device.id)
+        name = properties["name"].decode()
+        return True, f"{name}, compute capability {device.compute_capability}, {device.mem_info[1] / 2**30:.0f} GiB"
+    except Exception as error:  # a broken driver raises anything from OSError to CUDARuntimeError
+        return False, f"CuPy cannot use the GPU: {type(error).__name__}: {error}"
+
+
+def gpu_usable() -> bool:
+    """Whether arrays may be moved to a GPU here."""
+    return gpu_status()[0]
+
+
+def device_memory_bytes() -> int:
+    """Total bytes of the current GPU; 0 without one."""
+    return int(_cupy().cuda.Device().mem_info[1]) if gpu_usable() else 0
+
+
+def host_cores() -> int:
+    """Cores this process may run on (its affinity mask, not the machine's size)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def to_device(x: np.ndarray, device: bool = True) -> Array:
+    """`x` on the GPU when `device`, through pinned memory so that the copy runs at the bus's rate; else `x` itself."""
+    if not device or is_device_array(x):
+        return x
+    cupy = _cupy()
+    x = np.ascontiguousarray(x)
+    memory = cupy.cuda.alloc_pinned_memory(x.nbytes)
+    pinned = np.frombuffer(memory, x.dtype, x.size).reshape(x.shape)
+    pinned[...] = x
+    out = cupy.empty(x.shape, x.dtype)
+    out.set(pinned)
+    return out
+
+
+def to_host(x: Array) -> np.ndarray:
+    """`x` as a NumPy array; a copy only when it lives on a GPU."""
+    return _cupy().asnumpy(x) if is_device_array(x) else np.asarray(x)
+
+
+def as_array(x: Any) -> Array:
+    """`x` as a NumPy or CuPy array: those unchanged, others (torch tensors) through DLPack without a copy, else np.asarray."""
+    if isinstance(x, np.ndarray) or is_device_array(x):
+        return x
+    if hasattr(x, "__dlpack_device__"):
+        kind, _ = x.__dlpack_device__()
+        if int(kind) == 1:  # kDLCPU
+            return np.from_dlpack(x)
+        return _cupy().from_dlpack(x)
+    return np.asarray(x)
+
+
+def require_float(x: Any, name: str = "x") -> Array:
+    """`x` as an array of float32 or float64; TypeError for anything else.
+
+    Kernels and feature maps call this on their inputs. Workflows and estimators cast integers, bool and float16
+    before they call them.
+    """
+    x = as_array(x)
+    if x.dtype.name not in FLOAT_DTYPES:
+        raise DtypeError(
+            f"{name} has dtype {x.dtype}, but kernels and feature maps take float32 or float64. "
+            f"Cast it first: {name}.astype('float32')."
+        )
+    return x
+
+
+def require_rows(x: Array, name: str = "x") -> Array:
+    """`x` when it has at least two dimensions (rows are examples); InputError otherwise."""
+    if x.ndim < 2:
+        raise InputError(f"{name} has shape {x.shape}; expected (n, ...) with one example per row. Reshape it first.")
+    return x
+
+
+def flatten_rows(x: Array) -> Array:
+    """(n, *s) as (n, prod(s)) without a copy where the memory allows."""
+    return require_rows(x).reshape(x.shape[0], -1) if x.ndim != 2 else x

@@ -1,0 +1,51 @@
+"""One byte-bounded cache per process for what many tasks share: random weights, states, opened landmarks.
+
+Anything in it can be made again from its key, so eviction costs time and never correctness. Weights are regenerated
+from their seed on each worker instead of travelling with every task.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from cachetools import LRUCache
+
+DEFAULT_BYTES = 512 * 2**20
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(_nbytes(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_nbytes(v) for v in value)
+    return max(1, int(getattr(value, "nbytes", 1024)))
+
+
+class ByteCache:
+    """A thread-safe LRU cache bounded in bytes; a value larger than the bound is made and returned, not kept."""
+
+    def __init__(self, maxbytes: int = DEFAULT_BYTES) -> None:
+        self._lock = threading.RLock()
+        self._entries: LRUCache = LRUCache(maxsize=maxbytes, getsizeof=_nbytes)
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value under `key`, made by `make()` when it is not there. Values are shared: never write to them."""
+        with self._lock:
+            if key in self._entries:
+                return self._entries[key]
+        value = make()  # outside the lock: two threads may make it twice, both get equal bits
+        with self._lock:
+            if _nbytes(value) <= self._entries.maxsize:
+                self._entries[key] = value
+        return value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+
+
+shared = ByteCache()
+"""The cache of this process."""

@@ -1,0 +1,368 @@
+"""Tiles in Zarr: written atomically, checksummed, resumable. The only module that imports zarr.
+
+A `TileStore` is one Zarr array in which one tile is one chunk. The fingerprint of what produced it lies in its
+attributes; the driver's receipts lie beside its chunks in `receipts.jsonl`. A tile counts as committed when its receipt
+is there and its chunk is there: the worker writes the data (temporary file, then rename), returns a receipt, the driver
+appends it. Whoever is killed in between computes that tile again, with the same result.
+
+Data chunks carry a CRC-32C, so a flipped bit is an error that names the tile, never a wrong number. Kernel and feature
+data do not compress, so nothing is compressed. Only local and shared file systems: no fsync is issued, so a power
+loss may lose what a kill cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from ntkdask.cache import shared
+from ntkdask.errors import DamagedTileError, DiskSpaceError, FingerprintError, StoreError
+from ntkdask.registry import differences
+
+Index = tuple[int, ...]
+RECEIPTS = "receipts.jsonl"
+ATTRIBUTE = "ntkdask"
+_CRC_PIECE = 2**20
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a worker returns for a tile: where it went, its CRC-32C, how long it took, the worker's peak memory."""
+
+    index: Index
+    checksum: int
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    worker: str = ""
+
+
+def local_path(url: str | os.PathLike[str]) -> Path:
+    """The file-system path of a store url; StoreError for remote schemes."""
+    text = os.fspath(url)
+    if text.startswith("file://"):
+        text = text[len("file://") :]
+    elif "://" in text:
+        raise StoreError(f"{text}: only local or shared file systems hold stores for now. Give a path.")
+    return Path(text).absolute()
+
+
+def checksum(array: np.ndarray) -> int:
+    """CRC-32C of the array's bytes in C order, as in its receipt."""
+    a = np.ascontiguousarray(array)
+    view, value = memoryview(a.reshape(-1).view(np.uint8)), 0
+    for start in range(0, len(view), _CRC_PIECE):
+        # the library takes read-only bytes alone: copy in pieces that stay in cache
+        value = google_crc32c.extend(value, bytes(view[start : start + _CRC_PIECE]))
+    return int(value)
+
+
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn the operating system's refusals to write under `path` into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskSpaceError(
+                f"no space left to write {path}. Free some disk space and run the same command again: "
+                "everything committed so far is kept."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(f"no permission to write {path}. Choose another folder or change its permissions.") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise StoreError(f"cannot write {path}: a file stands in the way. Choose another url.") from error
+        raise
+
+
+def create_array(path: Path, shape: Sequence[int], chunks: Sequence[int], dtype: Any, attributes: Mapping | None = None):
+    """A new uncompressed, checksummed Zarr array at `path`; every chunk is written, also one full of zeros."""
+    chunks = tuple(max(1, int(c)) for c in chunks)
+    with writing(path):
+        return zarr.create_array(
+            zarr.storage.LocalStore(path),
+            shape=tuple(shape),
+            chunks=chunks,
+            dtype=dtype,
+            compressors=[Crc32cCodec()],
+            filters=None,
+            fill_value=0,
+            attributes=dict(attributes or {}),
+            # the default drops chunks equal to the fill value, so that presence would say nothing
+            config={"write_empty_chunks": True},
+            overwrite=True,
+        )
+
+
+def open_array(path: Path | str, mode: str = "r"):
+    """The Zarr array at `path`; StoreError when there is none. Never consolidated: live stores change."""
+    path = local_path(path)
+    try:
+        # no config argument exists for open; it is read from the ambient configuration at that moment
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            return zarr.open_array(zarr.storage.LocalStore(path), mode=mode)  # type: ignore[arg-type]
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} holds no Zarr array ({type(error).__name__}). Check the path.") from error
+
+
+def write_group_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Create the Zarr group at `path` if need be and set its attributes."""
+    with writing(path):
+        zarr.open_group(zarr.storage.LocalStore(path), mode="a").attrs.update(dict(attributes))
+
+
+def read_group_attributes(path: Path | str) -> dict[str, Any]:
+    """Attributes of the Zarr group at `path`; StoreError when there is none."""
+    try:
+        return dict(zarr.open_group(zarr.storage.LocalStore(local_path(path)), mode="r").attrs)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} holds no Zarr group ({type(error).__name__}). Check the path.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all (temporary file, then rename)."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+def free_bytes(path: Path | str) -> int:
+    """Free bytes on the file system that holds (or will hold) `path`."""
+    path = local_path(path)
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def remove(path: Path | str) -> None:
+    """Delete a store with everything in it; nothing when it is not there."""
+    path = local_path(path)
+    with writing(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+
+
+def save_state(root: Path | str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None) -> str:
+    """Store arrays that many tasks share under `root/<digest of their content>`; returns that url.
+
+    Idempotent: equal content has an equal address and is written once.
+    """
+    hasher = hashlib.sha256(json.dumps(dict(attributes or {}), sort_keys=True).encode())
+    for name in sorted(arrays):
+        a = np.ascontiguousarray(arrays[name])
+        hasher.update(f"{name}{a.dtype.str}{a.shape}".encode())
+        hasher.update(memoryview(a).cast("B") if a.size else b"")
+    final = local_path(root) / hasher.hexdigest()[:16]
+    if not final.exists():
+        partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
+        with writing(partial):
+            remove(partial)
+            write_group_attributes(partial, {ATTRIBUTE: dict(attributes or {})})
+            for name, a in arrays.items():
+                a = np.asarray(a)
+                # bounded chunks: a codec copies its chunk, twice
+                rows = max(1, 2**26 // max(1, a.itemsize * int(np.prod(a.shape[1:])))) if a.ndim else 1
+                stored = create_array(partial / name, a.shape, (rows, *a.shape[1:]) if a.ndim else (), a.dtype)
+                stored[...] = a
+            if not final.exists():
+                os.replace(partial, final)
+    return str(final)
+
+
+def load_state(url: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays, attributes) of a state, through this process's byte-bounded cache. Shared: never write to them."""
+
+    def load() -> dict[str, np.ndarray]:
+        path = local_path(url)
+        names = sorted(p.name for p in path.iterdir() if p.is_dir())
+        try:
+            return {name: np.asarray(open_array(path / name)[...]) for name in names}
+        except ValueError as error:
+            raise DamagedTileError(f"state {url} is damaged: {error}. Delete that folder and run again.") from error
+
+    attributes = read_group_attributes(url).get(ATTRIBUTE, {})
+    return shared.get(("state", url), load), attributes
+
+
+@dataclass
+class TileStore:
+    """One Zarr array of tiles with a fingerprint and receipts; see the module's text for the promises."""
+
+    path: Path
+    fingerprint: dict[str, Any]
+    shape: tuple[int, ...]
+    tile_shape: tuple[int, ...]
+    dtype: np.dtype
+    _receipts: dict[Index, Receipt] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def create(
+        cls,
+        url: str | os.PathLike[str],
+        *,
+        shape: Sequence[int],
+        tile_shape: Sequence[int],
+        dtype: Any,
+        fingerprint: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> TileStore:
+        """Open the store at `url` when it holds this very fingerprint, make it when there is none.
+
+        Raises FingerprintError, naming the keys that differ, when it holds something else and `overwrite` is False.
+        """
+        path = local_path(url)
+        asked = json.loads(json.dumps({**fingerprint, "shape": list(shape), "tile_shape": list(tile_shape),
+                                       "dtype": np.dtype(dtype).name}))
+        if (path / "zarr.json").exists() and not overwrite:
+            store = cls.open(path)
+            lines = differences(store.fingerprint, asked)
+            if lines:
+                raise FingerprintError(
+                    f"{path} holds results of other parameters:\n  " + "\n  ".join(lines)
+                    + "\nUse another url, or --overwrite (overwrite=True) to start again."
+                )
+            return store
+        remove(path)
+        create_array(path, shape, tile_shape, dtype, {ATTRIBUTE: {"fingerprint": asked}})
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> TileStore:
+        """The store at `url` with its receipts; sweeps what killed writers left behind."""
+        path = local_path(url)
+        array = open_array(path)
+        fingerprint = dict(array.attrs.get(ATTRIBUTE, {})).get("fingerprint")
+        if fingerprint is None:
+            raise StoreError(f"{path} is a Zarr array, but not one of ntkdask's tile stores (it has no fingerprint).")
+        store = cls(path, fingerprint, tuple(array.shape), tuple(array.chunks), np.dtype(array.dtype))
+        store._receipts = store._read_receipts()
+        return store
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of tiles along each axis."""
+        return tuple(-(-s // t) for s, t in zip(self.shape, self.tile_shape, strict=True))
+
+    def indices(self) -> list[Index]:
+        """Every tile index, C order."""
+        return [tuple(int(i) for i in index) for index in np.ndindex(*self.grid)]
+
+    def slices(self, index: Index) -> tuple[slice, ...]:
+        """The ranges of the array that tile `index` covers; the last tile of an axis may be ragged."""
+        return tuple(slice(i * t, min((i + 1) * t, s)) for i, t, s in zip(index, self.tile_shape, self.shape, strict=True))
+
+    def chunk_path(self, index: Index) -> Path:
+        """The file that holds tile `index`."""
+        return self.path.joinpath("c", *map(str, index))
+
+    @property
+    def receipts(self) -> dict[Index, Receipt]:
+        """Receipts by tile, as the driver recorded them."""
+        return dict(self._receipts)
+
+    def pending(self, indices: Sequence[Index] | None = None) -> list[Index]:
+        """Tiles (of `indices`, or of the whole grid) that are not committed: no receipt, or no chunk."""
+        wanted = self.indices() if indices is None else indices
+        return [i for i in wanted if i not in self._receipts or not self.chunk_path(i).exists()]
+
+    def commit(self, index: Index, array: np.ndarray, started: float | None = None) -> Receipt:
+        """Write one whole tile atomically and return its receipt (on the worker; the driver calls `record`)."""
+        where = self.slices(index)
+        expected = tuple(s.stop - s.start for s in where)
+        if array.shape != expected or array.dtype != self.dtype:
+            raise StoreError(f"tile {index} of {self.path.name}: got {array.shape} {array.dtype}, expected {expected} {self.dtype}")
+        with writing(self.path):
+            open_array(self.path, "r+")[where] = array
+        seconds = 0.0 if started is None else time.perf_counter() - started
+        return Receipt(index, checksum(array), seconds)
+
+    def record(self, receipt: Receipt) -> None:
+        """Append a receipt to the manifest; from then on the tile is committed (driver only)."""
+        line = json.dumps(asdict(receipt)) + "\n"
+        with writing(self.path), open(self.path / RECEIPTS, "a") as manifest:
+            manifest.write(line)
+        self._receipts[receipt.index] = receipt
+
+    def read(self, index: Index) -> np.ndarray:
+        """One tile as an array; DamagedTileError when it is gone or its checksum does not match."""
+        if not self.chunk_path(index).exists():
+            raise DamagedTileError(f"tile {index} of {self.path} is not there. Run the job again to compute it.")
+        try:
+            return np.asarray(open_array(self.path)[self.slices(index)])
+        except ValueError as error:
+            raise DamagedTileError(
+                f"tile {index} of {self.path} is damaged: {error}. `ntkdask verify --repair RUN` marks it, the next run computes it again."
+            ) from error
+
+    def discard(self, index: Index) -> None:
+        """Delete a tile that is no longer needed (a partial sum whose parent is committed)."""
+        with contextlib.suppress(FileNotFoundError):
+            self.chunk_path(index).unlink()
+
+    def damaged(self) -> list[Index]:
+        """Committed tiles whose chunk is gone or does not give the bytes of its receipt. Reads everything once."""
+        bad = []
+        for index, receipt in sorted(self._receipts.items()):
+            try:
+                if checksum(self.read(index)) != receipt.checksum:
+                    bad.append(index)
+            except DamagedTileError:
+                bad.append(index)
+        return bad
+
+    def forget(self, indices: Sequence[Index]) -> None:
+        """Make tiles pending again: drop their receipts and chunks."""
+        gone = set(indices)
+        self._receipts = {i: r for i, r in self._receipts.items() if i not in gone}
+        write_text(self.path / RECEIPTS, "".join(json.dumps(asdict(r)) + "\n" for r in self._receipts.values()))
+        for index in gone:
+            self.discard(index)
+
+    def zarr_array(self):
+        """The whole as a read-only Zarr array (for `dask.array.from_zarr`, xarray)."""
+        return open_array(self.path)
+
+    def _read_receipts(self) -> dict[Index, Receipt]:
+        path, receipts = self.path / RECEIPTS, {}
+        if path.exists():
+            text = path.read_text()
+            for line in text.splitlines():
+                # a driver killed while appending leaves half a line: that tile is pending
+                with contextlib.suppress(json.JSONDecodeError, TypeError):
+                    row = json.loads(line)
+                    receipt = Receipt(**{**row, "index": tuple(row["index"])})
+                    receipts[receipt.index] = receipt
+            if text and not text.endswith("\n"):
+                write_text(path, "".join(json.dumps(asdict(r)) + "\n" for r in receipts.values()))
+        return receipts
+
+
+def sweep(root: Path | str, older_than_seconds: float = 3600.0) -> int:
+    """Delete temporary files that killed writers left under `root`, when older than an hour; returns how many."""
+    count, now = 0, time.time()
+    for folder, _, files in os.walk(local_path(root)):
+        for name in files:
+            if ".partial" in name or name.endswith(".tmp"):
+                path = Path(folder) / name
+                with contextlib.suppress(FileNotFoundError):
+                    if now - path.stat().st_mtime > older_than_seconds:
+                        path.unlink()
+                        count += 1
+    return count

@@ -1,0 +1,56 @@
+"""Threads of BLAS, OpenMP and Numba for one task: the host's cores ÷ its task slots, set explicitly.
+
+Dask's nanny sets one BLAS thread, which is wrong for a 16-core worker with one slot; a library's own default is every
+core, which is wrong for two workers on two cores (eigh ran 10 times slower). The number is part of a run's plan: BLAS
+results depend on it bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import numba
+from threadpoolctl import ThreadpoolController
+
+from ntkdask.arrays import host_cores
+
+_task_threads: ContextVar[int | None] = ContextVar("ntkdask_task_threads", default=None)
+
+
+@functools.cache
+def _controller() -> ThreadpoolController:
+    # Scanning the loaded libraries takes about a millisecond; the set is complete once SciPy is imported.
+    import scipy.linalg  # noqa: F401
+
+    return ThreadpoolController()
+
+
+def current() -> int:
+    """Threads that the running task may use; every core of the host outside a task."""
+    threads = _task_threads.get()
+    return host_cores() if threads is None else threads
+
+
+@contextlib.contextmanager
+def limited(threads: int) -> Iterator[None]:
+    """Run the body with `threads` threads in BLAS, OpenMP and Numba, whatever the environment says."""
+    token = _task_threads.set(threads)
+    numba_before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        with _controller().limit(limits=threads):
+            yield
+    finally:
+        numba.set_num_threads(numba_before)
+        _task_threads.reset(token)
+
+
+def blas_name() -> str:
+    """Names and versions of the BLAS libraries in this process, for plans and `doctor`."""
+    rows = _controller().info()
+    names = sorted({f"{r.get('internal_api')} {r.get('version')} {r.get('architecture', '')}".strip() for r in rows
+                    if r.get("user_api") == "blas"})
+    return "; ".join(names) or "unknown"
