@@ -6,13 +6,16 @@ here look at `sys.modules` first, so an array that is not CuPy's never triggers 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import math
 import os
 import sys
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from dask.system import CPU_COUNT
 
 from ntkdask.errors import DtypeError, InputError
 
@@ -65,9 +68,21 @@ def device_memory_bytes() -> int:
     return int(_cupy().cuda.Device().mem_info[1]) if gpu_usable() else 0
 
 
+@functools.cache
+def cuda_module(source: str, options: tuple[str, ...] = ("--std=c++17",)) -> Any:
+    """A `cupy.RawModule` of CUDA C++ `source` with extern "C" kernels, compiled at the first `get_function`."""
+    return _cupy().RawModule(code=source, options=options)
+
+
+def block_shared_bytes() -> int:
+    """Bytes of shared memory that one thread block of the current GPU may ask for."""
+    return int(_cupy().cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+
+
 def host_cores() -> int:
-    """Cores this process may run on (its affinity mask, not the machine's size)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """Cores this process may use: its affinity mask, and a container's quota where that is smaller."""
+    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return min(mask, CPU_COUNT)
 
 
 def to_device(x: np.ndarray, device: bool = True) -> Array:
@@ -125,4 +140,4 @@ def require_rows(x: Array, name: str = "x") -> Array:
 
 def flatten_rows(x: Array) -> Array:
     """(n, *s) as (n, prod(s)) without a copy where the memory allows."""
-    return require_rows(x).reshape(x.shape[0], -1) if x.ndim != 2 else x
+    return require_rows(x).reshape(x.shape[0], math.prod(x.shape[1:])) if x.ndim != 2 else x

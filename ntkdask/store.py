@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -63,10 +64,10 @@ def local_path(url: str | os.PathLike[str]) -> Path:
 def checksum(array: np.ndarray) -> int:
     """CRC-32C of the array's bytes in C order, as in its receipt."""
     a = np.ascontiguousarray(array)
-    view, value = memoryview(a.reshape(-1).view(np.uint8)), 0
+    view, value = a.reshape(-1).view(np.uint8), 0
     for start in range(0, len(view), _CRC_PIECE):
         # the library takes read-only bytes alone: copy in pieces that stay in cache
-        value = google_crc32c.extend(value, bytes(view[start : start + _CRC_PIECE]))
+        value = google_crc32c.extend(value, view[start : start + _CRC_PIECE].tobytes())
     return int(value)
 
 
@@ -82,13 +83,17 @@ def writing(path: Path | str) -> Iterator[None]:
                 "everything committed so far is kept."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(f"no permission to write {path}. Choose another folder or change its permissions.") from error
+            raise StoreError(
+                f"no permission to write {path}. Choose another folder or change its permissions."
+            ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise StoreError(f"cannot write {path}: a file stands in the way. Choose another url.") from error
         raise
 
 
-def create_array(path: Path, shape: Sequence[int], chunks: Sequence[int], dtype: Any, attributes: Mapping | None = None):
+def create_array(
+    path: Path, shape: Sequence[int], chunks: Sequence[int], dtype: Any, attributes: Mapping | None = None
+):
     """A new uncompressed, checksummed Zarr array at `path`; every chunk is written, also one full of zeros."""
     chunks = tuple(max(1, int(c)) for c in chunks)
     with writing(path):
@@ -113,7 +118,7 @@ def open_array(path: Path | str, mode: str = "r"):
     try:
         # no config argument exists for open; it is read from the ambient configuration at that moment
         with zarr.config.set({"array.write_empty_chunks": True}):
-            return zarr.open_array(zarr.storage.LocalStore(path), mode=mode)  # type: ignore[arg-type]
+            return zarr.open_array(zarr.storage.LocalStore(path), mode=mode)
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise StoreError(f"{path} holds no Zarr array ({type(error).__name__}). Check the path.") from error
 
@@ -137,7 +142,7 @@ def write_text(path: Path, text: str) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
 
 
@@ -168,7 +173,7 @@ def save_state(root: Path | str, arrays: Mapping[str, np.ndarray], attributes: M
     for name in sorted(arrays):
         a = np.ascontiguousarray(arrays[name])
         hasher.update(f"{name}{a.dtype.str}{a.shape}".encode())
-        hasher.update(memoryview(a).cast("B") if a.size else b"")
+        hasher.update(a.reshape(-1).view(np.uint8))
     final = local_path(root) / hasher.hexdigest()[:16]
     if not final.exists():
         partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
@@ -228,14 +233,18 @@ class TileStore:
         Raises FingerprintError, naming the keys that differ, when it holds something else and `overwrite` is False.
         """
         path = local_path(url)
-        asked = json.loads(json.dumps({**fingerprint, "shape": list(shape), "tile_shape": list(tile_shape),
-                                       "dtype": np.dtype(dtype).name}))
+        asked = json.loads(
+            json.dumps(
+                {**fingerprint, "shape": list(shape), "tile_shape": list(tile_shape), "dtype": np.dtype(dtype).name}
+            )
+        )
         if (path / "zarr.json").exists() and not overwrite:
             store = cls.open(path)
             lines = differences(store.fingerprint, asked)
             if lines:
                 raise FingerprintError(
-                    f"{path} holds results of other parameters:\n  " + "\n  ".join(lines)
+                    f"{path} holds results of other parameters:\n  "
+                    + "\n  ".join(lines)
                     + "\nUse another url, or --overwrite (overwrite=True) to start again."
                 )
             return store
@@ -266,7 +275,9 @@ class TileStore:
 
     def slices(self, index: Index) -> tuple[slice, ...]:
         """The ranges of the array that tile `index` covers; the last tile of an axis may be ragged."""
-        return tuple(slice(i * t, min((i + 1) * t, s)) for i, t, s in zip(index, self.tile_shape, self.shape, strict=True))
+        return tuple(
+            slice(i * t, min((i + 1) * t, s)) for i, t, s in zip(index, self.tile_shape, self.shape, strict=True)
+        )
 
     def chunk_path(self, index: Index) -> Path:
         """The file that holds tile `index`."""
@@ -287,7 +298,9 @@ class TileStore:
         where = self.slices(index)
         expected = tuple(s.stop - s.start for s in where)
         if array.shape != expected or array.dtype != self.dtype:
-            raise StoreError(f"tile {index} of {self.path.name}: got {array.shape} {array.dtype}, expected {expected} {self.dtype}")
+            raise StoreError(
+                f"tile {index} of {self.path.name}: got {array.shape} {array.dtype}, expected {expected} {self.dtype}"
+            )
         with writing(self.path):
             open_array(self.path, "r+")[where] = array
         seconds = 0.0 if started is None else time.perf_counter() - started
@@ -296,7 +309,7 @@ class TileStore:
     def record(self, receipt: Receipt) -> None:
         """Append a receipt to the manifest; from then on the tile is committed (driver only)."""
         line = json.dumps(asdict(receipt)) + "\n"
-        with writing(self.path), open(self.path / RECEIPTS, "a") as manifest:
+        with writing(self.path), open(self.path / RECEIPTS, "a", encoding="utf-8") as manifest:
             manifest.write(line)
         self._receipts[receipt.index] = receipt
 
@@ -312,7 +325,10 @@ class TileStore:
             ) from error
 
     def discard(self, index: Index) -> None:
-        """Delete a tile that is no longer needed (a partial sum whose parent is committed)."""
+        """Delete a tile that is no longer needed (a partial sum whose parent is committed) and its receipt (driver only)."""
+        if self._receipts.pop(index, None) is not None:
+            with writing(self.path), open(self.path / RECEIPTS, "a", encoding="utf-8") as manifest:
+                manifest.write(json.dumps({"discarded": index}) + "\n")
         with contextlib.suppress(FileNotFoundError):
             self.chunk_path(index).unlink()
 
@@ -333,7 +349,8 @@ class TileStore:
         self._receipts = {i: r for i, r in self._receipts.items() if i not in gone}
         write_text(self.path / RECEIPTS, "".join(json.dumps(asdict(r)) + "\n" for r in self._receipts.values()))
         for index in gone:
-            self.discard(index)
+            with contextlib.suppress(FileNotFoundError):
+                self.chunk_path(index).unlink()
 
     def zarr_array(self):
         """The whole as a read-only Zarr array (for `dask.array.from_zarr`, xarray)."""
@@ -342,16 +359,64 @@ class TileStore:
     def _read_receipts(self) -> dict[Index, Receipt]:
         path, receipts = self.path / RECEIPTS, {}
         if path.exists():
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             for line in text.splitlines():
                 # a driver killed while appending leaves half a line: that tile is pending
                 with contextlib.suppress(json.JSONDecodeError, TypeError):
                     row = json.loads(line)
+                    if "discarded" in row:
+                        receipts.pop(tuple(row["discarded"]), None)
+                        continue
                     receipt = Receipt(**{**row, "index": tuple(row["index"])})
                     receipts[receipt.index] = receipt
             if text and not text.endswith("\n"):
                 write_text(path, "".join(json.dumps(asdict(r)) + "\n" for r in receipts.values()))
         return receipts
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path | str) -> Iterator[None]:
+    """Hold a run's folder alone; StoreError when another driver has it. The lock goes with the process, however it ends."""
+    folder = local_path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")  # noqa: SIM115 (closed below: it must outlive this block)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise StoreError(f"{folder} is in use by another run. Wait for it, or choose another name.") from error
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def tile_stores(root: Path | str) -> list[TileStore]:
+    """Every tile store under `root`, by path."""
+    found = []
+    for marker in sorted(local_path(root).rglob("zarr.json")):
+        attributes = json.loads(marker.read_text(encoding="utf-8")).get("attributes", {})
+        if "fingerprint" in attributes.get(ATTRIBUTE, {}):
+            found.append(TileStore.open(marker.parent))
+    return found
+
+
+def states(root: Path | str) -> list[Path]:
+    """Every state (`save_state`) under `root`, by path."""
+    return sorted(
+        p for folder in local_path(root).rglob("state") for p in folder.iterdir() if (p / "zarr.json").exists()
+    )
+
+
+def state_is_damaged(path: Path) -> bool:
+    """Whether an array of a state is unreadable or fails its checksum; bypasses the cache."""
+    try:
+        for array in (p for p in path.iterdir() if p.is_dir()):
+            open_array(array)[...]
+    except (ValueError, StoreError):
+        return True
+    return False
 
 
 def sweep(root: Path | str, older_than_seconds: float = 3600.0) -> int:
@@ -366,3 +431,14 @@ def sweep(root: Path | str, older_than_seconds: float = 3600.0) -> int:
                         path.unlink()
                         count += 1
     return count
+
+
+def content_digest(*arrays: np.ndarray | None) -> str:
+    """16 hex digits of SHA-256 over shapes, dtypes and bytes: the address of in-memory inputs."""
+    hasher = hashlib.sha256()
+    for a in arrays:
+        if a is not None:
+            a = np.ascontiguousarray(a)
+            hasher.update(f"{a.dtype.str}{a.shape}".encode())
+            hasher.update(a.reshape(-1).view(np.uint8))
+    return hasher.hexdigest()[:16]

@@ -51,6 +51,11 @@ def limited(threads: int) -> Iterator[None]:
 def blas_name() -> str:
     """Names and versions of the BLAS libraries in this process, for plans and `doctor`."""
     rows = _controller().info()
-    names = sorted({f"{r.get('internal_api')} {r.get('version')} {r.get('architecture', '')}".strip() for r in rows
-                    if r.get("user_api") == "blas"})
+    names = sorted(
+        {
+            f"{r.get('internal_api')} {r.get('version')} {r.get('architecture', '')}".strip()
+            for r in rows
+            if r.get("user_api") == "blas"
+        }
+    )
     return "; ".join(names) or "unknown"

@@ -1,0 +1,196 @@
+"""A dataset in Zarr, read by row ranges: its description, its checks, its lazy arrays.
+
+The Zarr group at `url` holds `x` (n, *row_shape), `targets` ((n,) labels or numbers, or (n, k)) and `weights`, each in
+chunks of whole rows, and under the attribute `ntkdask` what `Dataset` says of them. A dataset with parts is a group
+whose attribute names them, with one dataset at `url/<part>` each. `writer.py` writes all that; nothing here does.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntkdask.errors import DamagedTileError, DataError, InputError, StoreError
+from ntkdask.store import ATTRIBUTE, local_path, open_array, read_group_attributes
+
+FORMAT = "dataset"
+VERSION = 1
+KINDS = ("classification", "regression", "unlabelled")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a dataset is, without its rows; small enough to travel with every task.
+
+    target_shape: () for one label or number per row, (k,) for k numbers, None without targets.
+    digest: SHA-256 over the shapes, dtypes, class names and bytes of x, targets and weights: equal content,
+    equal digest.
+    provenance: where it came from (source, source_digest, importer, imported_at, dtype, counts per class or
+    target_range).
+    """
+
+    url: str
+    n: int
+    row_shape: tuple[int, ...]
+    dtype: str
+    target_shape: tuple[int, ...] | None
+    kind: str
+    class_names: tuple[str, ...] | None
+    digest: str
+    provenance: dict[str, Any] = field(compare=False, repr=False, default_factory=dict)
+    has_weights: bool = False
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of x, (stop - start, *row_shape), in the stored dtype.
+
+        Raises InputError for a range outside [0, n], DamagedTileError for chunks that are gone or fail their checksum.
+        """
+        return self._read("x", start, stop)
+
+    def targets(self, start: int, stop: int) -> np.ndarray:
+        """Targets of rows [start, stop): int64 labels 0..C-1, or float64 numbers; InputError when there are none."""
+        self._require_targets()
+        return self._read("targets", start, stop)
+
+    def weights(self, start: int, stop: int) -> np.ndarray | None:
+        """Sample weights of rows [start, stop), float64; None when the dataset has none."""
+        return self._read("weights", start, stop) if self.has_weights else None
+
+    @property
+    def x(self) -> Any:
+        """x as a lazy dask array, one block per stored chunk; blocks check their checksums like `rows`."""
+        return StoredRows(self, "x").to_dask()
+
+    @property
+    def y(self) -> Any:
+        """Targets as a lazy dask array; InputError when there are none."""
+        self._require_targets()
+        return StoredRows(self, "targets").to_dask()
+
+    def _require_targets(self) -> None:
+        if self.target_shape is None:
+            raise InputError(f"dataset {self.url} has no targets. Import it again with them.")
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        if not 0 <= start <= stop <= self.n:
+            raise InputError(
+                f"rows {start} to {stop} of {self.url}: it has rows 0 to {self.n}. Ask for a range inside."
+            )
+        where = f"rows {start} to {stop} of {name} in dataset {self.url}"
+        advice = "Import the dataset again with --overwrite."
+        try:
+            array = open_array(local_path(self.url) / name)
+            _require_chunks(Path(local_path(self.url) / name), array, start, stop)
+            return np.asarray(array[start:stop])
+        except (ValueError, StoreError) as error:
+            raise DamagedTileError(f"{where} are damaged: {error} {advice}") from error
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """One array of a dataset as dask wants it: shape, dtype, slices. It pickles as an address, never as rows."""
+
+    dataset: Dataset
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, *row_shape) or (n, *target_shape)."""
+        row = self.dataset.row_shape if self.name == "x" else self.dataset.target_shape
+        return (self.dataset.n, *(row or ()))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The stored dtype."""
+        labels = "int64" if self.dataset.kind == "classification" else "float64"
+        return np.dtype(self.dataset.dtype if self.name == "x" else labels)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        rows, *rest = key if isinstance(key, tuple) else (key,)
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.dataset.n)
+            if step > 0:
+                return self.dataset._read(self.name, start, max(start, stop))[(slice(None, None, step), *rest)]
+        # a list, an integer or a reversed slice, which dask fuses into the read of one block
+        wanted = np.arange(self.dataset.n)[rows]
+        low, high = (int(wanted.min()), int(wanted.max()) + 1) if wanted.size else (0, 0)
+        return self.dataset._read(self.name, low, high)[(wanted - low, *rest)]
+
+    def __dask_tokenize__(self) -> tuple[str, str, str]:
+        return (self.dataset.url, self.dataset.digest, self.name)
+
+    def to_dask(self) -> Any:
+        """The array, lazily. Not `da.from_zarr`: that reads a chunk that is gone as zeros."""
+        import dask.array as da
+
+        stored = open_array(local_path(self.dataset.url) / self.name)
+        return da.from_array(self, chunks=stored.chunks, asarray=False, meta=np.empty((0,) * self.ndim, self.dtype))
+
+
+def open_dataset(url: str | os.PathLike[str]) -> Dataset:
+    """The dataset at `url`; DataError when there is none, or when it has parts of which one must be chosen."""
+    described = describe(url)
+    if "parts" in described:
+        first, *others = described["parts"]
+        more = f" (or {', '.join(others)})" if others else ""
+        raise DataError(f"{url} has parts {', '.join(described['parts'])}. Open one of them: {url}/{first}{more}.")
+    shape = described["target_shape"]
+    names = described["class_names"]
+    return Dataset(
+        url=str(local_path(url)),
+        n=described["n"],
+        row_shape=tuple(described["row_shape"]),
+        dtype=described["dtype"],
+        target_shape=None if shape is None else tuple(shape),
+        kind=described["kind"],
+        class_names=None if names is None else tuple(names),
+        digest=described["digest"],
+        provenance=described["provenance"],
+        has_weights=described["has_weights"],
+    )
+
+
+def open_parts(url: str | os.PathLike[str]) -> dict[str, Dataset]:
+    """Every part of the dataset at `url` by name ("train", "test"); {"all": dataset} for one without parts."""
+    described = describe(url)
+    if "parts" not in described:
+        return {"all": open_dataset(url)}
+    return {part: open_dataset(local_path(url) / part) for part in described["parts"]}
+
+
+def describe(url: str | os.PathLike[str]) -> dict[str, Any]:
+    """The attributes of the dataset at `url`; DataError for anything that is not one."""
+    path = local_path(url)
+    if not path.exists():
+        raise DataError(
+            f"there is no dataset at {url}. Make one: `ntkdask data import SOURCE {url}`, or write_dataset."
+        )
+    try:
+        attributes = read_group_attributes(path).get(ATTRIBUTE)
+    except StoreError:
+        attributes = None
+    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
+        raise DataError(
+            f"{url} is not a dataset of ntkdask. Import the file or folder first: "
+            f"`ntkdask data import {url} DATASET.zarr`."
+        )
+    if attributes["version"] > VERSION:
+        raise DataError(f"{url} was written by a newer ntkdask (format {attributes['version']}). Update ntkdask.")
+    return attributes
+
+
+def _require_chunks(path: Path, array: Any, start: int, stop: int) -> None:
+    # Zarr reads a chunk that is not there as zeros.
+    rows, zeros = array.chunks[0], ["0"] * (array.ndim - 1)
+    for i in range(start // rows, -(-stop // rows)):
+        if not path.joinpath("c", str(i), *zeros).exists():
+            raise StoreError(f"chunk {i} is not there.")

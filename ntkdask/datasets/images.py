@@ -1,0 +1,202 @@
+"""Images in class folders, on disk or in a tar archive: `cat/0001.jpg`, or `train/cat/0001.jpg` and `test/cat/...`.
+
+The folder's name is the class. All images have one size; rows are (h, w, 3) uint8, or (h, w, 1) when all are greyscale.
+An archive is read once, in its own order, without unpacking; images usually lie sorted by class:
+splits must shuffle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ntkdask.arrays import host_cores
+from ntkdask.datasets.source import (
+    ALL,
+    Batch,
+    Request,
+    Source,
+    file_digest,
+    files_under,
+    open_tar,
+    reading,
+    tar_files,
+    tar_read,
+)
+from ntkdask.errors import DataError
+
+PARTS = ("train", "test", "validation", "val")
+MAX_PIXELS = 4096 * 4096
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+# named one by one: Pillow's others include PostScript, which starts another program
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_BATCH_ROWS = 1024
+_BATCH_BYTES = 4 * 2**20
+
+
+class Encoded(NamedTuple):
+    """An image file: its part, its class, its name and its bytes, not decoded."""
+
+    part: str
+    label: str
+    name: str
+    content: bytes
+
+
+def open_source(path: Path, request: Request) -> Source:
+    """The images of `path`, a folder or a tar archive."""
+    source = Source(iter(()), file_digest(path), kind="classification")
+    source.batches = _batches(path, source)
+    return source
+
+
+def _batches(path: Path, source: Source) -> Iterator[Batch]:
+    with reading(path), contextlib.closing(_encoded(path, source)) as images:
+        first = next(images, None)
+        if first is None:
+            raise DataError(
+                f"{path} holds no images ({', '.join(sorted(_SUFFIXES))}) in class folders. Check the path."
+            )
+        with _opened(path, first) as image:
+            size = image.size
+        mode = "L" if _all_grey(path) else "RGB"
+        decode = _Decoder(path, size, mode)
+        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // (size[0] * size[1] * len(mode))))
+        threads = max(2, min(host_cores(), 16))
+        with ThreadPoolExecutor(threads) as pool:
+            waiting = [first]
+            for image_file in images:
+                waiting.append(image_file)
+                if len(waiting) >= rows:
+                    yield from _decoded(waiting, decode, pool, threads)
+                    waiting = []
+            if waiting:
+                yield from _decoded(waiting, decode, pool, threads)
+
+
+def _decoded(images: list[Encoded], decode: _Decoder, pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
+    # slices, not single images: handing over costs as much as decoding 32×32 pixels
+    step = -(-len(images) // threads)
+    slices = [images[i : i + step] for i in range(0, len(images), step)]
+    x = np.concatenate(list(pool.map(decode, slices)))
+    parts = np.array([i.part for i in images])
+    labels = np.array([i.label for i in images])
+    for part in sorted(set(parts.tolist())):
+        chosen = parts == part
+        yield Batch(part, x[chosen], labels[chosen])
+
+
+class _Decoder:
+    """Decodes images of one size into one array; called from several threads at once (Pillow releases the GIL)."""
+
+    def __init__(self, path: Path, size: tuple[int, int], mode: str) -> None:
+        self.path, self.size, self.mode = path, size, mode
+
+    def __call__(self, images: Sequence[Encoded]) -> np.ndarray:
+        width, height = self.size
+        out = np.empty((len(images), height, width, len(self.mode)), np.uint8)
+        for row, encoded in zip(out, images, strict=True):
+            with _opened(self.path, encoded) as image:
+                if image.size != self.size:
+                    raise DataError(
+                        f"{self.path}: {encoded.name} is {image.size[0]}×{image.size[1]}, the first image "
+                        f"{width}×{height} pixels. Resize them to one size."
+                    )
+                try:
+                    pixels = image if image.mode == self.mode else image.convert(self.mode)
+                    row[...] = np.asarray(pixels).reshape(row.shape)
+                except Exception as error:  # decoders raise anything from OSError to struct.error
+                    raise DataError(f"{self.path}: {encoded.name} is truncated or damaged ({error}).") from error
+        return out
+
+
+@contextlib.contextmanager
+def _opened(path: Path, encoded: Encoded) -> Iterator[Image.Image]:
+    """An image whose header is read and whose pixels are not: its size is checked before they are decoded."""
+    try:
+        image = Image.open(io.BytesIO(encoded.content), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path}: {encoded.name} has too many pixels: {error}") from error
+    except Exception as error:  # a damaged header raises anything from UnidentifiedImageError to OverflowError
+        formats = ", ".join(_FORMATS)
+        raise DataError(f"{path}: {encoded.name} is damaged, or no image of the formats {formats}.") from error
+    with image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise DataError(f"{path}: {encoded.name} claims {width}×{height} pixels; the limit is 4096×4096.")
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise DataError(f"{path}: {encoded.name} has mode {image.mode}; only 8-bit images are read. Convert it.")
+        yield image
+
+
+def _all_grey(path: Path) -> bool:
+    """Whether every image is greyscale. A colour set is known by its first image; a grey one is read to its end."""
+    with contextlib.closing(_encoded(path, Source(iter(()), ""))) as images:
+        for encoded in images:
+            with _opened(path, encoded) as image:
+                if image.mode not in ("1", "L"):
+                    return False
+    return True
+
+
+def _encoded(path: Path, source: Source) -> Generator[Encoded]:
+    """The image files of `path` in its own order; counts the files that are no images in the source's notes."""
+    layout = _Layout(path)
+    others = 0
+    for name, content in _files(path):
+        if content is None:
+            others += 1
+        else:
+            part, label = layout.place(name)
+            yield Encoded(part, label, name, content)
+    source.notes["files_that_are_no_images"] = others
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
+    """(relative name, bytes) of every file, bytes only for image files."""
+    if path.is_dir():
+        for name, file in files_under(path):
+            yield name, file.read_bytes() if file.suffix.lower() in _SUFFIXES else None
+        return
+    with open_tar(path) as archive:
+        for member in tar_files(path, archive):
+            inside = PurePosixPath(member.name)
+            if not any(p.startswith(".") for p in inside.parts):
+                yield str(inside), tar_read(archive, member) if inside.suffix.lower() in _SUFFIXES else None
+
+
+class _Layout:
+    """Reads part and class from the folders of an image; all images must lie at one depth, under one folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[PurePosixPath, tuple[str, str]] = {}
+        self._first: tuple[tuple[str, ...], bool] | None = None
+
+    def place(self, name: str) -> tuple[str, str]:
+        """(part, class) of the image called `name`."""
+        folder = PurePosixPath(name).parent
+        if folder not in self._known:
+            self._known[folder] = self._read(folder.parts, name)
+        return self._known[folder]
+
+    def _read(self, folders: tuple[str, ...], name: str) -> tuple[str, str]:
+        if not folders:
+            raise DataError(f"{self.path}: {name} lies in no class folder. Sort the images into one folder per class.")
+        *above, label = folders
+        part = above.pop() if above and above[-1] in PARTS else ALL
+        here = (tuple(above), part != ALL)
+        self._first = self._first or here
+        if here != self._first:
+            raise DataError(
+                f"{self.path}: {name} lies at another depth than the images before it. "
+                "Use class/image, or train/class/image and test/class/image, throughout."
+            )
+        return part, label

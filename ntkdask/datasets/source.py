@@ -1,0 +1,182 @@
+"""What an importer gives: a stream of batches and what is known about them beforehand; and how files are opened.
+
+Every importer is a module with `open_source(path, request) -> Source`. Its generator holds a chunk or two of rows.
+`reading` turns what the decompressors and archive readers raise into errors that name the file and say what to do.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from ntkdask.errors import DataError, UserError
+
+ALL = "all"
+"""The part of a dataset without parts."""
+
+_READ_BYTES = 2**20
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
+_DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+
+
+class Batch(NamedTuple):
+    """Some rows of one part: x (b, ...), targets (b,) or (b, k), or None."""
+
+    part: str
+    x: np.ndarray
+    targets: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller of `import_dataset` asked for beyond the file: which target, which kind."""
+
+    target: str | int | None = None
+    kind: str | None = None
+
+
+@dataclass
+class Source:
+    """A stream of batches with its description.
+
+    kind: None decides by the targets' dtype. class_names: None when the stream shows them. total: rows, when known.
+    digest: SHA-256 of the file or folder. notes: more for the provenance, complete once the stream has ended.
+    """
+
+    batches: Iterator[Batch]
+    digest: str
+    kind: str | None = None
+    class_names: tuple[str, ...] | None = None
+    total: int | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Turn what goes wrong while `path` is read into a DataError; errors of this package pass unchanged."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {error.filename or path}. Check the path.") from error
+    except PermissionError as error:
+        raise DataError(f"no permission to read {error.filename or path}. Change its permissions.") from error
+    except (*_DAMAGED, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is truncated or damaged ({error}); download it again.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}). Convert it, or name its format with --format.") from error
+    except OSError as error:
+        # bz2 says only "Invalid data stream", a damaged zip seeks to nowhere; else the disk itself fails
+        raise DataError(f"{path} is truncated, damaged or cannot be read ({error}); download it again.") from error
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """The file's bytes, decompressed when its first bytes say gzip, xz or bzip2, whatever its name."""
+    opener = _opener(path)
+    return open(path, "rb") if opener is None else opener(path, "rb")
+
+
+def _opener(path: Path) -> Callable[..., Any] | None:
+    with open(path, "rb") as raw:
+        magic = raw.read(6)
+    return next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), None)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over its files' relative names and contents in sorted order."""
+    if path.is_dir():
+        hasher = hashlib.sha256()
+        for name, inside in files_under(path):
+            hasher.update(f"{name}\0{file_digest(inside)}\n".encode())
+        return hasher.hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_under(folder: Path, max_depth: int = 8) -> Iterator[tuple[str, Path]]:
+    """(relative name, path) of every file below `folder`, hidden ones excepted, in sorted order; links are followed."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        relative = Path(root).relative_to(folder)
+        if len(relative.parts) > max_depth:
+            raise DataError(
+                f"{folder} is nested more than {max_depth} folders deep (a link to itself?). Give a flatter folder."
+            )
+        # os.walk follows this list as it stands
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(n for n in names if not n.startswith(".")):
+            yield (relative / name).as_posix(), Path(root) / name
+
+
+@contextlib.contextmanager
+def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar archive, compressed or not, that is read in place and never unpacked."""
+    with open_binary(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+        yield archive
+
+
+def tar_files(path: Path, archive: tarfile.TarFile) -> Generator[tarfile.TarInfo]:
+    """The regular files of an archive as they come, holding one at a time.
+
+    Raises DataError for a member that could lead out of the archive (absolute path, '..', link, device), and for an
+    uncompressed archive that was cut between two members, which tarfile takes for its end.
+    """
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # else a million of them stay in memory
+        _require_safe(path, member)
+        if member.isreg():
+            yield member
+    # the decompressor of a packed archive notices by itself
+    if _opener(path) is None:
+        with open(path, "rb") as raw:
+            raw.seek(archive.offset)
+            if len(raw.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+                raise DataError(f"{path} is truncated or damaged (it ends without an end mark); download it again.")
+
+
+def tar_read(archive: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int = 2**28) -> bytes:
+    """The content of a member; DataError when it claims more than `max_bytes`."""
+    if member.size > max_bytes:
+        raise DataError(f"{member.name} in the archive has {member.size} bytes, more than {max_bytes}.")
+    file = archive.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+def read_blocks(stream: IO[bytes], n: int, row_bytes: int, block_bytes: int = 4 * 2**20) -> Iterator[bytes]:
+    """`n` rows of `row_bytes` bytes from a stream, some MiB at a time; EOFError when it ends early."""
+    rows = max(1, block_bytes // max(1, row_bytes))
+    for start in range(0, n, rows):
+        wanted = min(rows, n - start) * row_bytes
+        pieces, have = [], 0
+        # a decompressor may give less than asked for
+        while have < wanted:
+            piece = stream.read(min(wanted - have, _READ_BYTES * 4))
+            if not piece:
+                raise EOFError(f"{start + have // max(1, row_bytes)} of {n} rows are there")
+            pieces.append(piece)
+            have += len(piece)
+        yield b"".join(pieces)
+
+
+def _require_safe(path: Path, member: tarfile.TarInfo) -> None:
+    name = PurePosixPath(member.name.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts:
+        raise DataError(
+            f"{path} holds the path {member.name!r}, which leads out of the archive. Do not trust this file."
+        )
+    if not (member.isreg() or member.isdir()):
+        what = "a link" if member.islnk() or member.issym() else "a device or other special file"
+        raise DataError(f"{path} holds {what}, {member.name!r}. Only plain files are read: pack it again without.")

@@ -1,0 +1,77 @@
+"""svmlight files: `label index:value index:value ...` per line, packed or not; stored dense, float32.
+
+A first pass finds the number of features and whether indices start at 0 or 1; both passes parse a MiB of text at a
+time. Labels that are all integers are classes, others regression.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.datasets import load_svmlight_file
+
+from ntkdask.datasets.source import ALL, Batch, Request, Source, file_digest, open_binary, reading
+from ntkdask.errors import DataError
+
+_TEXT_BYTES = 2**20
+_DENSE_BYTES = 4 * 2**20
+
+
+@dataclass
+class Layout:
+    """What the first pass found."""
+
+    rows: int = 0
+    lowest: int = 1
+    highest: int = 0
+    integers: bool = True
+
+
+def open_source(path: Path, request: Request) -> Source:
+    """The rows of the svmlight file at `path`."""
+    with reading(path):
+        layout = _scan(path)
+    if layout.rows == 0 or layout.highest < layout.lowest:
+        raise DataError(f"{path} has no rows with features. Check the file.")
+    return Source(_batches(path, layout), file_digest(path), kind=request.kind, total=layout.rows)
+
+
+def _scan(path: Path) -> Layout:
+    layout = Layout()
+    for x, targets in _parsed(path, None):
+        layout.rows += len(targets)
+        layout.integers = layout.integers and bool((targets == np.rint(targets)).all())
+        if x.indices.size:
+            layout.lowest = min(layout.lowest, int(x.indices.min()))
+            layout.highest = max(layout.highest, int(x.indices.max()))
+    return layout
+
+
+def _batches(path: Path, layout: Layout) -> Iterator[Batch]:
+    n_features = layout.highest + 1
+    step = max(1, _DENSE_BYTES // (4 * n_features))
+    with reading(path):
+        for x, targets in _parsed(path, n_features):
+            labels = targets.astype(np.int64) if layout.integers else targets
+            for start in range(0, len(targets), step):
+                dense = x[start : start + step, layout.lowest :].toarray().astype(np.float32)
+                yield Batch(ALL, dense, labels[start : start + step])
+
+
+def _parsed(path: Path, n_features: int | None) -> Iterator[tuple[csr_matrix, np.ndarray]]:
+    """(sparse rows, targets) of about a MiB of lines at a time; column j is the index j as written."""
+    first = 1
+    with open_binary(path) as stream:
+        while lines := stream.readlines(_TEXT_BYTES):
+            try:
+                x, targets = load_svmlight_file(io.BytesIO(b"".join(lines)), n_features=n_features, zero_based=True)
+            except ValueError as error:
+                where = f"lines {first} to {first + len(lines) - 1}"
+                raise DataError(f"{path}, {where}: {error}. An svmlight line reads `label index:value ...`.") from error
+            yield x, targets
+            first += len(lines)

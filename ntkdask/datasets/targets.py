@@ -1,0 +1,126 @@
+"""Targets as they are stored: class labels as integers 0..C-1, numbers as float64.
+
+Labels are encoded while they stream by, before all classes have been seen: codes are provisional, in order of
+appearance; `LabelEncoder.finish` gives the sorted class names and the table that turns one into the other. The parts of
+a dataset share one encoder, so that train and test agree. The writer calls all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ntkdask.errors import InputError
+
+MAX_GUESSED_CLASSES = 1000
+
+
+class LabelEncoder:
+    """Maps labels (integers, strings or bool) to codes; checks them against `class_names` when those are given.
+
+    explicit: the caller said that this is classification, so any number of classes is meant. Otherwise more than 1000
+    distinct labels are refused: most likely they are numbers or names of rows.
+    """
+
+    def __init__(self, class_names: Sequence[str] | None = None, *, explicit: bool = False) -> None:
+        self.class_names = None if class_names is None else tuple(str(c) for c in class_names)
+        self._unlimited = explicit or class_names is not None
+        self._codes: dict[int | str, int] = {}
+        if self.class_names is not None and len(set(self.class_names)) < len(self.class_names):
+            raise InputError(f"class_names {list(self.class_names)} name a class twice. Give every class its own name.")
+
+    def encode(self, labels: np.ndarray, first_row: int = 0) -> np.ndarray:
+        """Codes (int64) of `labels`, (n,); first_row: the number of its first row, for messages.
+
+        Raises InputError for a label outside 0..C-1 or not among the class names, and for a mix of text and integers.
+        """
+        labels = labels.astype(np.int64) if labels.dtype.kind in "biu" else labels.astype(str)
+        found, inverse = np.unique(labels, return_inverse=True)
+        values = found.tolist()
+        if self.class_names is None:
+            table = [self._provisional(v) for v in values]
+        elif labels.dtype.kind == "i":
+            self._require_range(labels, first_row)
+            table = values
+        else:
+            table = [self._named(v, labels, first_row) for v in values]
+        return np.asarray(table, np.int64)[inverse.reshape(-1)]
+
+    def finish(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """(class names in order, table): `table[code]` is the final label. Names sort as numbers or as text."""
+        if self.class_names is not None:
+            return self.class_names, np.arange(len(self.class_names))
+        ordered = sorted(self._codes, key=lambda v: (isinstance(v, str), v))
+        table = np.empty(len(ordered), np.int64)
+        table[[self._codes[v] for v in ordered]] = np.arange(len(ordered))
+        return tuple(str(v) for v in ordered), table
+
+    def _provisional(self, value: int | str) -> int:
+        if value not in self._codes:
+            known = next(iter(self._codes), value)
+            if isinstance(known, str) != isinstance(value, str):
+                raise InputError(
+                    f"targets mix text and integers ({known!r}, {value!r}). Make them all text or all integers."
+                )
+            if len(self._codes) == MAX_GUESSED_CLASSES and not self._unlimited:
+                raise InputError(
+                    f"targets hold more than {MAX_GUESSED_CLASSES} distinct labels. If they are numbers to predict, "
+                    "pass kind='regression'; if they are that many classes, kind='classification'."
+                )
+            self._codes[value] = len(self._codes)
+        return self._codes[value]
+
+    def _named(self, value: str, labels: np.ndarray, first_row: int) -> int:
+        names = self.class_names or ()
+        if value not in names:
+            row = first_row + int(np.flatnonzero(labels == value)[0])
+            raise InputError(f"row {row} has the label {value!r}, which is not among class_names {list(names)}.")
+        return names.index(value)
+
+    def _require_range(self, labels: np.ndarray, first_row: int) -> None:
+        classes = len(self.class_names or ())
+        bad = np.flatnonzero((labels < 0) | (labels >= classes))
+        if bad.size:
+            raise InputError(
+                f"row {first_row + int(bad[0])} has the label {int(labels[bad[0]])}, but {classes} classes have "
+                f"labels 0 to {classes - 1}. The file may be damaged, or class_names too short."
+            )
+
+
+def kind_of(targets: np.ndarray | None) -> str:
+    """The kind of dataset that targets of this dtype make: floats regression, none "unlabelled", others classes."""
+    if targets is None:
+        return "unlabelled"
+    return "regression" if targets.dtype.kind == "f" else "classification"
+
+
+def convert_targets(targets: np.ndarray, kind: str, labels: LabelEncoder, first_row: int = 0) -> np.ndarray:
+    """Targets (n,) or (n, k) as float64 for regression, as codes (n,) int64 for classification.
+
+    Floats are taken as labels when they are whole numbers. Raises InputError for other dtypes or shapes.
+    """
+    if targets.dtype.kind not in "biufUS" and not all(isinstance(t, str) for t in targets.reshape(-1)):
+        raise InputError(f"targets have dtype {targets.dtype}. Give integers, text or floats.")
+    if targets.ndim not in (1, 2):
+        raise InputError(f"targets have shape {targets.shape}; expected (n,) or (n, k). Reshape them.")
+    if kind == "regression":
+        if targets.dtype.kind not in "biuf":
+            raise InputError("kind='regression', but targets are text. Give numbers, or kind='classification'.")
+        return targets.astype(np.float64)
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]
+    if targets.ndim != 1:
+        raise InputError(
+            f"targets have shape {targets.shape}, but classification takes one label per row. "
+            "Give targets.argmax(axis=1) for one-hot rows, or kind='regression'."
+        )
+    if targets.dtype.kind == "f":
+        bad = np.flatnonzero((targets != np.rint(targets)) | ~np.isfinite(targets))
+        if bad.size:
+            raise InputError(
+                f"row {first_row + int(bad[0])} has the target {targets[bad[0]]}, which is no class label. "
+                "Give integers or text, or kind='regression'."
+            )
+        targets = targets.astype(np.int64)
+    return labels.encode(targets, first_row)

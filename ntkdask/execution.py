@@ -1,0 +1,317 @@
+"""map_tiles and reduce_tiles: the only place that schedules, over a Dask client or a plain loop.
+
+Tasks carry addresses, not data: a task is a small picklable object with store urls in it, called with a tile. The loop is
+a rolling window of futures, each released as it finishes: a worker's death repeats what was in flight and nothing else.
+Labels are the words of the mathematics; they are what the Dask dashboard shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
+
+import cloudpickle
+
+from ntkdask import threads
+from ntkdask.errors import ClusterError, NtkdaskError, TileError
+
+T = TypeVar("T")
+Node = tuple[int, int]
+
+ATTEMPTS = 3
+"""Tries of a task whose error may pass (the operating system's); errors of the mathematics are final at once."""
+TASK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """A finished task: what it returned, how long it took, the highest memory its process ever held, and where."""
+
+    value: T
+    seconds: float
+    peak_bytes: int
+    worker: str
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Item:
+    key: Hashable
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    label: str
+
+
+def peak_bytes() -> int:
+    """Highest resident memory this process ever held, bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # not ru_maxrss: on Linux it survives exec, so a worker would report its parent's peak
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _call(call: Callable[..., Any], arguments: tuple[Any, ...], n_threads: int | None) -> Done:
+    """Run one task with its threads; on a worker, or here. An error is returned, not raised: it is ours to report."""
+    started, value, failed = time.perf_counter(), None, None
+    try:
+        with threads.limited(n_threads) if n_threads else contextlib.nullcontext():
+            value = call(*arguments)
+    except Exception as error:
+        failed = _portable(error)
+    return Done(value, time.perf_counter() - started, peak_bytes(), _worker_address(), failed)
+
+
+def _portable(error: Exception) -> Exception:
+    """`error` with its traceback as a note, so that it survives the way to the driver; its text alone if it cannot."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error.with_traceback(None)
+
+
+def _worker_address() -> str:
+    worker = sys.modules.get("distributed.worker")
+    if worker is None:
+        return "local"
+    try:
+        return str(worker.get_worker().address)
+    except ValueError:  # not inside a task
+        return "local"
+
+
+def _failure(item: _Item, error: BaseException, worker: str) -> BaseException:
+    """The error to raise for a failed task: the package's own pass through, others become a TileError."""
+    where = f"{item.label}: {item.key}" + (f" on {worker}" if worker else "")
+    if isinstance(error, NtkdaskError):
+        error.add_note(f"in {where}")
+        return error
+    advice = ""
+    if type(error).__name__ == "KilledWorker":
+        advice = " Its workers died, most likely out of memory: give them more, or a smaller Plan.memory_bytes."
+    elif isinstance(error, MemoryError):
+        advice = " Use a smaller Plan.memory_bytes."
+    elif type(error).__name__ in ("CancelledError", "FutureCancelledError", "CommClosedError"):
+        return ClusterError(
+            f"the connection to the scheduler was lost during {where}. Everything committed is kept: run again."
+        )
+    failure = TileError(
+        f"{where} failed: {type(error).__name__}: {error}.{advice} Everything committed is kept: run again to resume."
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, NtkdaskError)
+
+
+def _run(ready: deque[_Item], done: Callable[[_Item, Done], None], client: Any, n_threads: int | None) -> None:
+    """Work off `ready`, to which `done` may add, until it is empty and nothing is in flight.
+
+    When a task fails, those in flight finish and are handed to `done` first, so that nothing computed is lost.
+    """
+    runner = _run_loop if client is None else _run_client
+    runner(ready, done, client, n_threads)
+
+
+def _run_loop(ready: deque[_Item], done: Callable[[_Item, Done], None], client: None, n_threads: int | None) -> None:
+    while ready:
+        item = ready.popleft()
+        for attempt in range(1, ATTEMPTS + 1):
+            result = _call(item.call, item.arguments, n_threads)
+            if result.error is None:
+                break
+            if attempt == ATTEMPTS or not _may_pass(result.error):
+                raise _failure(item, result.error, "")
+        done(item, result)
+
+
+def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client: Any, n_threads: int | None) -> None:
+    from distributed import as_completed
+
+    run = uuid4().hex
+    flying: dict[Any, tuple[_Item, int]] = {}
+    finished = as_completed(loop=client.loop, raise_errors=False)
+    failure: BaseException | None = None
+    counter = 0
+
+    def submit(item: _Item, attempt: int) -> None:
+        nonlocal counter
+        counter += 1
+        key = (f"{item.label}-{run}", counter)
+        future = client.submit(_call, item.call, item.arguments, n_threads, key=key, pure=False)
+        flying[future] = (item, attempt)
+        finished.add(future)
+
+    try:
+        while flying or (ready and failure is None):
+            # twice the slots: a worker that finishes finds its next task already there
+            window = 2 * sum(client.nthreads().values()) + 2
+            while ready and failure is None and len(flying) < window:
+                submit(ready.popleft(), 1)
+            future = next(finished)
+            item, attempt = flying.pop(future)
+            error, worker = _outcome(future)
+            if error is None:
+                done(item, future.result())
+            elif attempt < ATTEMPTS and _may_pass(error) and failure is None:
+                submit(item, attempt + 1)
+            elif failure is None:
+                failure = _failure(item, error, worker)
+            future.release()
+    finally:
+        for future in flying:
+            future.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _outcome(future: Any) -> tuple[BaseException | None, str]:
+    """(error or None, worker) of a finished future."""
+    if future.status == "cancelled":
+        return ClusterError("the scheduler cancelled a task; everything committed is kept: run again to resume."), ""
+    if future.status == "error":
+        return future.exception(), ""
+    result = future.result()
+    return result.error, result.worker
+
+
+def _check_size(task: Any) -> None:
+    """Refuse tasks that carry data: they would travel with every tile."""
+    size = len(cloudpickle.dumps(task))
+    if size > TASK_BYTES:
+        raise ValueError(f"a task of {size} bytes carries data; store it (store.save_state) and carry its url")
+
+
+def map_tiles(
+    task: Callable[[Any], T],
+    tiles: Iterable[Any],
+    client: Any = None,
+    *,
+    label: str,
+    receive: Callable[[Any, Done[T]], None] | None = None,
+    threads: int | None = None,
+) -> None:
+    """Call `task(tile)` for every tile, on the cluster or (client=None) in this process.
+
+    receive(tile, done) is called here, in order of completion: it records receipts. threads: BLAS, OpenMP and Numba threads
+    of each task (None leaves them). Operating system errors are tried three times; any other failure ends the map after
+    what is in flight, as a TileError that names the tile or the package's own error with the tile in a note.
+    """
+    if client is not None:
+        _check_size(task)
+    ready = deque(_Item(tile, task, (tile,), label) for tile in tiles)
+
+    def done(item: _Item, result: Done) -> None:
+        if receive is not None:
+            receive(item.key, result)
+
+    _run(ready, done, client, threads)
+
+
+def reduce_tiles(
+    task: Callable[[Any], T],
+    combine: Callable[[Node, T, T], T],
+    tiles: Sequence[Any],
+    client: Any = None,
+    *,
+    label: str,
+    sum_label: str | None = None,
+    known: Mapping[Node, T] | None = None,
+    receive: Callable[[Node, Done[T]], None] | None = None,
+    threads: int | None = None,
+) -> T:
+    """Map `task` over the tiles and combine the results in a fixed binary tree over the tile index.
+
+    combine(node, left, right): node = (level, index), level 0 are the tiles; an odd node passes upwards unchanged. Which
+    pairs meet depends on the number of tiles alone, so equal plans give equal bits on any number of workers. `known`:
+    values of nodes from an earlier run; what lies below them is not computed. receive(node, done) is called here for every
+    new node. T is small (an address, a receipt, a few moments).
+    """
+    if not tiles:
+        raise ValueError("reduce_tiles: no tiles")
+    if client is not None:
+        _check_size(task)
+        _check_size(combine)
+    tree = _Tree(len(tiles))
+    values: dict[Node, T] = dict(known or {})
+    ready: deque[_Item] = deque()
+    waiting: dict[Node, tuple[Node, Node]] = {}
+    stack = [tree.root]
+    while stack:
+        node = stack.pop()
+        if node in values or node in waiting:
+            continue
+        if node[0] == 0:
+            ready.append(_Item(node, task, (tiles[node[1]],), label))
+        else:
+            waiting[node] = tree.children(node)
+            stack += reversed(waiting[node])
+    sums = sum_label or f"{label}-sum"
+
+    def release_ready() -> None:
+        for node in [n for n, children in waiting.items() if all(c in values for c in children)]:
+            left, right = waiting.pop(node)
+            # in front: a combined pair frees two stored partial sums
+            ready.appendleft(_Item(node, combine, (node, values[left], values[right]), sums))
+
+    def done(item: _Item, result: Done) -> None:
+        node: Node = item.key  # type: ignore[assignment]
+        values[node] = result.value
+        if receive is not None:
+            receive(node, result)
+        release_ready()
+
+    release_ready()
+    _run(ready, done, client, threads)
+    return values[tree.root]
+
+
+class _Tree:
+    """The fixed binary tree over n leaves; an odd last node of a level stands for itself in the next one."""
+
+    def __init__(self, n: int) -> None:
+        self.widths = [n]
+        while self.widths[-1] > 1:
+            self.widths.append(-(-self.widths[-1] // 2))
+
+    @property
+    def root(self) -> Node:
+        return self._settle((len(self.widths) - 1, 0))
+
+    def children(self, node: Node) -> tuple[Node, Node]:
+        level, index = node
+        return self._settle((level - 1, 2 * index)), self._settle((level - 1, 2 * index + 1))
+
+    def _settle(self, node: Node) -> Node:
+        level, index = node
+        while level > 0 and 2 * index + 1 >= self.widths[level - 1]:
+            level, index = level - 1, 2 * index
+        return level, index
+
+
+def tree_nodes(n_leaves: int) -> list[Node]:
+    """(level, index) of every value in the reduction of n_leaves tiles, leaves first, the root last."""
+    tree = _Tree(n_leaves)
+    nodes = [(0, i) for i in range(n_leaves)]
+    for level in range(1, len(tree.widths)):
+        nodes += [(level, i) for i in range(tree.widths[level - 1] // 2)]
+    return nodes
+
+
+def tree_children(n_leaves: int, node: Node) -> tuple[Node, Node]:
+    """The two nodes whose values meet in the inner `node`."""
+    return _Tree(n_leaves).children(node)

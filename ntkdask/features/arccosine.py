@@ -1,0 +1,116 @@
+"""Random features of the arc-cosine kernels: √(2/m)·step(Wᵀx) for order 0, √(2/m)·relu(Wᵀx) for order 1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ntkdask import seeds
+from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float, to_device
+from ntkdask.cache import shared
+from ntkdask.errors import InputError, nearest
+from ntkdask.features.base import FeatureMapBase, require_components
+from ntkdask.kernels.arccosine import ArcCosine
+from ntkdask.registry import register
+
+Sampling = Literal["gaussian", "spherical"]
+SAMPLINGS = ("gaussian", "spherical")
+
+
+def require_sampling(sampling: str) -> str:
+    """`sampling` when it is known; InputError naming the nearest otherwise."""
+    if sampling not in SAMPLINGS:
+        raise InputError(f"unknown sampling {sampling!r}{nearest(str(sampling), SAMPLINGS)}")
+    return sampling
+
+
+def step_weights(seed: int, path: seeds.Path, d: int, m: int, like: Array) -> Array:
+    """(d, m) Gaussian directions in like's dtype and on its device; only their signs' geometry matters."""
+    return _cached("step", seed, path, d, m, like, lambda: seeds.normals(seed, path, d, m, like.dtype.name))
+
+
+def relu_weights(seed: int, path: seeds.Path, d: int, m: int, sampling: str, like: Array) -> Array:
+    """(d, m) weights with the factor that makes relu(xᵀW) features of κ₁: E⟨relu(xᵀW), relu(yᵀW)⟩ = ‖x‖‖y‖κ₁.
+
+    "gaussian": √(2/m)·N(0, I). "spherical": √(2d/m)·u, u uniform on the sphere, which has exactly the law of the
+    leverage-score features of Zandieh et al. 2021, eq. 15: p(w) ∝ ‖w‖²exp(−‖w‖²/2) is isotropic and only w/‖w‖ enters.
+    """
+
+    def make() -> np.ndarray:
+        w = seeds.sphere(seed, path, d, m) if sampling == "spherical" else seeds.normals(seed, path, d, m)
+        w *= math.sqrt((2.0 * d if sampling == "spherical" else 2.0) / m)
+        return w.astype(like.dtype)
+
+    return _cached("relu-" + sampling, seed, path, d, m, like, make)
+
+
+def _cached(law: str, seed: int, path: seeds.Path, d: int, m: int, like: Array, make) -> Array:
+    device = is_device_array(like)
+    key = (law, seed, path, d, m, like.dtype.name, device)
+    return shared.get(key, lambda: to_device(make(), device))
+
+
+def step_into(x: Array, weights: Array, out: Array) -> Array:
+    """out ← step(x·weights) as 0 and 1 (1 where positive); x (n, d), weights (d, m), out (n, m)."""
+    xp = namespace(x)
+    xp.matmul(x, weights, out=out)
+    xp.greater(out, 0, out=out)
+    return out
+
+
+def relu_into(x: Array, weights: Array, out: Array) -> Array:
+    """out ← max(x·weights, 0); x (n, d), weights (d, m), out (n, m), which may be a column slice."""
+    xp = namespace(x)
+    xp.matmul(x, weights, out=out)
+    xp.maximum(out, 0, out=out)
+    return out
+
+
+@register("feature map")
+@dataclass(frozen=True)
+class ArcCosineFeatures(FeatureMapBase):
+    """Random features of ArcCosine(order): unbiased, variance O(1/n_components).
+
+    order 0: √(2/m)·step(Wᵀx), estimates κ₀(cos); order 1: √(2/m)·relu(Wᵀx), estimates ‖x‖‖y‖κ₁(cos), or the same kernel
+    from directions on the sphere (`sampling="spherical"`: leverage-score sampling, smaller variance).
+    Source: Cho & Saul 2009; Zandieh et al. 2021, eq. 11 and 15.
+    """
+
+    n_components: int
+    order: int = 1
+    seed: int = 0
+    sampling: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        require_components(self.n_components)
+        require_sampling(self.sampling)
+        ArcCosine(self.order)
+
+    @property
+    def target(self) -> ArcCosine:
+        """The arc-cosine kernel of this order."""
+        return ArcCosine(self.order)
+
+    def __call__(self, x: Array) -> Array:
+        """(n, *s) → (n, n_components)."""
+        x = flatten_rows(require_float(x))
+        out = namespace(x).empty((x.shape[0], self.n_components), x.dtype)
+        path = ("arccosine", self.order)
+        if self.order:
+            return relu_into(x, relu_weights(self.seed, path, x.shape[1], self.n_components, self.sampling, x), out)
+        step_into(x, step_weights(self.seed, path, x.shape[1], self.n_components, x), out)
+        out *= out.dtype.type(math.sqrt(2.0 / self.n_components))
+        return out
+
+    def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
+        """The result, and (with the shape of a row) weights once in float64 while they are drawn and once as used."""
+        d = math.prod(row_shape or (0,))
+        return n * self.n_components * itemsize + weights_bytes(d, self.n_components, itemsize)
+
+
+def weights_bytes(d: int, m: int, itemsize: int) -> int:
+    """Peak bytes while (d, m) weights are drawn: the kept ones and two float64 copies on the way."""
+    return d * m * (itemsize + 16) + 4 * 8 * d * seeds.COLUMN_BLOCK

@@ -1,0 +1,61 @@
+"""What a feature map is: a function of rows whose inner products approximate a kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from ntkdask.arrays import Array
+from ntkdask.errors import InputError, nearest
+from ntkdask.kernels.base import Kernel
+
+M = TypeVar("M", bound="FeatureMapBase")
+
+
+@runtime_checkable
+class FeatureMap(Protocol):
+    """A map φ with ⟨φ(x), φ(y)⟩ ≈ target(x, y); a frozen dataclass, seeded, independent of tiling and device."""
+
+    n_components: int
+
+    @property
+    def target(self) -> Kernel:
+        """The kernel it approximates."""
+
+    def __call__(self, x: Array) -> Array:
+        """(n, *s) → (n, n_components) of x's kind and dtype."""
+
+    def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
+        """Bytes a call on n rows holds at its peak beyond its input: result, temporaries and, given a row's shape, weights."""
+
+
+class FeatureMapBase:
+    """What every map shares: scikit-learn's parameter manners, and a `fit` that does nothing for data-independent maps."""
+
+    def fit(self: M, x: Array, targets: Array | None = None) -> M:
+        """A map fitted to the rows; this one does not depend on data and is returned as it is."""
+        return self
+
+    def get_params(self) -> dict[str, Any]:
+        """Constructor arguments by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+
+    def replace(self: M, **changes: Any) -> M:
+        """A copy with some arguments changed; InputError naming the nearest for an unknown one."""
+        known = self.get_params()
+        for name in changes:
+            if name not in known:
+                raise InputError(f"{type(self).__name__} has no parameter {name!r}{nearest(name, known)}")
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def require_components(n_components: Any, name: str = "n_components", least: int = 1) -> int:
+    """`n_components` as an int >= least; InputError otherwise."""
+    if isinstance(n_components, bool) or not hasattr(n_components, "__index__") or n_components.__index__() < least:
+        raise InputError(f"{name} is {n_components!r}, expected an integer >= {least}.")
+    return int(n_components.__index__())
+
+
+def row_blocks(n: int, rows: int) -> list[slice]:
+    """[0, n) in blocks of `rows`, the last one ragged."""
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]

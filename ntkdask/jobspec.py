@@ -1,0 +1,276 @@
+"""Job files: TOML → validated, frozen dataclasses. Data only: nothing in a job file is executed or imported.
+
+An unknown key is an error that names the nearest known one; a value of the wrong type says where it stands. `type` is a
+class's public name and its keys are the constructor's arguments, through the one registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dask.utils import parse_bytes
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ntkdask import networks, registry
+from ntkdask.errors import JobError, UserError, nearest
+from ntkdask.features.base import FeatureMap
+from ntkdask.networks import Network
+from ntkdask.preprocessing import Step, parse_steps
+from ntkdask.tiles import Plan
+from ntkdask.workflows.fit_ridge import SELECTIONS, RidgeOptions
+from ntkdask.workflows.run import RidgeJob, SplitRule, open_job_data
+
+_STRICT = ConfigDict(extra="forbid", strict=False)
+PRESETS = {"fully_connected": networks.fully_connected}
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SplitSpec:
+    """Either `folds` for cross-validation or a `test` fraction; neither when the data have train and test parts."""
+
+    folds: int | None = None
+    test: float | None = None
+    shuffle: bool = True
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataSpec:
+    """`url` of a dataset (with parts train and test, or to be split), or `train` and `test` urls."""
+
+    url: str | None = None
+    train: str | None = None
+    test: str | None = None
+    split: SplitSpec | None = None
+    preprocess: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SolverSpec:
+    """alphas: a list, or { logspace = [from exponent, to exponent, count] }; selection and solver as in RidgeOptions."""
+
+    alphas: float | tuple[float, ...] | dict[str, Any] = (1.0,)
+    selection: str = "gcv"
+    solver: str = "auto"
+    fit_intercept: bool = True
+    folds: int = 5
+    holdout: float = 0.2
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RunSpec:
+    """Seed, dtype and where things run; worker_memory as "2 GiB". folder: where the run's results go."""
+
+    seed: int = 0
+    dtype: str = "float32"
+    worker_memory: str | None = None
+    n_workers: int | None = None
+    slab_rows: int | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class JobSpec:
+    """A whole job. `network` and `features` stay tables here; `build_network` and `build_features` make the objects."""
+
+    name: str
+    data: DataSpec
+    network: dict[str, Any] | None = None
+    features: dict[str, Any] | None = None
+    solver: SolverSpec = dataclasses.field(default_factory=SolverSpec)
+    run: RunSpec = dataclasses.field(default_factory=RunSpec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A job with everything built and checked."""
+
+    spec: JobSpec
+    features: FeatureMap | None
+    steps: tuple[Step, ...]
+    options: RidgeOptions
+
+    def to_config(self) -> dict[str, Any]:
+        """The resolved job, every default spelled out: what is fingerprinted and stored (where it ran left out)."""
+        spec = self.spec
+        return {
+            "split": registry.to_config(spec.data.split),
+            "preprocess": registry.to_config(self.steps),
+            "features": registry.to_config(self.features),
+            "solver": {**registry.to_config(self.options), "folds": spec.solver.folds, "holdout": spec.solver.holdout},
+            "seed": spec.run.seed,
+            "dtype": spec.run.dtype,
+        }
+
+
+def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
+    """Read, override (`section.key=value`, the value in TOML), validate and build a job; JobError says what is wrong where."""
+    path = Path(path)
+    if not path.exists():
+        raise JobError(f"job file {path} does not exist. Examples are in jobs/.")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"{path} is not valid TOML: {error}") from error
+    for setting in settings:
+        _override(table, setting)
+    try:
+        return build_job(table)
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def build_job(table: Mapping[str, Any]) -> Job:
+    """A job from its tables."""
+    try:
+        spec = TypeAdapter(JobSpec).validate_python(dict(table))
+    except ValidationError as error:
+        raise JobError(_explain(error)) from error
+    _check(spec)
+    return Job(spec, _features(spec), parse_steps(spec.data.preprocess), _options(spec.solver))
+
+
+def _check(spec: JobSpec) -> None:
+    data, split = spec.data, spec.data.split
+    if not spec.name or not all(c.isalnum() or c in "-_." for c in spec.name) or spec.name.startswith("."):
+        raise JobError(f"name is {spec.name!r}: use letters, digits, '-', '_' and '.'; it names the run's folder.")
+    if (data.url is None) == (data.train is None):
+        raise JobError("[data] needs either url, or train and test.")
+    if data.train is not None and (data.test is None or split is not None):
+        raise JobError("[data] train needs test beside it, and no split.")
+    if split is not None and (split.folds is None) == (split.test is None):
+        raise JobError("data.split needs either folds or test, as in split = { test = 0.2 }.")
+    if split is not None and split.folds is not None and not 2 <= split.folds <= 100:
+        raise JobError(f"data.split.folds is {split.folds}, expected 2 to 100.")
+    if not 2 <= spec.solver.folds <= 100:
+        raise JobError(f"solver.folds is {spec.solver.folds}, expected 2 to 100.")
+    if spec.run.dtype not in ("float32", "float64"):
+        raise JobError(f"run.dtype is {spec.run.dtype!r}{nearest(spec.run.dtype, ('float32', 'float64'))}")
+    memory_bytes(spec.run.worker_memory)
+
+
+def memory_bytes(text: str | None) -> int | None:
+    """Bytes of "2 GiB", "4GB", "1e9"; None stays None."""
+    if text is None:
+        return None
+    try:
+        size = int(parse_bytes(text))
+    except ValueError as error:
+        raise JobError(f'run.worker_memory is {text!r}: write it as "2 GiB".') from error
+    if size < 2**20:
+        raise JobError(f'run.worker_memory is {text!r}, less than a MiB: write the unit, as in "2 GiB".')
+    return size
+
+
+def build_network(table: Mapping[str, Any]) -> Network:
+    """A network from { preset = "fully_connected", depth = 1, ... } or { layers = [{ type = "Dense" }, ...] }."""
+    arguments = dict(table)
+    if "layers" in arguments:
+        return registry.from_config({"type": "Network", **arguments}, "network")
+    preset = arguments.pop("preset", None)
+    if preset not in PRESETS:
+        raise JobError(f"unknown network preset {preset!r}{nearest(str(preset), PRESETS)}")
+    known = PRESETS[preset].__annotations__.keys() - {"return"}
+    for key in arguments:
+        if key not in known:
+            raise JobError(f"unknown key {key!r} for preset {preset}{nearest(key, known)}")
+    try:
+        return PRESETS[preset](**arguments)
+    except TypeError as error:
+        raise JobError(f"network preset {preset}: {error}") from error
+
+
+def _features(spec: JobSpec) -> FeatureMap | None:
+    if spec.features is None:
+        if spec.network is not None:
+            raise JobError("[network] without [features]: say which features approximate its kernel.")
+        return None
+    table = dict(spec.features)
+    cls = registry.lookup(str(table.get("type")), "feature map")
+    fields = {f.name for f in dataclasses.fields(cls)}
+    given: dict[str, Any] = {}
+    if "network" in fields and "network" not in table:
+        if spec.network is None:
+            raise JobError(f"{cls.__name__} needs a [network] section.")
+        given["network"] = build_network(spec.network)
+    if "seed" in fields and "seed" not in table:
+        given["seed"] = spec.run.seed
+    return registry.from_config(table, "feature map", **given)
+
+
+def _options(solver: SolverSpec) -> RidgeOptions:
+    alphas = solver.alphas
+    if isinstance(alphas, dict):
+        bounds = alphas.get("logspace")
+        if set(alphas) != {"logspace"} or not isinstance(bounds, (list, tuple)) or len(bounds) != 3:
+            raise JobError(f"solver.alphas is {alphas!r}: write a list, or {{ logspace = [-6, 3, 19] }}.")
+        low, high, count = bounds
+        if not isinstance(count, int) or count < 1 or not (math.isfinite(low) and math.isfinite(high)):
+            raise JobError(f"solver.alphas.logspace is {bounds!r}: [from exponent, to exponent, how many >= 1].")
+        alphas = tuple(float(a) for a in np.logspace(low, high, count))
+    if solver.selection not in SELECTIONS:
+        raise JobError(f"solver.selection is {solver.selection!r}{nearest(solver.selection, SELECTIONS)}")
+    return RidgeOptions(tuple(np.atleast_1d(alphas).tolist()), solver.fit_intercept, solver.selection, solver.solver)
+
+
+def _override(table: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise JobError(f"--set {setting!r}: write it as section.key=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string: --set features.sampling=spherical
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise JobError(f"--set {setting!r}: {section} is not a section.")
+    table[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problems in words, with the nearest known key for an unknown one."""
+    lines = []
+    for problem in error.errors()[:5]:
+        path = [str(p) for p in problem["loc"] if not _is_union_branch(p)]
+        where = ".".join(path)
+        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            lines.append(f"unknown key {where!r}{nearest(path[-1], _keys_at(path[:-1]))}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where} is missing")
+        else:
+            lines.append(f"{where} is {problem.get('input')!r}: {problem['msg']}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _is_union_branch(part: Any) -> bool:
+    return isinstance(part, str) and ("[" in part or part in ("SplitSpec",))
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    """Keys that the table at `path` takes."""
+    tables: dict[tuple[str, ...], type] = {
+        (): JobSpec, ("data",): DataSpec, ("data", "split"): SplitSpec, ("solver",): SolverSpec, ("run",): RunSpec,
+    }  # fmt: skip
+    cls = tables.get(tuple(path))
+    return [] if cls is None else [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+
+def to_ridge_job(job: Job) -> RidgeJob:
+    """The workflow's job: datasets opened and checked against each other."""
+    spec = job.spec
+    train, test = open_job_data(spec.data.url, spec.data.train, spec.data.test, spec.data.split)
+    split = spec.data.split
+    rule = None if split is None else SplitRule(split.folds, split.test, split.shuffle)
+    plan = Plan(tile_rows=spec.run.slab_rows, dtype=spec.run.dtype)
+    return RidgeJob(
+        spec.name, train, test, rule, job.steps, job.features, job.options, spec.solver.folds, spec.solver.holdout,
+        spec.run.seed, plan,
+    )  # fmt: skip

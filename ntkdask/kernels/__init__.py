@@ -1,0 +1,7 @@
+"""Exact kernels: functions of two sets of rows. Each is a frozen dataclass that keeps the `Kernel` protocol."""
+
+from ntkdask.kernels.arccosine import ArcCosine
+from ntkdask.kernels.base import Kernel
+from ntkdask.kernels.neural import NNGP, NTK, both
+
+__all__ = ["NNGP", "NTK", "ArcCosine", "Kernel", "both"]

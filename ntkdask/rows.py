@@ -1,0 +1,164 @@
+"""Addresses of rows: which rows of which dataset a task reads. Small enough to travel; arrays in place without a cluster.
+
+A selection is an int16 part number per row, stored once as a state (`split.py` makes it); rows whose part is not wanted are
+skipped after reading. Row numbers always are those of the whole dataset, so errors name rows that the user can find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ntkdask.cache import shared
+from ntkdask.datasets import Dataset, open_dataset
+from ntkdask.errors import InputError
+from ntkdask.store import load_state
+
+PART = "part"
+
+
+class Batch(NamedTuple):
+    """Selected rows of one range: x (b, *s) as stored, targets (b, ...) or None, weights (b,) or None, row numbers (b,)."""
+
+    x: np.ndarray
+    targets: np.ndarray | None
+    weights: np.ndarray | None
+    numbers: np.ndarray
+
+
+class Rows(Protocol):
+    """Rows that a task can read: a stored dataset, or arrays in this process."""
+
+    @property
+    def n_total(self) -> int:
+        """Rows of the whole dataset, selected or not: what tiles and slabs cut."""
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+
+    @property
+    def dtype(self) -> str:
+        """Stored dtype."""
+
+    def part_numbers(self) -> np.ndarray | None:
+        """(n_total,) int16 part of each row; None when all are selected."""
+
+    def batches(self, start: int, stop: int, size: int) -> Iterator[Batch]:
+        """Selected rows of [start, stop) in batches of at most `size`; empty batches are left out."""
+
+
+def selected_count(rows: Rows, parts: tuple[int, ...]) -> int:
+    """How many rows are selected."""
+    numbers = rows.part_numbers()
+    return rows.n_total if numbers is None else int(np.isin(numbers, parts).sum())
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """Rows of a stored dataset whose part (in the state at `parts_url`) is in `parts`; all rows without."""
+
+    url: str
+    parts_url: str | None = None
+    parts: tuple[int, ...] = ()
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset, opened once per process."""
+        return shared.get(("dataset", self.url), lambda: open_dataset(self.url))
+
+    @property
+    def n_total(self) -> int:
+        """Rows of the dataset."""
+        return self.dataset.n
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.dataset.row_shape
+
+    @property
+    def dtype(self) -> str:
+        """Stored dtype."""
+        return self.dataset.dtype
+
+    def part_numbers(self) -> np.ndarray | None:
+        """(n,) int16 parts, through this process's cache."""
+        return None if self.parts_url is None else load_state(self.parts_url)[0][PART]
+
+    def select(self, *parts: int) -> DatasetRows:
+        """The same dataset, other parts."""
+        return DatasetRows(self.url, self.parts_url, parts)
+
+    def batches(self, start: int, stop: int, size: int) -> Iterator[Batch]:
+        """See Rows."""
+        dataset, numbers = self.dataset, self.part_numbers()
+        for first in range(start, stop, size):
+            last = min(first + size, stop)
+            keep = None if numbers is None else np.flatnonzero(np.isin(numbers[first:last], self.parts))
+            if keep is not None and keep.size == 0:
+                continue
+            targets = None if dataset.target_shape is None else dataset.targets(first, last)
+            batch = Batch(dataset.rows(first, last), targets, dataset.weights(first, last), np.arange(first, last))
+            yield batch if keep is None else _take(batch, keep)
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryRows:
+    """Rows in this process's memory, used in place: x (n, *s), targets (n,) or (n, k), weights (n,), parts (n,) int16."""
+
+    x: np.ndarray
+    targets: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+    parts: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("targets", "weights", "numbers"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self.x):
+                raise InputError(f"x has {len(self.x)} rows and {name} has {len(value)}; they must agree.")
+
+    @property
+    def n_total(self) -> int:
+        """Rows of x."""
+        return len(self.x)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        """dtype of x."""
+        return self.x.dtype.name
+
+    def part_numbers(self) -> np.ndarray | None:
+        """(n,) int16 parts."""
+        return self.numbers
+
+    def select(self, *parts: int) -> MemoryRows:
+        """The same arrays, other parts."""
+        return MemoryRows(self.x, self.targets, self.weights, self.numbers, parts)
+
+    def batches(self, start: int, stop: int, size: int) -> Iterator[Batch]:
+        """See Rows."""
+        for first in range(start, stop, size):
+            rows = slice(first, min(first + size, stop))
+            targets = None if self.targets is None else self.targets[rows]
+            weights = None if self.weights is None else self.weights[rows]
+            batch = Batch(self.x[rows], targets, weights, np.arange(rows.start, rows.stop))
+            if self.numbers is None:
+                yield batch
+                continue
+            keep = np.flatnonzero(np.isin(self.numbers[rows], self.parts))
+            if keep.size:
+                yield _take(batch, keep)
+
+
+def _take(batch: Batch, keep: np.ndarray) -> Batch:
+    return Batch(*(None if a is None else a[keep] for a in batch))  # type: ignore[arg-type]

@@ -1,0 +1,123 @@
+"""What the command line prints and starts: progress bars, plans, clusters for a run, benchmarks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ntkdask import cluster, workers
+from ntkdask.errors import DiskSpaceError, UserError, nearest
+from ntkdask.execution import Done
+from ntkdask.jobspec import Job, memory_bytes
+from ntkdask.report import write_report
+from ntkdask.store import free_bytes
+from ntkdask.tiles import format_bytes
+from ntkdask.workflows.budget import Resources
+from ntkdask.workflows.run import RidgeJob, run_ridge
+
+console = Console()
+
+
+class Bars:
+    """A listener that draws one live progress bar a stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: Any = None
+
+    def stage(self, label: str, total: int, done: int = 0) -> None:
+        """A new bar, `done` of its tasks by an earlier run."""
+        self._task = self._progress.add_task(label + (" (resumed)" if done else ""), total=total, completed=done)
+
+    def task(self, label: str, done: Done) -> None:
+        """One step of the current bar."""
+        self._progress.advance(self._task)
+
+
+def run_on_cluster(
+    job: RidgeJob, folder: Path, spec: Job, *, scheduler: str | None, scheduler_file: Path | None, n_workers: int | None,
+    overwrite: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a job on an attached or a local cluster with live bars; writes the report and prints the result."""
+    run = spec.spec.run
+    attached = scheduler is not None or scheduler_file is not None
+    options: dict[str, Any] = {} if attached else {
+        "n_workers": n_workers or run.n_workers, "worker_memory": memory_bytes(run.worker_memory)}  # fmt: skip
+    with cluster.connect(scheduler, scheduler_file=scheduler_file, **options) as client:
+        console.print(workers.describe(client), highlight=False, soft_wrap=True)
+        with Progress(
+            TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=console,
+        ) as progress:  # fmt: skip
+            metrics = run_ridge(
+                job, folder, resources=workers.resources(client), client=client, listener=Bars(progress), overwrite=overwrite,
+                resolved={"name": spec.spec.name, **spec.to_config()},
+            )  # fmt: skip
+    console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
+    for line in _result_lines(metrics):
+        console.print(line, highlight=False)
+    return metrics
+
+
+def _result_lines(metrics: dict[str, Any]) -> list[str]:
+    test, lines = metrics["test"], []
+    alphas = ", ".join(f"{f['alpha']:.4g}" for f in metrics["folds"])
+    if "accuracy" in test:
+        spread = f" ± {100 * test['accuracy_std']:.2f}" if len(metrics["folds"]) > 1 else ""
+        lines.append(f"test accuracy {100 * test['accuracy']:.2f} %{spread}, alpha {alphas}")
+    else:
+        lines.append(f"test MSE {test['mse']:.5g}, R² {test['r2']:.4f}, alpha {alphas}")
+    memory = metrics["memory"]
+    if memory["measured_peak_bytes"]:
+        lines.append(
+            f"{metrics['seconds']['total']:.1f} s, peak memory of a worker {format_bytes(memory['measured_peak_bytes'])}, "
+            f"planned {format_bytes(memory['planned_bytes'])}"
+        )
+    return lines
+
+
+def print_plan(job: RidgeJob, folder: Path, resources: Resources) -> None:
+    """Print what a job will take; MemoryBudgetError or DiskSpaceError, with the numbers, when it cannot run."""
+    plan, costs = job.plan_for(resources)
+    shape = job.shape()
+    table = Table(title=f"plan of {job.name}", show_header=False)
+    rows = {
+        "rows": f"{shape.n_total:,} ({shape.n_train:,} train a fit), {shape.row_shape}",
+        "features": f"{shape.m:,} ({plan.dtype}), targets {shape.k}, fits {shape.n_runs}, groups of rows {shape.n_groups}",
+        "slabs": f"{-(-shape.n_total // plan.slab_rows)} of {plan.slab_rows:,} rows, batches of {plan.batch_rows:,}",
+        "tasks": f"{costs.tasks:,} on {resources.slots} slots, {plan.threads} threads each (solve: {plan.solve_threads})",
+        "flops": f"{costs.flops:.3g}",
+        "disk": f"{format_bytes(costs.disk_bytes)} at most, {format_bytes(free_bytes(folder))} free",
+    }
+    budget = "unbounded" if resources.memory_bytes is None else format_bytes(resources.memory_bytes)
+    for name, size in costs.memory.items():
+        rows[f"memory of {name}"] = f"{format_bytes(size)} of {budget} a worker"
+    if plan.device:
+        rows["device memory"] = f"{format_bytes(costs.device_memory)} of {format_bytes(resources.device_bytes)}"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    if costs.disk_bytes > free_bytes(folder):
+        raise DiskSpaceError(
+            f"{folder} has {format_bytes(free_bytes(folder))} free, the run writes {format_bytes(costs.disk_bytes)}."
+        )
+
+
+def run_benchmarks(names: list[str]) -> None:
+    """Run benchmarks/<name>.py of the checkout this is called in, each in a process of its own."""
+    folder = Path("benchmarks")
+    known = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+    if not known:
+        raise UserError("there is no folder benchmarks/ here: run this in a checkout of ntkdask.")
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown benchmark {name!r}{nearest(name, known)}")
+    for name in names or known:
+        console.rule(name)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False)

@@ -1,0 +1,123 @@
+"""Tiles, slabs and budgets: pure integer planning, no arrays.
+
+A map cuts rows (and columns) into tiles; a reduction cuts rows into slabs whose partial sums are combined in a fixed
+binary tree. Sizes follow from the data and the stated budget, never from the number of workers, so that a run gives
+equal bits on any cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ntkdask.errors import InputError, MemoryBudgetError
+
+SLAB_ROWS = 4096
+"""Least rows of a slab: below, committing its m²/2 sums costs more than a tenth of accumulating them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to cut a computation; None lets the planner choose.
+
+    tile_rows, tile_cols: rows (and columns) of a stored tile; for reductions tile_rows is the slab. memory_bytes: budget
+    of one task. dtype: "float32" or "float64" of the numerics.
+    """
+
+    tile_rows: int | None = None
+    tile_cols: int | None = None
+    memory_bytes: int | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tile_rows", "tile_cols", "memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"Plan: {name} is {value!r}, expected an integer >= 1.")
+        if self.dtype not in (None, "float32", "float64"):
+            raise InputError(f"Plan: dtype is {self.dtype!r}, expected 'float32' or 'float64'.")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows [start, stop) and, for matrices, columns [col_start, col_stop), at `index` in its grid."""
+
+    index: tuple[int, ...]
+    start: int
+    stop: int
+    col_start: int = 0
+    col_stop: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        columns = f", columns {self.col_start}:{self.col_stop}" if self.col_stop else ""
+        return f"tile {self.index} (rows {self.start}:{self.stop}{columns})"
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """An (n, m) matrix cut into tiles, the last of each axis ragged; `symmetric` keeps one triangle (n == m)."""
+
+    n: int
+    m: int
+    tile_rows: int
+    tile_cols: int
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.n, self.m, self.tile_rows, self.tile_cols) < 1:
+            raise InputError(f"TileGrid: sizes must be at least 1, got {self}.")
+        if self.symmetric and (self.n != self.m or self.tile_rows != self.tile_cols):
+            raise InputError(f"TileGrid: a symmetric grid is square with square tiles, got {self}.")
+
+    def __iter__(self) -> Iterator[Tile]:
+        for i, start in enumerate(range(0, self.n, self.tile_rows)):
+            for j, col in enumerate(range(0, self.m, self.tile_cols)):
+                if not self.symmetric or j <= i:
+                    yield Tile(
+                        (i, j), start, min(start + self.tile_rows, self.n), col, min(col + self.tile_cols, self.m)
+                    )
+
+
+def row_tiles(n: int, tile_rows: int) -> list[Tile]:
+    """[0, n) in tiles of `tile_rows` rows."""
+    return [Tile((i,), start, min(start + tile_rows, n)) for i, start in enumerate(range(0, n, tile_rows))]
+
+
+def slab_rows(n: int) -> int:
+    """Rows of a slab for n rows: a power of two slabs of 4 096 to 8 192 rows; at most 8 slabs, of at least 512 rows, when n is small."""
+    least = SLAB_ROWS if n >= 8 * SLAB_ROWS else max(512, -(-n // 8))
+    count = 1
+    while n // (2 * count) >= least:
+        count *= 2
+    return -(-n // count)
+
+
+def largest_rows(budget: int, bytes_of: Callable[[int], int], limit: int, what: str, advice: str = "") -> int:
+    """The most rows <= limit, a multiple of 64 where over 64, with bytes_of(rows) <= budget.
+
+    bytes_of must not decrease. Raises MemoryBudgetError with the numbers when not even one row fits.
+    """
+    if bytes_of(1) > budget:
+        raise MemoryBudgetError(
+            f"{what} needs {format_bytes(bytes_of(1))} for one row, but a task has {format_bytes(budget)}. "
+            + (advice or "Give the workers more memory.")
+        )
+    low, high = 1, max(1, limit)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if bytes_of(middle) <= budget else (low, middle - 1)
+    return low if low <= 64 or low == limit else low // 64 * 64
+
+
+def format_bytes(n: float) -> str:
+    """Binary units with three significant digits: `61.2 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(n) < 1024 or unit == "TiB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.3g} {unit}"
+        n /= 1024
+    raise AssertionError("unreachable")

@@ -1,0 +1,36 @@
+"""Choosing alpha from a path of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ntkdask.errors import InputError
+from ntkdask.solvers.ridge import EighRidge, Solution
+
+
+def score_path(
+    alphas: Sequence[float], scores: Sequence[float], dimensions: Sequence[float] | None = None
+) -> list[dict[str, float]]:
+    """One row per alpha, ready for JSON: alpha, score (smaller is better) and, when known, the effective dimension."""
+    rows = [{"alpha": float(a), "score": float(s)} for a, s in zip(alphas, scores, strict=True)]
+    for row, dimension in zip(rows, dimensions or [], strict=False):
+        row["effective_dimension"] = float(dimension)
+    return rows
+
+
+def best_alpha(path: Sequence[dict[str, float]]) -> float:
+    """The alpha of the smallest score; of equal ones the largest alpha."""
+    finite = [row for row in path if np.isfinite(row["score"])]
+    if not finite:
+        raise InputError("no alpha has a finite score: every fit interpolates its rows. Use larger alphas.")
+    return min(finite, key=lambda row: (row["score"], -row["alpha"]))["alpha"]
+
+
+def choose(
+    ridge: EighRidge, alphas: Sequence[float], scores: Sequence[float]
+) -> tuple[Solution, list[dict[str, float]]]:
+    """(solution at the best alpha, path) from one factorisation."""
+    path = score_path(alphas, scores, [ridge.effective_dimension(a) for a in alphas])
+    return ridge.solve(best_alpha(path)), path

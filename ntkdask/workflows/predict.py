@@ -1,0 +1,127 @@
+"""Predictions of a fitted model, tile by tile, and what they are worth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntkdask.arrays import to_host
+from ntkdask.execution import Done, map_tiles
+from ntkdask.rows import DatasetRows, Rows
+from ntkdask.store import Receipt, TileStore
+from ntkdask.targets import decode, encode_targets
+from ntkdask.tiles import Tile, row_tiles
+from ntkdask.workflows.budget import RidgePlan
+from ntkdask.workflows.model import RidgeModel
+from ntkdask.workflows.progress import Listener, Silent
+
+SCATTER_ROWS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class _PredictTask:
+    """Scores of one tile of rows; rows that are not selected stay NaN, so that one array serves every fold."""
+
+    rows: Rows
+    model: RidgeModel | str
+    batch_rows: int
+    device: bool
+    url: str | None
+
+    def __call__(self, tile: Tile) -> Any:
+        started = time.perf_counter()
+        model = RidgeModel.load(self.model) if isinstance(self.model, str) else self.model
+        out = np.full((tile.rows, model.intercept.size), np.nan)
+        for batch in model.stream(self.rows, self.batch_rows, self.device).batches(
+            tile.start, tile.stop, with_targets=False
+        ):
+            out[batch.numbers - tile.start] = to_host(model.scores(batch.phi))
+        return out if self.url is None else TileStore.open(self.url).commit((tile.index[0], 0), out, started)
+
+
+def predict(
+    model: RidgeModel | str, rows: Rows, plan: RidgePlan, *, k: int, url: Path | None = None, client: Any = None,
+    listener: Listener | None = None, fingerprint: dict[str, Any] | None = None,
+) -> np.ndarray | TileStore:  # fmt: skip
+    """(n_total, k) float64 scores, NaN for rows that are not selected: in memory, or (url) in a resumable tile store.
+
+    model: itself, or the url it is stored at (needed with a client).
+    """
+    listener = listener or Silent()
+    tiles = row_tiles(rows.n_total, plan.tile_rows)
+    if url is None:
+        out = np.empty((rows.n_total, k))
+        listener.stage("predict", len(tiles))
+
+        def place(tile: Tile, done: Done) -> None:
+            out[tile.start : tile.stop] = done.value
+            listener.task("predict", done)
+
+        task = _PredictTask(rows, model, plan.batch_rows, plan.device, None)
+        map_tiles(task, tiles, client, label="predict", receive=place, threads=plan.threads)
+        return out
+    store = TileStore.create(
+        url, shape=(rows.n_total, k), tile_shape=(plan.tile_rows, k), dtype="float64", fingerprint=fingerprint or {}
+    )
+    pending = set(store.pending())
+    listener.stage("predict", len(tiles), len(tiles) - len(pending))
+
+    def receive(tile: Tile, done: Done[Receipt]) -> None:
+        r = done.value
+        store.record(Receipt(r.index, r.checksum, done.seconds, done.peak_bytes, done.worker))
+        listener.task("predict", done)
+
+    task = _PredictTask(rows, model, plan.batch_rows, plan.device, str(store.path))
+    wanted = [t for t in tiles if (t.index[0], 0) in pending]
+    map_tiles(task, wanted, client, label="predict", receive=receive, threads=plan.threads)
+    return store
+
+
+def evaluate(scores: TileStore, rows: DatasetRows, class_names: Sequence[str] | None) -> dict[str, Any]:
+    """Metrics of stored scores on the selected rows that have them, read tile by tile.
+
+    Classification: accuracy, mse (against zero-mean one-hot targets), confusion[true][predicted]. Regression: mse, rmse, r2
+    and a sample for a scatter plot. NaN where there are no rows.
+    """
+    dataset, truths, predictions = rows.dataset, [], []
+    for start in range(0, dataset.n, scores.tile_shape[0]):
+        stop = min(start + scores.tile_shape[0], dataset.n)
+        found = scores.read((start // scores.tile_shape[0], 0))
+        for batch in rows.batches(start, stop, stop - start):
+            truths.append(np.asarray(batch.targets))
+            predictions.append(found[batch.numbers - start])
+    if not truths:
+        return {"rows": 0}
+    truth, predicted = np.concatenate(truths), np.concatenate(predictions)
+    if class_names is None:
+        return regression_metrics(truth.reshape(len(truth), -1), predicted)
+    return classification_metrics(truth, predicted, len(class_names))
+
+
+def classification_metrics(labels: np.ndarray, scores: np.ndarray, n_classes: int) -> dict[str, Any]:
+    """labels (n,), scores (n, C): accuracy, mse against zero-mean one-hot targets, confusion[true][predicted]."""
+    found = decode(scores)
+    confusion = np.zeros((n_classes, n_classes), np.int64)
+    np.add.at(confusion, (labels, found), 1)
+    mse = float(np.mean((scores - encode_targets(labels, n_classes, "float64")) ** 2))
+    return {
+        "rows": len(labels),
+        "accuracy": float(np.mean(found == labels)),
+        "mse": mse,
+        "confusion": confusion.tolist(),
+    }
+
+
+def regression_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """targets and predicted (n, k): mse and rmse over all, R² against the mean of these targets, a scatter sample."""
+    mse = float(np.mean((targets - predicted) ** 2))
+    variance = float(np.mean((targets - targets.mean(axis=0)) ** 2))
+    step = max(1, -(-len(targets) // SCATTER_ROWS))
+    scatter = {"target": targets[::step, 0].tolist(), "predicted": predicted[::step, 0].tolist()}
+    r2 = 1.0 - mse / variance if variance > 0 else float("nan")
+    return {"rows": len(targets), "mse": mse, "rmse": mse**0.5, "r2": r2, "scatter": scatter}

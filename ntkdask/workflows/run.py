@@ -1,0 +1,355 @@
+"""A whole job in a run folder: data → split → preprocessing → Gram → ridge → predictions → metrics, resumable throughout.
+
+folder/record.json         fingerprint, plan, results of finished stages
+folder/state/              split, preprocessing, models (Zarr, by digest)
+folder/fold-<i>/gram-*     partial sums (Zarr tiles)
+folder/fold-<i>/predictions
+folder/metrics.json
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ntkdask import registry, threads
+from ntkdask.datasets import Dataset, open_parts
+from ntkdask.errors import DiskSpaceError, InputError, JobError
+from ntkdask.execution import Done
+from ntkdask.features.base import FeatureMap
+from ntkdask.preprocessing import Step
+from ntkdask.rows import DatasetRows, selected_count
+from ntkdask.store import TileStore, exclusive, free_bytes, load_state, remove, save_state, sweep, write_text
+from ntkdask.tiles import Plan, format_bytes
+from ntkdask.workflows.budget import Costs, Resources, RidgePlan, RidgeShape, costs_of, plan_ridge
+from ntkdask.workflows.fit_ridge import RidgeFit, RidgeOptions, fit_ridge
+from ntkdask.workflows.predict import evaluate, predict
+from ntkdask.workflows.progress import Listener, Record, Silent
+from ntkdask.workflows.split import deal, group_rows, hold_out, state_of
+
+NUMERICS = 1
+"""Raised when a change makes equal parameters give other numbers; part of every fingerprint."""
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How rows are dealt: folds (cross-validation) or a test fraction; neither when train and test are given."""
+
+    folds: int | None = None
+    test: float | None = None
+    shuffle: bool = True
+
+
+@dataclass(frozen=True)
+class RidgeJob:
+    """What a job computes, whatever file or call it came from."""
+
+    name: str
+    train: Dataset
+    test: Dataset | None
+    split: SplitRule | None
+    steps: tuple[Step, ...]
+    features: FeatureMap | None
+    options: RidgeOptions
+    inner_folds: int = 5
+    holdout: float = 0.2
+    seed: int = 0
+    plan: Plan = field(default_factory=Plan)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides the results, except the plan, which the run's record keeps."""
+        return {
+            "train": self.train.digest,
+            "test": None if self.test is None else self.test.digest,
+            "split": None if self.split is None else asdict(self.split),
+            "preprocess": registry.to_config(self.steps),
+            "features": registry.to_config(self.features),
+            "solver": {**asdict(self.options), "folds": self.inner_folds, "holdout": self.holdout},
+            "seed": self.seed,
+            "dtype": self.plan.dtype,
+            "numerics": NUMERICS,
+        }
+
+    @property
+    def n_classes(self) -> int | None:
+        """Number of classes; None for regression."""
+        return len(self.train.class_names or ()) if self.train.kind == "classification" else None
+
+    @property
+    def n_targets(self) -> int:
+        """Columns of the targets."""
+        if self.n_classes is not None:
+            return self.n_classes
+        return int(np.prod(self.train.target_shape or (1,)))
+
+    @property
+    def n_outer(self) -> int:
+        """How many times a model is fitted and tested."""
+        return (self.split.folds or 1) if self.split else 1
+
+    @property
+    def n_inner(self) -> int:
+        """Into how many groups training rows are dealt for choosing alpha."""
+        if len(self.options.alphas) == 1:
+            return 1
+        return {"kfold": self.inner_folds, "holdout": 2}.get(self.options.selection, 1)
+
+    def shape(self) -> RidgeShape:
+        """What the plan depends on."""
+        data = self.train
+        share = 1.0
+        if self.split is not None:
+            share = 1 - (self.split.test or 1 / self.n_outer)
+        m = int(np.prod(data.row_shape)) if self.features is None else self.features.n_components
+        row_bytes = int(np.prod(data.row_shape)) * np.dtype(data.dtype).itemsize
+        return RidgeShape(
+            data.n, round(share * data.n), data.row_shape, row_bytes, m, self.n_targets, self.n_inner,
+            self.options.selection, self.n_outer,
+        )  # fmt: skip
+
+    def plan_for(self, resources: Resources) -> tuple[RidgePlan, Costs]:
+        """Sizes that fit, and what they cost; MemoryBudgetError when nothing fits."""
+        plan = plan_ridge(self.shape(), self.features, self.steps, plan=self.plan, resources=resources)
+        return plan, costs_of(self.shape(), self.features, self.steps, plan)
+
+
+def open_job_data(url: str | None, train: str | None, test: str | None, split: Any) -> tuple[Dataset, Dataset | None]:
+    """(train, test) datasets of a job: `url` with parts or with a split, or two urls; errors where they disagree."""
+    if url is not None:
+        parts = open_parts(url)
+        if split is not None:
+            if "all" not in parts:
+                raise JobError(
+                    f"{url} has parts {', '.join(parts)} and the job has a split: use one of them as url, or drop the split."
+                )
+            return _labelled(parts["all"]), None
+        if not {"train", "test"} <= set(parts):
+            raise JobError(
+                f"{url} has no train and test parts: add split = {{ test = 0.2 }} or {{ folds = 5 }} to [data]."
+            )
+        return _compatible(parts["train"], parts["test"])
+    return _compatible(_only(train), _only(test))
+
+
+def _only(url: str | None) -> Dataset:
+    parts = open_parts(str(url))
+    if "all" not in parts:
+        raise JobError(f"{url} has parts {', '.join(parts)}: name one of them, as in {url}/train.")
+    return parts["all"]
+
+
+def _labelled(data: Dataset) -> Dataset:
+    if data.kind == "unlabelled":
+        raise InputError(f"dataset {data.url} has no targets. Import it again with them (--target).")
+    counts = [c for c in dict(data.provenance.get("counts") or {}).values() if c]
+    if data.kind == "classification" and counts and len(counts) < 2:
+        raise InputError(f"dataset {data.url} has one class only; a classifier needs at least two. Check --target.")
+    return data
+
+
+def _compatible(train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
+    for name in ("row_shape", "kind", "class_names", "target_shape"):
+        a, b = getattr(train, name), getattr(test, name)
+        if a != b:
+            raise InputError(
+                f"train and test disagree: {name} is {a} in {train.url} and {b} in {test.url}. Import both the same way."
+            )
+    return _labelled(train), _labelled(test)
+
+
+class Fold(NamedTuple):
+    """Rows of one outer fold: all training parts grouped for the choice of alpha, and the rows to test on."""
+
+    train: DatasetRows
+    groups: list[tuple[int, ...]]
+    test: DatasetRows
+
+
+class _Recorder:
+    """Passes on what a listener hears and keeps seconds and peaks by label."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.peaks: dict[str, int] = defaultdict(int)
+        self.stage_seconds: dict[str, float] = defaultdict(float)
+        self._current: tuple[str, float] | None = None
+
+    def stage(self, label: str, total: int, done: int = 0) -> None:
+        self.finish()
+        self._current = (label, time.perf_counter())
+        self.listener.stage(label, total, done)
+
+    def task(self, label: str, done: Done) -> None:
+        self.seconds[label].append(done.seconds)
+        self.peaks[label] = max(self.peaks[label], done.peak_bytes)
+        self.listener.task(label, done)
+
+    def finish(self) -> None:
+        if self._current is not None:
+            label, started = self._current
+            self.stage_seconds[label] += time.perf_counter() - started
+            self._current = None
+
+
+def run_ridge(
+    job: RidgeJob, folder: Path, *, resources: Resources | None = None, client: Any = None, listener: Listener | None = None,
+    overwrite: bool = False, resolved: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a job in `folder`, or go on with one that was cut off there; returns the metrics, also written to metrics.json.
+
+    FingerprintError when the folder holds another job's run and `overwrite` is False. resolved: the job as tables, for the
+    report.
+    """
+    started = time.perf_counter()
+    resources = resources or Resources.here()
+    recorder = _Recorder(listener or Silent())
+    with exclusive(folder):
+        if overwrite:
+            for path in folder.iterdir():
+                if path.name != ".lock":
+                    remove(path)
+        sweep(folder)
+        record = Record.open(folder, job.fingerprint())
+        sizes, costs = job.plan_for(resources)
+        # the first run's sizes and threads, whatever cluster goes on with it: they decide the bits
+        plan = RidgePlan(**record.once("plan", sizes.to_json))
+        _require_disk(folder, costs)
+        folds = _folds(job, folder, record, client)
+        rows = [_run_fold(job, i, fold, folder, plan, record, client, recorder) for i, fold in enumerate(folds)]
+        recorder.finish()
+        seconds = {**recorder.stage_seconds, "total": time.perf_counter() - started}
+        metrics = _metrics(job, rows, plan, costs, resources, recorder, seconds, resolved)
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
+    return metrics
+
+
+def _run_fold(
+    job: RidgeJob,
+    index: int,
+    fold: Fold,
+    folder: Path,
+    plan: RidgePlan,
+    record: Record,
+    client: Any,
+    listener: Listener,
+) -> dict[str, Any]:
+    name = f"fold-{index}/"
+    fit = fit_ridge(
+        fold.train, fold.groups, job.options, plan, features=job.features, steps=job.steps, n_classes=job.n_classes,
+        k=job.n_targets, url=folder / name, client=client, listener=listener, record=record, name=name,
+    )  # fmt: skip
+    scores = predict(
+        str(fit.url), fold.test, plan, k=job.n_targets, url=folder / name / "predictions", client=client, listener=listener,
+        fingerprint={**record.fingerprint, "model": fit.url},
+    )  # fmt: skip
+    assert isinstance(scores, TileStore)
+    tested = evaluate(scores, fold.test, job.train.class_names if job.n_classes else None)
+    parts = tuple(sorted({p for g in fold.groups for p in g}))
+    return {
+        "fold": index, "n_train": selected_count(fold.train, parts), "n_test": tested["rows"], "alpha": fit.model.alpha,
+        "selection": job.options.selection if fit.path else "given", "score_name": fit.score_name, "alpha_path": fit.path,
+        "model": fit.url, "test": tested, **_constant(fit),
+    }  # fmt: skip
+
+
+def _constant(fit: RidgeFit) -> dict[str, Any]:
+    count = sum(int(state.get("constant", 0)) for state in fit.model.preprocessor.states)
+    return {"constant_features": count} if count else {}
+
+
+def _folds(job: RidgeJob, folder: Path, record: Record, client: Any) -> list[Fold]:
+    """Outer folds; part number = outer·n_inner + inner, dealt once and stored as a state."""
+    url = record.once("split", lambda: _deal(job, folder, client))
+    inner, train_url = job.n_inner, job.train.url
+    rows = DatasetRows(train_url, url)
+    if job.test is not None:
+        groups = [(i,) for i in range(inner)]
+        return [Fold(rows.select(*range(inner)), groups, DatasetRows(job.test.url))]
+    outer = job.n_outer if job.split and job.split.folds else 2
+    folds = []
+    for held in range(outer) if job.n_outer > 1 else [1]:
+        others = [o for o in range(outer) if o != held]
+        groups = [tuple(o * inner + i for o in others) for i in range(inner)]
+        test = rows.select(*(held * inner + i for i in range(inner)))
+        folds.append(Fold(rows.select(*(p for g in groups for p in g)), groups, test))
+    return folds
+
+
+def _deal(job: RidgeJob, folder: Path, client: Any) -> str:
+    groups = group_rows(DatasetRows(job.train.url), client)
+    outer = np.zeros(len(groups), np.int16)
+    if job.split is not None and job.split.folds:
+        outer = deal(groups, job.split.folds, shuffle=job.split.shuffle, seed=job.seed, path=("split", "outer"))
+    elif job.split is not None and job.split.test:
+        outer = hold_out(groups, job.split.test, shuffle=job.split.shuffle, seed=job.seed, path=("split", "outer"))
+    inner = np.zeros(len(groups), np.int16)
+    if job.n_inner > 1 and job.options.selection == "kfold":
+        inner = deal(groups, job.n_inner, shuffle=True, seed=job.seed, path=("split", "inner"))
+    elif job.n_inner > 1:
+        inner = hold_out(groups, job.holdout, shuffle=True, seed=job.seed, path=("split", "inner"))
+    return save_state(folder / "state", state_of(outer * job.n_inner + inner))
+
+
+def _require_disk(folder: Path, costs: Costs) -> None:
+    free = free_bytes(folder)
+    if costs.disk_bytes > free:
+        raise DiskSpaceError(
+            f"the run writes up to {format_bytes(costs.disk_bytes)} to {folder}, where {format_bytes(free)} are free. "
+            "Free some space, choose another --folder, or use fewer n_components."
+        )
+
+
+def _metrics(
+    job: RidgeJob, folds: list[dict[str, Any]], plan: RidgePlan, costs: Costs, resources: Resources, recorder: _Recorder,
+    seconds: dict[str, float], resolved: Mapping[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What the report reads; see report.py."""
+    versions = {n: importlib.metadata.version(n) for n in ("numpy", "scipy", "dask", "distributed", "zarr", "numba")}
+    test = {}
+    for name in ("accuracy", "mse", "rmse", "r2"):
+        values = [f["test"][name] for f in folds if name in f["test"]]
+        if values:
+            test[name] = float(np.mean(values))
+            test[f"{name}_std"] = float(np.std(values))
+    data = job.train
+    notes = ["alpha was chosen on training rows alone; test rows never entered preprocessing, features or solver."]
+    notes += [
+        f"fold {f['fold']}: {f['constant_features']} constant features were set to 0."
+        for f in folds
+        if "constant_features" in f
+    ]
+    return {
+        "name": job.name, "task": "classification" if job.n_classes else "regression",
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "ntkdask": importlib.metadata.version("ntkdask"), "versions": {"python": platform.python_version(), **versions},
+        "blas": threads.blas_name(), "threads_per_task": plan.threads, "workers": resources.slots,
+        "job": dict(resolved or job.fingerprint()),
+        "plan": {**plan.to_json(), "tasks": costs.tasks, "flops": costs.flops, "disk_bytes": costs.disk_bytes,
+                 "worker_bytes": costs.worker_bytes, "worker_budget_bytes": resources.memory_bytes,
+                 "device_bytes": costs.device_memory},
+        "data": {"url": data.url, "digest": data.digest, "n": data.n, "row_shape": list(data.row_shape), "dtype": data.dtype,
+                 "class_names": list(data.class_names or ()), "provenance": data.provenance},
+        "seconds": seconds, "folds": folds, "test": test,
+        "tasks": {label: {"count": len(s), "seconds": s, "peak_bytes": recorder.peaks[label]}
+                  for label, s in recorder.seconds.items()},
+        "memory": {"planned_bytes": costs.worker_bytes, "budget_bytes": resources.memory_bytes,
+                   "measured_peak_bytes": max(recorder.peaks.values(), default=None)},
+        "notes": notes,
+    }  # fmt: skip
+
+
+def split_parts(folder: Path) -> np.ndarray:
+    """(n,) int16 part of every row of a run's training data (for notebooks and checks)."""
+    stages = json.loads((folder / "record.json").read_text(encoding="utf-8"))["stages"]
+    return load_state(stages["split"])[0]["part"]

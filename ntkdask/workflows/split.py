@@ -1,0 +1,79 @@
+"""Which rows train and which test: an int16 part number per row, seeded, equal rows always in the same part.
+
+Rows that repeat (UCI Protein has 1 758) would leak from test into training: rows are grouped by a hash of their bytes and
+whole groups are dealt out. Folds of `selection="kfold"` are dealt the same way within the training rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ntkdask import seeds
+from ntkdask.errors import InputError
+from ntkdask.execution import map_tiles
+from ntkdask.rows import PART, Rows
+from ntkdask.tiles import Tile, row_tiles
+
+HASH_ROWS = 16384
+
+
+@dataclass(frozen=True, eq=False)
+class _HashTask:
+    rows: Rows
+
+    def __call__(self, tile: Tile) -> np.ndarray:
+        out = np.empty(tile.rows, np.uint64)
+        for batch in self.rows.batches(tile.start, tile.stop, 1024):
+            for number, row in zip(batch.numbers, np.ascontiguousarray(batch.x), strict=True):
+                out[number - tile.start] = int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest())
+        return out
+
+
+def group_rows(rows: Rows, client: Any = None) -> np.ndarray:
+    """(n_total,) int64 group of every row: equal bytes, equal group, numbered by first appearance."""
+    hashes = np.empty(rows.n_total, np.uint64)
+
+    def place(tile: Tile, done: Any) -> None:
+        hashes[tile.start : tile.stop] = done.value
+
+    map_tiles(_HashTask(rows), row_tiles(rows.n_total, HASH_ROWS), client, label="group-rows", receive=place)
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def deal(groups: np.ndarray, n_parts: int, *, shuffle: bool, seed: int, path: seeds.Path) -> np.ndarray:
+    """(n,) int16: groups dealt to `n_parts` parts of equal size to within a group; InputError when there are too few.
+
+    shuffle: in random order of the groups; else in contiguous stretches of rows.
+    """
+    names, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    if names.size < n_parts:
+        raise InputError(f"{n_parts} folds of {names.size} distinct rows: use at most {names.size} folds.")
+    order = seeds.permutation(seed, path, names.size) if shuffle else np.arange(names.size)
+    before = np.cumsum(counts[order]) - counts[order]
+    part = np.empty(names.size, np.int16)
+    part[order] = before * n_parts // len(groups)
+    return part[inverse]
+
+
+def hold_out(groups: np.ndarray, fraction: float, *, shuffle: bool, seed: int, path: seeds.Path) -> np.ndarray:
+    """(n,) int16: 1 for about `fraction` of the rows, whole groups, 0 for the others; the last rows without shuffle."""
+    if not 0 < fraction < 1:
+        raise InputError(f"a held-out fraction of {fraction!r}: expected a number between 0 and 1.")
+    names, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = seeds.permutation(seed, path, names.size) if shuffle else np.arange(names.size)
+    after = len(groups) - (np.cumsum(counts[order]) - counts[order])
+    part = np.zeros(names.size, np.int16)
+    part[order] = after <= max(1.0, fraction * len(groups))
+    if part.all() or not part.any():
+        raise InputError(f"a held-out fraction of {fraction} leaves one side of {names.size} distinct rows empty.")
+    return part[inverse]
+
+
+def state_of(parts: np.ndarray) -> dict[str, np.ndarray]:
+    """The parts as `store.save_state` takes them and `rows.DatasetRows` reads them."""
+    return {PART: parts.astype(np.int16)}

@@ -1,0 +1,99 @@
+"""Rows → preprocessed rows → features, batch by batch: the one inner loop that every workflow's task walks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ntkdask.arrays import Array, namespace, to_device, to_host
+from ntkdask.cache import shared
+from ntkdask.errors import InputError
+from ntkdask.features.base import FeatureMap
+from ntkdask.preprocessing import FittedPreprocessor
+from ntkdask.preprocessing.rows import name_rows
+from ntkdask.rows import Batch, Rows
+from ntkdask.store import load_state, save_state
+from ntkdask.targets import encode_targets
+
+
+class Featured(NamedTuple):
+    """A batch of features phi (b, m), float64 targets y (b, k) or None, weights (b,) or None, row numbers (b,) on the host."""
+
+    phi: Array
+    y: Array | None
+    weights: Array | None
+    numbers: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStream:
+    """Where features come from: rows, the fitted preprocessing (an object, or its state's url), the map (None: identity).
+
+    n_classes: labels become zero-mean one-hot targets; None: targets are numbers. device: compute on this process's GPU.
+    """
+
+    rows: Rows
+    preprocessor: FittedPreprocessor | str
+    map: FeatureMap | None
+    n_classes: int | None
+    batch_rows: int
+    device: bool = False
+
+    @property
+    def n_components(self) -> int:
+        """Features of a row."""
+        return math.prod(self.rows.row_shape) if self.map is None else self.map.n_components
+
+    def select(self, *parts: int) -> FeatureStream:
+        """The same stream over other parts of the rows."""
+        return replace(self, rows=self.rows.select(*parts))  # type: ignore[attr-defined]
+
+    def batches(self, start: int, stop: int, with_targets: bool = True) -> Iterator[Featured]:
+        """Features of the selected rows in [start, stop). InputError naming the rows that hold NaN or infinite values."""
+        preprocess = self._prepared()
+        for batch in self.rows.batches(start, stop, self.batch_rows):
+            yield self._featured(preprocess, batch, with_targets)
+
+    def _featured(self, preprocess: FittedPreprocessor, batch: Batch, with_targets: bool) -> Featured:
+        x = preprocess(to_device(np.asarray(batch.x), self.device))
+        require_finite(x, batch.numbers)
+        phi = x.reshape(x.shape[0], -1) if self.map is None else self.map(x)
+        if phi is batch.x or phi.base is batch.x:
+            phi = phi.copy()  # the accumulator scales by weights in place: never the user's array
+        y = None if not with_targets or batch.targets is None else to_device(self._encoded(batch), self.device)
+        weights = None if batch.weights is None else to_device(np.asarray(batch.weights, np.float64), self.device)
+        return Featured(phi, y, weights, batch.numbers)
+
+    def _encoded(self, batch: Batch) -> np.ndarray:
+        targets = np.asarray(batch.targets)
+        if self.n_classes is not None:
+            return to_host(encode_targets(targets, self.n_classes, "float64"))
+        y = targets.astype(np.float64).reshape(len(targets), -1)
+        require_finite(y, batch.numbers, "targets")
+        return y
+
+    def _prepared(self) -> FittedPreprocessor:
+        if isinstance(self.preprocessor, str):
+            url = self.preprocessor
+            key = ("preprocessor", url, self.device)
+            return shared.get(key, lambda: FittedPreprocessor.from_state(*load_state(url)).prepared(self.device))
+        return self.preprocessor.prepared(self.device)
+
+
+def store_preprocessor(root: Any, fitted: FittedPreprocessor) -> str:
+    """Store a fitted chain as a state under `root`; returns its url."""
+    return save_state(root, *fitted.to_state())
+
+
+def require_finite(x: Array, numbers: np.ndarray, name: str = "x") -> None:
+    """InputError naming the first rows, by their number in the dataset, that are not finite."""
+    xp = namespace(x)
+    finite = to_host(xp.isfinite(x).reshape(x.shape[0], -1).all(axis=1))
+    if not finite.all():
+        raise InputError(
+            f"{name} has NaN or infinite values in {name_rows(numbers[~finite])}. Remove these rows or fill in the values."
+        )
