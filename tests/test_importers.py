@@ -684,3 +684,24 @@ def test_cifar10_images(tmp_path: Path) -> None:
     parts = import_dataset(str(DATA / "cifar10-images.tar.xz"), str(tmp_path / "d"))
     assert {name: part.n for name, part in parts.items()} == {"train": 50_000, "test": 10_000}
     assert set(parts["train"].provenance["counts"].values()) == {5000}
+
+
+def test_random_damage_gives_no_other_errors(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((50, 3)), y=np.arange(50) % 2)
+    np.save(tmp_path / "a.npy", np.ones((50, 3)))
+    whole = {name: (tmp_path / name).read_bytes() for name in ("a.npz", "a.npy")}
+    whole |= {"a.csv": b"a,b,y\n" + b"1,2,0.5\n" * 50, "a.svm": b"1 1:2 3:4\n-1 2:3\n" * 20}
+    for name, files in (("i.tar", class_folders()), ("b.tar.gz", cifar_binary()), ("p.tar", cifar_python())):
+        whole[name] = write_tar(tmp_path / name, files).read_bytes()
+    draw, refusals = generator(13), 0
+    for _ in range(50):
+        for name, content in whole.items():
+            damaged = bytearray(content)
+            for at in draw.integers(0, min(len(content), int(draw.choice([100, 1000, 10**6]))), 3):
+                damaged[at] = draw.integers(256)
+            (tmp_path / name).write_bytes(damaged[: draw.integers(1, len(content)) if draw.random() < 0.3 else None])
+            try:
+                import_dataset(str(tmp_path / name), str(tmp_path / "d"), overwrite=True)
+            except UserError:
+                refusals += 1
+    assert refusals > 200

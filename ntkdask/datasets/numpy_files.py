@@ -7,6 +7,7 @@ shape: greyscale images (n, h, w) get no channel axis.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import zipfile
@@ -44,7 +45,9 @@ def _mapped(path: Path) -> np.ndarray:
     with reading(path):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
+        except OSError:
+            raise
+        except Exception as error:  # a damaged header raises anything from ValueError to TokenError
             raise DataError(
                 f"{path} is truncated, damaged or holds Python objects ({error}). Save numbers: np.save."
             ) from error
@@ -61,7 +64,7 @@ def _mapped_batches(x: np.ndarray, targets: np.ndarray | None) -> Iterator[Batch
 
 
 def _open_npz(path: Path, request: Request) -> Source:
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with _open_zip(path) as archive:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         if not names:
             raise DataError(
@@ -74,6 +77,15 @@ def _open_npz(path: Path, request: Request) -> Source:
                 shape, _, _ = _read_header(path, x_name, stream)
             total += shape[0] if shape else 0
     return Source(_npz_batches(path, parts), file_digest(path), total=total)
+
+
+@contextlib.contextmanager
+def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    with reading(path), zipfile.ZipFile(path) as archive:
+        try:
+            yield archive
+        except (NotImplementedError, RuntimeError) as error:  # a compression of the future, a password
+            raise DataError(f"{path} is no archive of np.savez, or damaged ({error}). Save it again.") from error
 
 
 def _find_arrays(path: Path, names: list[str], request: Request) -> dict[str, tuple[str, str | None]]:
@@ -105,7 +117,7 @@ def _find_arrays(path: Path, names: list[str], request: Request) -> dict[str, tu
 
 
 def _npz_batches(path: Path, parts: dict[str, tuple[str, str | None]]) -> Iterator[Batch]:
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with _open_zip(path) as archive:
         for part, (x_name, targets_name) in parts.items():
             targets = None if targets_name is None else np.concatenate(list(_stream(path, archive, targets_name)))
             start = 0
@@ -140,7 +152,9 @@ def _read_header(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, .
         version = np.lib.format.read_magic(stream)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = reader(stream)
-    except ValueError as error:
+    except EOFError:
+        raise
+    except Exception as error:  # a damaged header raises anything from ValueError to TokenError
         raise DataError(f"{path}: {name} is no NumPy array ({error}). Save it again with np.savez.") from error
     if dtype.hasobject:
         raise DataError(f"{path}: {name} holds Python objects, which are never unpickled. Save numbers or text.")

@@ -36,7 +36,7 @@ class GramSums:
     """Sums over a set of rows with weights w (1 without): everything float64.
 
     gram (m, m): lower triangle of Σ w φφᵀ, Fortran order (the upper one is undefined); cross (m, k): Σ w φyᵀ;
-    features (m,): Σ w φ; targets (k,): Σ w y; squares (k,): Σ w y²; weight: Σ w; rows: their number.
+    features (m,): Σ w φ; targets (k,): Σ w y; squares (k,): Σ w y²; weight: Σ w; rows: how many have w > 0.
     """
 
     gram: Array
@@ -71,7 +71,7 @@ class GramSums:
         self.targets += ones @ y
         self.squares += namespace(phi).einsum("ij,ij->j", y, y)
         self.weight += float(ones @ ones)
-        self.rows += int(phi.shape[0])
+        self.rows += int((ones > 0).sum())
 
     def _add_products(self, phi: Array, product: Array | None) -> None:
         if is_device_array(phi):

@@ -92,13 +92,9 @@ class Costs:
 
 
 def plan_ridge(
-    shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], *, plan: Plan, budget: int | None,
-    device_budget: int = 0, threads: int = 1, solve_threads: int = 1,
-) -> RidgePlan:  # fmt: skip
-    """Choose slab, batch and tile rows so that every task fits; MemoryBudgetError with the numbers when none does.
-
-    budget: bytes of one worker's memory for one task, the process included; None: the batch alone is bounded.
-    """
+    shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], *, plan: Plan, resources: Resources
+) -> RidgePlan:
+    """Choose slab, batch and tile rows so that every task fits; MemoryBudgetError with the numbers when none does."""
     dtype = plan.dtype or "float32"
     slab = plan.tile_rows or slab_rows(shape.n_total)
     device = resources.device_bytes > 0
