@@ -41,6 +41,15 @@ class ByteCache:
                 self._entries[key] = value
         return value
 
+    def reserve(self, nbytes: int) -> None:
+        """Raise the bound to `nbytes` where it is lower: a task that planned for that much keeps it between batches."""
+        with self._lock:
+            if nbytes > self._entries.maxsize:
+                larger: LRUCache = LRUCache(maxsize=nbytes, getsizeof=_nbytes)
+                for key, value in self._entries.items():
+                    larger[key] = value
+                self._entries = larger
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

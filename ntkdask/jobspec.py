@@ -260,7 +260,7 @@ def _keys_at(path: Sequence[str]) -> list[str]:
         (): JobSpec, ("data",): DataSpec, ("data", "split"): SplitSpec, ("solver",): SolverSpec, ("run",): RunSpec,
     }  # fmt: skip
     cls = tables.get(tuple(path))
-    return [] if cls is None else [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return [] if cls is None else [f.name for f in dataclasses.fields(cls)]
 
 
 def to_ridge_job(job: Job) -> RidgeJob:

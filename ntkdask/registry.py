@@ -65,7 +65,8 @@ def to_config(value: Any) -> Any:
 def from_config(table: Any, kind: str | None = None, **given: Any) -> Any:
     """Build the object that `table` describes. `given`: arguments that come from elsewhere (a job's network).
 
-    Raises JobError for an unknown type or key (naming the nearest), or for values that the class refuses.
+    Raises JobError for an unknown type or key (naming the nearest) or missing arguments; values that the class refuses
+    raise its own InputError.
     """
     if not isinstance(table, Mapping) or "type" not in table:
         raise JobError(f"expected a table with a `type` key for a {kind or 'object'}, found {table!r}")

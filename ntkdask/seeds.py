@@ -9,6 +9,7 @@ conversions to floating point are ours (an inverse CDF on 53 bits). Draws are ma
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import ndtri
@@ -37,28 +38,35 @@ def uniforms(root: int, path: Path, count: int, block: int = 0) -> np.ndarray:
     return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
-def normals(root: int, path: Path, rows: int, columns: int, dtype: str = "float64") -> np.ndarray:
-    """(rows, columns) standard normals, C-contiguous, `dtype`; columns are independent of how many are asked for.
+def normals(root: int, path: Path, rows: int, columns: int, dtype: str = "float64", scale: float = 1.0) -> np.ndarray:
+    """(rows, columns) normals of standard deviation `scale`, C-contiguous; columns do not depend on how many are asked for.
 
-    float32 weights are the float64 ones, rounded. The inverse CDF is exact to rounding, |z| <= 8.3.
+    float32 weights are the float64 ones, rounded once. The inverse CDF is exact to rounding, |z| <= 8.3.
 
     >>> a, b = normals(7, ("w",), 3, 300), normals(7, ("w",), 3, 600)
     >>> bool((a == b[:, :300]).all())
     True
     """
     out = np.empty((rows, columns), dtype=dtype)
-    for block, start in enumerate(range(0, columns, COLUMN_BLOCK)):
-        width = min(COLUMN_BLOCK, columns - start)
-        values = ndtri(uniforms(root, path, width * rows, block))
-        out[:, start : start + width] = values.reshape(width, rows).T
+    for start, block in _normal_blocks(root, path, rows, columns):
+        out[:, start : start + len(block)] = (block * scale).T
     return out
 
 
-def sphere(root: int, path: Path, rows: int, columns: int, dtype: str = "float64") -> np.ndarray:
-    """(rows, columns) whose columns are uniform on the unit sphere of R^rows: normalised `normals`."""
-    out = normals(root, path, rows, columns)
-    out /= np.sqrt(np.einsum("ij,ij->j", out, out))
-    return out.astype(dtype, copy=False)
+def sphere(root: int, path: Path, rows: int, columns: int, dtype: str = "float64", scale: float = 1.0) -> np.ndarray:
+    """(rows, columns) whose columns are uniform on the sphere of radius `scale` in R^rows: normalised `normals`."""
+    out = np.empty((rows, columns), dtype=dtype)
+    for start, block in _normal_blocks(root, path, rows, columns):
+        block *= (scale / np.sqrt(np.einsum("ij,ij->i", block, block)))[:, None]
+        out[:, start : start + len(block)] = block.T
+    return out
+
+
+def _normal_blocks(root: int, path: Path, rows: int, columns: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first column, (width, rows) float64 standard normals) block by block, so that the float64 copy stays small."""
+    for block, start in enumerate(range(0, columns, COLUMN_BLOCK)):
+        width = min(COLUMN_BLOCK, columns - start)
+        yield start, ndtri(uniforms(root, path, width * rows, block)).reshape(width, rows)
 
 
 def signs(root: int, path: Path, count: int, dtype: str = "float64") -> np.ndarray:

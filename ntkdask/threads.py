@@ -34,12 +34,18 @@ def current() -> int:
     return host_cores() if threads is None else threads
 
 
+def ambient() -> int:
+    """Threads that BLAS has in this process now, at most the host's cores: joblib and the environment may have lowered them."""
+    pools = [row["num_threads"] for row in _controller().info() if row.get("user_api") == "blas"]
+    return min([current(), *pools])
+
+
 @contextlib.contextmanager
 def limited(threads: int) -> Iterator[None]:
     """Run the body with `threads` threads in BLAS, OpenMP and Numba, whatever the environment says."""
     token = _task_threads.set(threads)
     numba_before = numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     try:
         with _controller().limit(limits=threads):
             yield

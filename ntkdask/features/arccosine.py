@@ -39,10 +39,10 @@ def relu_weights(seed: int, path: seeds.Path, d: int, m: int, sampling: str, lik
     leverage-score features of Zandieh et al. 2021, eq. 15: p(w) ∝ ‖w‖²exp(−‖w‖²/2) is isotropic and only w/‖w‖ enters.
     """
 
+    draw, scale = (seeds.sphere, 2.0 * d / m) if sampling == "spherical" else (seeds.normals, 2.0 / m)
+
     def make() -> np.ndarray:
-        w = seeds.sphere(seed, path, d, m) if sampling == "spherical" else seeds.normals(seed, path, d, m)
-        w *= math.sqrt((2.0 * d if sampling == "spherical" else 2.0) / m)
-        return w.astype(like.dtype)
+        return draw(seed, path, d, m, like.dtype.name, math.sqrt(scale))
 
     return _cached("relu-" + sampling, seed, path, d, m, like, make)
 
@@ -102,15 +102,17 @@ class ArcCosineFeatures(FeatureMapBase):
         if self.order:
             return relu_into(x, relu_weights(self.seed, path, x.shape[1], self.n_components, self.sampling, x), out)
         step_into(x, step_weights(self.seed, path, x.shape[1], self.n_components, x), out)
+        out[~x.any(axis=1)] = 0.5  # step(0) = ½ makes a zero row's products those of κ₀(0) = ½
         out *= out.dtype.type(math.sqrt(2.0 / self.n_components))
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The result, and (with the shape of a row) weights once in float64 while they are drawn and once as used."""
+        """The result, and (with the shape of a row) weights."""
         d = math.prod(row_shape or (0,))
-        return n * self.n_components * itemsize + weights_bytes(d, self.n_components, itemsize)
+        m = self.n_components
+        return (n + d) * m * itemsize + drawing_bytes(d, m)
 
 
-def weights_bytes(d: int, m: int, itemsize: int) -> int:
-    """Peak bytes while (d, m) weights are drawn: the kept ones and two float64 copies on the way."""
-    return d * m * (itemsize + 16) + 4 * 8 * d * seeds.COLUMN_BLOCK
+def drawing_bytes(d: int, m: int) -> int:
+    """Bytes beside (d, m) weights while they are drawn: one block of columns as bits and in float64 steps."""
+    return 5 * 8 * d * min(m, seeds.COLUMN_BLOCK)

@@ -36,9 +36,13 @@ class FeatureMapBase:
         """A map fitted to the rows; this one does not depend on data and is returned as it is."""
         return self
 
-    def get_params(self) -> dict[str, Any]:
-        """Constructor arguments by name."""
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Constructor arguments by name; `deep` is scikit-learn's, and nothing here is nested."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+
+    def __sklearn_clone__(self: M) -> M:
+        # frozen: scikit-learn's clone, of an estimator or of a grid of maps, shares it
+        return self
 
     def replace(self: M, **changes: Any) -> M:
         """A copy with some arguments changed; InputError naming the nearest for an unknown one."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from ntkdask.activations import ReLU
 from ntkdask.arrays import Array, flatten_rows, namespace, require_float
+from ntkdask.cache import shared
 from ntkdask.errors import InputError
-from ntkdask.features.arccosine import relu_into, relu_weights, require_sampling, step_into, step_weights, weights_bytes
+from ntkdask.features.arccosine import drawing_bytes, relu_into, relu_weights, require_sampling, step_into, step_weights
 from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
 from ntkdask.features.sketches import TensorSRHT
 from ntkdask.kernels.neural import NTK
@@ -38,7 +39,7 @@ class Widths:
 @register("feature map")
 @dataclass(frozen=True)
 class NTKRandomFeatures(FeatureMapBase):
-    """Features ψ with E⟨ψ(x), ψ(z)⟩ = Θ(x, z) at depth 1, and biased by O(1/√m) terms of earlier layers above.
+    """Features ψ with E⟨ψ(x), ψ(z)⟩ = Θ(x, z) at depth 1; above, random features of earlier layers leave a bias O(1/m).
 
     ψ ← φ ⊕ Q²(φ̇ ⊗ ψ), φ̇ = √(2/m₀)·step(W₀φ), φ = √(2/m₁)·relu(W₁φ); m₁ + m_s = n_components at every depth (a bias in
     the last layer takes one more, constant, component).
@@ -69,7 +70,7 @@ class NTKRandomFeatures(FeatureMapBase):
     @functools.cached_property
     def widths(self) -> Widths:
         """The numbers of step, ReLU and sketched features; InputError where n_components does not leave room."""
-        last = self.network.layers[-1]
+        last = self._denses[-1]
         bias = int(last.bias_variance > 0)
         if not any(layer.trainable for layer in self._denses):
             raise InputError("NTKRandomFeatures: no layer of the network is trainable, so its NTK is zero.")
@@ -89,15 +90,30 @@ class NTKRandomFeatures(FeatureMapBase):
 
     @property
     def _denses(self) -> tuple[Dense, ...]:
-        return self.network.layers[::2]  # type: ignore[return-value]
+        return tuple(layer for layer in self.network.layers if isinstance(layer, Dense))
 
     def __call__(self, x: Array) -> Array:
         """(n, *s) → (n, n_components) of x's kind and dtype."""
         x = flatten_rows(require_float(x))
         out = namespace(x).empty((x.shape[0], self.n_components), x.dtype)
+        weights = self._weights(x)
         for rows in row_blocks(x.shape[0], self._block_rows(x.dtype.itemsize)):
-            self._block_into(x[rows], out[rows])
+            self._block_into(x[rows], weights, out[rows])
         return out
+
+    def _weights(self, x: Array) -> list[tuple[Array | None, Array | None]]:
+        """(ReLU, step) weights of every hidden layer, held for a whole call: drawing them again for each block could take
+        longer than using them. The process's cache keeps them between calls where it may."""
+        shared.reserve(2 * self._weights_bytes(x.dtype.itemsize, x.shape[1]))
+        w, d, pairs = self.widths, x.shape[1], []
+        for h, dense in enumerate(self._denses[:-1]):
+            inputs = (w.relu if h else d) + int(dense.bias_variance > 0)
+            last_frozen = h + 1 == self.network.depth and not self._denses[-1].trainable
+            relu = (
+                None if last_frozen else relu_weights(self.seed, ("ntk", h, "relu"), inputs, w.relu, self.sampling, x)
+            )
+            pairs.append((relu, step_weights(self.seed, ("ntk", h, "step"), inputs, w.step, x) if w.step else None))
+        return pairs
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
         """Result, one block's temporaries and, given the shape of a row, every layer's weights."""
@@ -110,16 +126,20 @@ class NTKRandomFeatures(FeatureMapBase):
             else 0
         )
         block = rows * itemsize * (w.step + (d + 1) + 2 * hidden) + sketch
-        weights = 0
-        if row_shape is not None:
-            inputs = [d + 1] + [w.relu + 1] * (self.network.depth - 1)
-            weights = sum(weights_bytes(i, w.relu, itemsize) + weights_bytes(i, w.step, itemsize) for i in inputs)
+        weights = 0 if row_shape is None else self._weights_bytes(itemsize, d)
         return n * self.n_components * itemsize + block + weights
+
+    def _weights_bytes(self, itemsize: int, d: int) -> int:
+        """All layers' weights, which are kept, and the drawing of one, which is not."""
+        w, inputs = self.widths, [d + 1] + [self.widths.relu + 1] * (self.network.depth - 1)
+        return sum(i * (w.relu + w.step) * itemsize for i in inputs) + max(
+            drawing_bytes(i, max(w.relu, w.step)) for i in inputs
+        )
 
     def _block_rows(self, itemsize: int) -> int:
         return max(32, min(1024, BLOCK_BYTES // (itemsize * max(self.widths.step, self.widths.relu))))
 
-    def _block_into(self, x: Array, out: Array) -> None:
+    def _block_into(self, x: Array, weights: list[tuple[Array | None, Array | None]], out: Array) -> None:
         """One block of rows through all the layers; `out` (b, n_components) receives the features."""
         xp, w, first = namespace(x), self.widths, self._denses[0]
         weight = first.weight_variance / (x.shape[1] if self.network.scale_inputs else 1)
@@ -130,21 +150,20 @@ class NTKRandomFeatures(FeatureMapBase):
             width = w.relu + int(following.bias_variance > 0)
             is_last = h + 1 == self.network.depth
             if is_last and not following.trainable:
-                self._sketch_into(h, covariance, tangent, following, out)
+                self._sketch_into(h, covariance, tangent, weights[h][1], following, out)
                 return
             features = out if is_last else xp.empty((x.shape[0], width + w.sketch), x.dtype)
-            self._relu_into(h, covariance, following, features[:, :width])
+            self._relu_into(h, covariance, weights[h][0], following, features[:, :width])
             if tangent is not None:
-                self._sketch_into(h, covariance, tangent, following, features[:, width:])
+                self._sketch_into(h, covariance, tangent, weights[h][1], following, features[:, width:])
             elif not is_last:
                 features = features[:, :width]
             covariance = features[:, :width]
             tangent = features if following.trainable else (features[:, width:] if tangent is not None else None)
 
-    def _relu_into(self, h: int, covariance: Array, following: Dense, out: Array) -> None:
+    def _relu_into(self, h: int, covariance: Array, weights: Array, following: Dense, out: Array) -> None:
         """out ← [σ_w·φ, σ_b]: ReLU features of layer h as the next Dense layer weighs them."""
         m = self.widths.relu
-        weights = relu_weights(self.seed, ("ntk", h, "relu"), covariance.shape[1], m, self.sampling, covariance)
         relu_into(covariance, weights, out[:, :m])
         factor = math.sqrt(self._gain(h) / 2 * following.weight_variance)
         if factor != 1.0:
@@ -152,10 +171,11 @@ class NTKRandomFeatures(FeatureMapBase):
         if out.shape[1] > m:
             out[:, m] = math.sqrt(following.bias_variance)
 
-    def _sketch_into(self, h: int, covariance: Array, tangent: Array, following: Dense, out: Array) -> None:
+    def _sketch_into(
+        self, h: int, covariance: Array, tangent: Array, weights: Array, following: Dense, out: Array
+    ) -> None:
         """out ← σ_w·Q²(φ̇ ⊗ ψ): step features of layer h times the tangent features, compressed."""
         xp, m = namespace(covariance), self.widths.step
-        weights = step_weights(self.seed, ("ntk", h, "step"), covariance.shape[1], m, covariance)
         steps = step_into(covariance, weights, xp.empty((covariance.shape[0], m), covariance.dtype))
         scale = math.sqrt(2.0 / m * self._gain(h) / 2 * following.weight_variance)
         TensorSRHT(out.shape[1], self.seed, ("ntk", h, "sketch"))(steps, tangent, out=out, scale=scale)

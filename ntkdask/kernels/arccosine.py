@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ntkdask.activations import kappa0, kappa1
 from ntkdask.arrays import Array, flatten_rows, namespace, require_float
 from ntkdask.errors import InputError
-from ntkdask.kernels.base import cosines, flat_pair
+from ntkdask.kernels.base import cosines, flat_pair, row_copies_bytes
 from ntkdask.registry import register
 
 
@@ -32,12 +32,13 @@ class ArcCosine:
         return (kappa0(c) if self.order == 0 else a[:, None] * b * kappa1(c)).astype(x.dtype)
 
     def diagonal(self, x: Array) -> Array:
-        """1 for order 0, ‖x‖² for order 1."""
+        """‖x‖² for order 1; for order 0 κ₀(1) = 1, and κ₀(0) = ½ for a zero row."""
         x = flatten_rows(require_float(x))
         xp = namespace(x)
-        squares = xp.einsum("ij,ij->i", x, x)
-        return squares if self.order else xp.ones_like(squares)
+        if self.order == 0:
+            return xp.where(x.any(axis=1), 1.0, 0.5).astype(x.dtype)
+        return xp.einsum("ij,ij->i", x, x)
 
-    def workspace_bytes(self, n: int, m: int, itemsize: int) -> int:
-        """Six float64 matrices of (n, m) live at the peak."""
-        return 6 * 8 * n * m + n * m * itemsize
+    def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
+        """Six float64 matrices of (n, m) live at the peak, and float64 copies of float32 rows."""
+        return 6 * 8 * n * m + n * m * itemsize + row_copies_bytes(n, m, itemsize, row_shape)

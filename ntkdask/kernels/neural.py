@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ntkdask.arrays import Array, flatten_rows, namespace, require_float
-from ntkdask.kernels.base import cosines, flat_pair, to_correlation
+from ntkdask.errors import InputError
+from ntkdask.kernels.base import cosines, flat_pair, row_copies_bytes, to_correlation
 from ntkdask.networks import Activation, Network
 from ntkdask.registry import register
 
@@ -72,9 +73,15 @@ def both(network: Network, x: Array | None = None, y: Array | None = None):
 class _NeuralKernel:
     network: Network
 
-    def workspace_bytes(self, n: int, m: int, itemsize: int) -> int:
-        """S, T and about six float64 temporaries of (n, m), and the result."""
-        return 8 * 8 * n * m + n * m * itemsize
+    def __post_init__(self) -> None:
+        if not isinstance(self.network, Network):
+            raise InputError(
+                f"{type(self).__name__}: network is {self.network!r}; give a Network, for example fully_connected(1)."
+            )
+
+    def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
+        """S, T and about six float64 temporaries of (n, m), the result, and float64 copies of float32 rows."""
+        return 8 * 8 * n * m + n * m * itemsize + row_copies_bytes(n, m, itemsize, row_shape)
 
 
 @register("kernel")

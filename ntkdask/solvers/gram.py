@@ -55,7 +55,8 @@ class GramSums:
 
     def add(self, phi: Array, y: Array, weights: Array | None = None, product: Array | None = None) -> None:
         """Accumulate a batch in place: phi (b, m) float32 or float64 (scaled in place by √w when there are weights),
-        y (b, k) float64, weights (b,) float64. `product` (m, m) of phi's dtype, Fortran order, is scratch to reuse.
+        y (b, k) float64, weights (b,) float64. `product` (m, m) of phi's dtype, Fortran order, is scratch to reuse,
+        zero at first.
         """
         if weights is not None:
             root = namespace(phi).sqrt(weights)
@@ -81,7 +82,8 @@ class GramSums:
         if phi.dtype == np.float64:
             self.gram = blas.dsyrk(1.0, phi.T, beta=1.0, c=self.gram, overwrite_c=1, lower=1)
             return
-        c = np.empty((phi.shape[1],) * 2, np.float32, order="F") if product is None else product
+        # zeros: SYRK leaves the upper triangle alone, and diagonal panels are added and packed whole
+        c = np.zeros((phi.shape[1],) * 2, np.float32, order="F") if product is None else product
         c = blas.ssyrk(1.0, phi.T, beta=0.0, c=c, overwrite_c=1, lower=1)
         for rows, columns in triangle_panels(phi.shape[1]):
             self.gram[rows, columns] += c[rows, columns]
@@ -97,6 +99,15 @@ class GramSums:
         return GramSums(
             self.gram - other.gram, self.cross - other.cross, self.features - other.features,
             self.targets - other.targets, self.squares - other.squares, self.weight - other.weight, self.rows - other.rows,
+        )  # fmt: skip
+
+    def to_host(self) -> GramSums:
+        """The same sums in NumPy arrays; itself where they are."""
+        if not is_device_array(self.gram):
+            return self
+        return GramSums(
+            np.asfortranarray(to_host(self.gram)), to_host(self.cross), to_host(self.features), to_host(self.targets),
+            to_host(self.squares), self.weight, self.rows,
         )  # fmt: skip
 
     def pack(self) -> np.ndarray:

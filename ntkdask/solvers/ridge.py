@@ -145,7 +145,7 @@ class EighRidge:
     @classmethod
     def from_state(cls, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> EighRidge:
         """The factorisation that `to_state` described."""
-        a = dict(arrays)
+        a: dict[str, Any] = dict(arrays)
         vectors, values, projected = (a.pop(n) for n in ("vectors", "eigenvalues", "projected"))
         return cls(
             Centred(gram=np.empty((0, 0)), cross=np.empty((0, 0)), **a, **attributes), values, vectors, projected

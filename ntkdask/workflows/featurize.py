@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ntkdask.execution import Done, map_tiles
 from ntkdask.features.base import FeatureMap
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.rows import DatasetRows, MemoryRows, Rows
-from ntkdask.store import Receipt, TileStore, content_digest, local_path
+from ntkdask.store import Receipt, TileStore, content_digest, local_path, remove
 from ntkdask.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.workflows.progress import Listener, Silent
 from ntkdask.workflows.stream import FeatureStream
@@ -118,12 +119,22 @@ def _rows_of(x: Any, path: Path, on_cluster: bool) -> tuple[Rows, str]:
 
 
 def store_input(folder: Path, x: Any, targets: Any = None, **keywords: Any) -> Dataset:
-    """Write in-memory or dask arrays once, under the digest of their content; returns the dataset."""
-    digest = content_digest(x, targets) if isinstance(x, np.ndarray) else None
-    final = folder / (digest or "dask")
-    if digest and final.exists():
-        return open_dataset(str(final))
-    return write_dataset(str(final), x, targets, overwrite=True, **keywords)
+    """Write in-memory or dask arrays once, under the digest of their content; returns the dataset.
+
+    keywords: as in `write_dataset`, weights among them.
+    """
+    if isinstance(x, np.ndarray):
+        final = folder / content_digest(x, targets, keywords.get("weights"))
+        return open_dataset(final) if final.exists() else write_dataset(final, x, targets, overwrite=True, **keywords)
+    # the content of a dask array is known when it is written; a path is never given to other content
+    arriving = folder / f"arriving-{uuid4().hex}"
+    try:
+        final = folder / write_dataset(arriving, x, targets, **keywords).digest[:16]
+        if not final.exists():
+            os.replace(arriving, final)
+    finally:
+        remove(arriving)
+    return open_dataset(final)
 
 
 def _tile_rows(map: FeatureMap, row_shape: tuple[int, ...], n: int, itemsize: int, budget: int | None) -> int:

@@ -64,6 +64,10 @@ class RidgeOptions:
         """One alpha needs no spectrum: Cholesky takes a twentieth of the time."""
         return self.solver == "cholesky" or (self.solver == "auto" and len(self.alphas) == 1)
 
+    def n_groups(self, n_folds: int) -> int:
+        """Into how many groups the rows are dealt for choosing alpha: 1 where there is nothing to choose or no need."""
+        return 1 if len(self.alphas) == 1 else {"kfold": n_folds, "holdout": 2}.get(self.selection, 1)
+
     @property
     def leaves_one_out(self) -> bool:
         """Whether the streamed pass of leave-one-out is needed: there is something to choose."""

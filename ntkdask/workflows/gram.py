@@ -51,7 +51,7 @@ class _SlabTask:
         started = time.perf_counter()
         sums = accumulate(self.stream, tile, self.k)
         if self.url is None:
-            return sums
+            return sums.to_host()
         packed = sums.pack()[None, :]
         del sums
         return TileStore.open(self.url).commit((tile.index[0], 0), packed, started)
@@ -83,7 +83,7 @@ def accumulate(stream: FeatureStream, tile: Tile, k: int) -> GramSums:
         if sums is None:
             sums = GramSums.zeros(batch.phi.shape[1], k, batch.phi)
             if batch.phi.dtype == np.float32 and isinstance(batch.phi, np.ndarray):
-                product = np.empty((batch.phi.shape[1],) * 2, np.float32, order="F")
+                product = np.zeros((batch.phi.shape[1],) * 2, np.float32, order="F")
         sums.add(batch.phi, batch.y, batch.weights, product)
     return GramSums.zeros(stream.n_components, k) if sums is None else sums
 

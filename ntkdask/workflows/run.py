@@ -35,7 +35,7 @@ from ntkdask.workflows.budget import Costs, Resources, RidgePlan, RidgeShape, co
 from ntkdask.workflows.fit_ridge import RidgeFit, RidgeOptions, fit_ridge
 from ntkdask.workflows.predict import evaluate, predict
 from ntkdask.workflows.progress import Listener, Record, Silent
-from ntkdask.workflows.split import deal, group_rows, hold_out, state_of
+from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS, deal, deal_inner, group_rows, hold_out, state_of
 
 NUMERICS = 1
 """Raised when a change makes equal parameters give other numbers; part of every fingerprint."""
@@ -61,8 +61,8 @@ class RidgeJob:
     steps: tuple[Step, ...]
     features: FeatureMap | None
     options: RidgeOptions
-    inner_folds: int = 5
-    holdout: float = 0.2
+    inner_folds: int = INNER_FOLDS
+    holdout: float = HOLDOUT
     seed: int = 0
     plan: Plan = field(default_factory=Plan)
 
@@ -100,9 +100,7 @@ class RidgeJob:
     @property
     def n_inner(self) -> int:
         """Into how many groups training rows are dealt for choosing alpha."""
-        if len(self.options.alphas) == 1:
-            return 1
-        return {"kfold": self.inner_folds, "holdout": 2}.get(self.options.selection, 1)
+        return self.options.n_groups(self.inner_folds)
 
     def shape(self) -> RidgeShape:
         """What the plan depends on."""
@@ -132,7 +130,7 @@ def open_job_data(url: str | None, train: str | None, test: str | None, split: A
                 raise JobError(
                     f"{url} has parts {', '.join(parts)} and the job has a split: use one of them as url, or drop the split."
                 )
-            return _labelled(parts["all"]), None
+            return require_labels(parts["all"]), None
         if not {"train", "test"} <= set(parts):
             raise JobError(
                 f"{url} has no train and test parts: add split = {{ test = 0.2 }} or {{ folds = 5 }} to [data]."
@@ -148,7 +146,8 @@ def _only(url: str | None) -> Dataset:
     return parts["all"]
 
 
-def _labelled(data: Dataset) -> Dataset:
+def require_labels(data: Dataset) -> Dataset:
+    """`data` when it has targets, and classes in the plural; InputError otherwise."""
     if data.kind == "unlabelled":
         raise InputError(f"dataset {data.url} has no targets. Import it again with them (--target).")
     counts = [c for c in dict(data.provenance.get("counts") or {}).values() if c]
@@ -164,7 +163,7 @@ def _compatible(train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
             raise InputError(
                 f"train and test disagree: {name} is {a} in {train.url} and {b} in {test.url}. Import both the same way."
             )
-    return _labelled(train), _labelled(test)
+    return require_labels(train), require_labels(test)
 
 
 class Fold(NamedTuple):
@@ -224,7 +223,7 @@ def run_ridge(
         sizes, costs = job.plan_for(resources)
         # the first run's sizes and threads, whatever cluster goes on with it: they decide the bits
         plan = RidgePlan(**record.once("plan", sizes.to_json))
-        _require_disk(folder, costs)
+        require_disk(folder, costs)
         folds = _folds(job, folder, record, client)
         rows = [_run_fold(job, i, fold, folder, plan, record, client, recorder) for i, fold in enumerate(folds)]
         recorder.finish()
@@ -274,7 +273,7 @@ def _folds(job: RidgeJob, folder: Path, record: Record, client: Any) -> list[Fol
     inner, train_url = job.n_inner, job.train.url
     rows = DatasetRows(train_url, url)
     if job.test is not None:
-        groups = [(i,) for i in range(inner)]
+        groups: list[tuple[int, ...]] = [(i,) for i in range(inner)]
         return [Fold(rows.select(*range(inner)), groups, DatasetRows(job.test.url))]
     outer = job.n_outer if job.split and job.split.folds else 2
     folds = []
@@ -294,14 +293,13 @@ def _deal(job: RidgeJob, folder: Path, client: Any) -> str:
     elif job.split is not None and job.split.test:
         outer = hold_out(groups, job.split.test, shuffle=job.split.shuffle, seed=job.seed, path=("split", "outer"))
     inner = np.zeros(len(groups), np.int16)
-    if job.n_inner > 1 and job.options.selection == "kfold":
-        inner = deal(groups, job.n_inner, shuffle=True, seed=job.seed, path=("split", "inner"))
-    elif job.n_inner > 1:
-        inner = hold_out(groups, job.holdout, shuffle=True, seed=job.seed, path=("split", "inner"))
+    if job.n_inner > 1:
+        inner = deal_inner(groups, job.options.selection, job.n_inner, job.holdout, job.seed)
     return save_state(folder / "state", state_of(outer * job.n_inner + inner))
 
 
-def _require_disk(folder: Path, costs: Costs) -> None:
+def require_disk(folder: Path, costs: Costs) -> None:
+    """DiskSpaceError, with the numbers, when `folder` has less room than a run writes."""
     free = free_bytes(folder)
     if costs.disk_bytes > free:
         raise DiskSpaceError(

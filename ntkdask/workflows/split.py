@@ -19,6 +19,8 @@ from ntkdask.rows import PART, Rows
 from ntkdask.tiles import Tile, row_tiles
 
 HASH_ROWS = 16384
+INNER_FOLDS, HOLDOUT = 5, 0.2
+"""How training rows are dealt to choose alpha, unless a job says otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,14 @@ def hold_out(groups: np.ndarray, fraction: float, *, shuffle: bool, seed: int, p
     if part.all() or not part.any():
         raise InputError(f"a held-out fraction of {fraction} leaves one side of {names.size} distinct rows empty.")
     return part[inverse]
+
+
+def deal_inner(groups: np.ndarray, selection: str, n_folds: int, fraction: float, seed: int) -> np.ndarray:
+    """(n,) int16 parts for choosing alpha: `n_folds` folds for "kfold", 1 for the held-out `fraction` for "holdout"."""
+    path: seeds.Path = ("split", "inner")
+    if selection == "kfold":
+        return deal(groups, n_folds, shuffle=True, seed=seed, path=path)
+    return hold_out(groups, fraction, shuffle=True, seed=seed, path=path)
 
 
 def state_of(parts: np.ndarray) -> dict[str, np.ndarray]:

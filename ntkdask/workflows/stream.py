@@ -62,7 +62,7 @@ class FeatureStream:
         x = preprocess(to_device(np.asarray(batch.x), self.device))
         require_finite(x, batch.numbers)
         phi = x.reshape(x.shape[0], -1) if self.map is None else self.map(x)
-        if phi is batch.x or phi.base is batch.x:
+        if isinstance(phi, np.ndarray) and np.may_share_memory(phi, batch.x):
             phi = phi.copy()  # the accumulator scales by weights in place: never the user's array
         y = None if not with_targets or batch.targets is None else to_device(self._encoded(batch), self.device)
         weights = None if batch.weights is None else to_device(np.asarray(batch.weights, np.float64), self.device)

@@ -1,0 +1,198 @@
+"""NTKRandomFeatures against a dense float64 twin with the same weights; its errors; spherical against Gaussian sampling."""
+
+import math
+
+import numpy as np
+import pytest
+from contracts import BIASED, FROZEN_ENDS, FROZEN_READOUT, GENERAL, rows
+from reference import dense_tensor_srht, ntk_random_features
+
+from ntkdask import seeds
+from ntkdask.activations import ActivationFunction, ReLU
+from ntkdask.errors import InputError
+from ntkdask.features import ArcCosineFeatures, NTKRandomFeatures
+from ntkdask.features.hadamard import padded_size
+from ntkdask.features.ntk_random import default_widths
+from ntkdask.networks import Activation, Dense, Network, fully_connected
+
+TOLERANCE = {"float32": 3e-6, "float64": 1e-12}
+FROZEN_MIDDLE = Network(
+    (Dense(), Activation(), Dense(1.3, 0.2, trainable=False), Activation(), Dense(0.5, 0.1, trainable=False), Activation())
+    + (Dense(2.0, 0.3),)
+)
+FROZEN_START = Network((Dense(2.0, 0.1, trainable=False), Activation(), Dense(0.3, 0.0, trainable=False), Activation(), Dense()))
+NETWORKS = {
+    "depth 1": fully_connected(1),
+    "depth 2": fully_connected(2),
+    "depth 3": fully_connected(3),
+    "biases": BIASED,
+    "depth 3 with biases": fully_connected(3, weight_variance=1.4, bias_variance=0.2),
+    "raw": fully_connected(2, normalize=False, weight_variance=2.0, scale_inputs=True),
+    "frozen ends": FROZEN_ENDS,
+    "frozen readout": FROZEN_READOUT,
+    "frozen middle": FROZEN_MIDDLE,
+    "frozen start": FROZEN_START,
+    "general": GENERAL,
+}
+
+
+def plain(network):
+    """The layers as `reference` takes them."""
+    return [
+        ("dense", layer.weight_variance, layer.bias_variance, layer.trainable)
+        if isinstance(layer, Dense)
+        else ("relu", layer.normalize)
+        for layer in network.layers
+    ]
+
+
+def twin(feature_map, x):
+    """The same map from dense matrices, with the streams that the map documents."""
+    seed, widths, last = feature_map.seed, feature_map.widths, feature_map.network.layers[-1]
+    depth = feature_map.network.depth
+
+    def step_weights(h, d):
+        return seeds.normals(seed, ("ntk", h, "step"), d, widths.step)
+
+    def relu_weights(h, d):
+        path = ("ntk", h, "relu")
+        if feature_map.sampling == "spherical":
+            return math.sqrt(2 * d / widths.relu) * seeds.sphere(seed, path, d, widths.relu)
+        return math.sqrt(2 / widths.relu) * seeds.normals(seed, path, d, widths.relu)
+
+    def sketch(h, step, psi):
+        m = feature_map.n_components if h + 1 == depth and not last.trainable else widths.sketch
+        path, signs, picked = ("ntk", h, "sketch"), [], []
+        for k, part in enumerate((step, psi)):
+            size = padded_size(part.shape[1])
+            signs.append(seeds.signs(seed, (*path, "signs", k), size))
+            picked.append(seeds.balanced_integers(seed, (*path, "rows", k), size, m))
+        return dense_tensor_srht(step, psi, signs, picked)
+
+    network = feature_map.network
+    return ntk_random_features(plain(network), x, network.scale_inputs, step_weights, relu_weights, sketch)
+
+
+@pytest.mark.parametrize("sampling", ["gaussian", "spherical"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_against_the_dense_twin(name, sampling):
+    feature_map = NTKRandomFeatures(NETWORKS[name], n_components=50, seed=3, sampling=sampling)
+    x = rows(12)
+    expected = twin(feature_map, x)
+    assert expected.shape == (12, 50)
+    for dtype, tolerance in TOLERANCE.items():
+        out = feature_map(x.astype(dtype))
+        assert np.abs(out - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_against_the_dense_twin_with_chosen_widths():
+    feature_map = NTKRandomFeatures(fully_connected(2, bias_variance=0.1), 70, seed=1, n_step=37, n_relu=20)
+    assert (feature_map.widths.step, feature_map.widths.relu, feature_map.widths.sketch) == (37, 20, 49)
+    x = rows(6)
+    expected = twin(feature_map, x)
+    assert np.abs(feature_map(x) - expected).max() <= TOLERANCE["float64"] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("n_components", [2, 3, 17, 64])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_widths_fill_the_components(name, n_components):
+    """m₁ + m_s (+ 1 for a bias of the last layer) = n_components, at every depth."""
+    network = NETWORKS[name]
+    bias = int(network.layers[-1].bias_variance > 0)
+    feature_map = NTKRandomFeatures(network, n_components + bias)
+    widths = feature_map.widths
+    if network.layers[-1].trainable:
+        assert widths.relu + widths.sketch + bias == n_components + bias
+    assert feature_map(rows(3)).shape == (3, n_components + bias)
+
+
+def test_default_widths():
+    assert default_widths(8192) == (4096, 4096)
+    assert default_widths(1) == (1, 1)
+
+
+def test_a_frozen_start_is_the_last_layers_arc_cosine_features():
+    """Only the readout trains: the NTK is the covariance of the last layer, no sketch is drawn."""
+    network = Network((Dense(trainable=False), Activation(), Dense()))
+    feature_map = NTKRandomFeatures(network, 40, sampling="spherical")
+    assert feature_map.widths.sketch == 0
+    x = rows(6)
+    np.testing.assert_allclose(feature_map.target(x), ArcCosineFeatures(1).target(x), atol=1e-12)
+    np.testing.assert_allclose(feature_map(x), twin(feature_map, x), atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda s: ArcCosineFeatures(64, 1, 0, s), lambda s: NTKRandomFeatures(BIASED, 64, 0, sampling=s)])
+def test_spherical_sampling_has_the_smaller_variance(make):
+    """At d = 6; Gaussian directions add the spread of ‖w‖², which leverage-score sampling takes out."""
+    x, variance = rows(6)[[0, 2, 5]], {}
+    for sampling in ("gaussian", "spherical"):
+        features = (make(sampling).replace(seed=seed)(x) for seed in range(600))
+        variance[sampling] = np.var([np.diag(phi @ phi.T) for phi in features], axis=0, ddof=1).sum()
+    # a ratio of sample variances of 600 has a standard error of about 8 %; four of them below 1
+    assert variance["spherical"] < 0.75 * variance["gaussian"]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_features_are_homogeneous_without_biases(scale):
+    feature_map, x = NTKRandomFeatures(fully_connected(2), 40), rows(6)
+    np.testing.assert_allclose(feature_map(scale * x), scale * feature_map(x), rtol=1e-12, atol=1e-13 * scale)
+
+
+def test_a_bias_is_a_constant_component():
+    phi = NTKRandomFeatures(BIASED, 41)(rows(6))
+    constant = (phi == math.sqrt(0.3)).all(axis=0)
+    assert constant.sum() == 1
+
+
+def test_zero_rows_have_zero_features_without_biases():
+    phi = NTKRandomFeatures(fully_connected(2), 40)(rows(6))
+    assert (phi[1] == 0).all()
+    assert (np.abs(phi[0]) > 0).any()
+
+
+class Square(ActivationFunction):
+    """σ(t) = t², not a ReLU."""
+
+    def dual(self, a, b, c):
+        return a * a * b * b * (1 + 2 * c * c)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("relu", "network is 'relu'; give a Network"),
+        (fully_connected(0), "0 activations and 1 layers"),
+        (Network((Dense(), Activation())), "1 activations and 2 layers"),
+        (Network((Dense(), Dense(), Activation(), Dense())), "layer 1 is Dense.*Dense and Activation in turn"),
+        (Network((Dense(), Activation(Square()), Dense())), "layer 1 is .*Square.*are for relu"),
+        (Network((Dense(trainable=False), Activation(ReLU()), Dense(trainable=False))), "no layer .* is trainable"),
+    ],
+)
+def test_other_networks_are_refused(network, message):
+    with pytest.raises(InputError, match=message):
+        NTKRandomFeatures(network, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_components": 1}, "leaves 0 sketched components beside n_relu=1.*n_components >= 2"),
+        ({"n_components": 8, "n_relu": 8}, "leaves 0 sketched components"),
+        ({"n_components": 8, "n_relu": 0}, "n_relu is 0"),
+        ({"n_components": 8, "n_step": -1}, "n_step is -1"),
+        ({"n_components": 8, "n_step": 2.5}, "n_step is 2.5"),
+        ({"n_components": 8, "sampling": "sphericle"}, "unknown sampling 'sphericle'; did you mean 'spherical'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        NTKRandomFeatures(fully_connected(1), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"order": 2}, "order is 2"), ({"sampling": "x"}, "unknown sampling"), ({"n_components": 0}, "n_components is 0")],
+)
+def test_bad_arguments_of_arc_cosine_features_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ArcCosineFeatures(**{"n_components": 8, **arguments})

@@ -1,0 +1,552 @@
+"""Tiles and states: whole or not there, refused when they are another's, named when they are damaged."""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ntkdask import cache, store
+from ntkdask.errors import DamagedTileError, DiskSpaceError, FingerprintError, StoreError
+from ntkdask.store import RECEIPTS, Receipt, TileStore
+
+SHAPE, TILE = (10, 7), (4, 3)  # 3 × 3 tiles, ragged on both axes
+PARAMETERS = {"seed": 0, "map": {"type": "NTKSketch", "n_components": 7}}
+
+
+def create(path: Path, **changes) -> TileStore:
+    options = {"shape": SHAPE, "tile_shape": TILE, "dtype": "float64", "fingerprint": PARAMETERS}
+    return TileStore.create(path, **{**options, **changes})
+
+
+def values() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=SHAPE)
+
+
+def fill(tiles: TileStore, indices=None) -> np.ndarray:
+    """Commit and record tiles of `values()`."""
+    full = values()
+    for index in tiles.indices() if indices is None else indices:
+        tiles.record(tiles.commit(index, np.ascontiguousarray(full[tiles.slices(index)])))
+    return full
+
+
+def flip_byte(path: Path, position: int = 5) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def spawn(target, *arguments) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.005)
+
+
+# tiles
+
+
+def test_commit_record_read(tmp_path):
+    tiles = create(tmp_path / "k")
+    assert tiles.grid == (3, 3)
+    assert tiles.pending() == tiles.indices()
+    full = fill(tiles)
+    assert tiles.pending() == []
+    for index in tiles.indices():
+        assert np.array_equal(tiles.read(index), full[tiles.slices(index)])
+    assert np.array_equal(tiles.zarr_array()[...], full)
+    again = TileStore.open(tmp_path / "k")
+    assert again.receipts == tiles.receipts
+    assert again.pending() == []
+    assert again.damaged() == []
+
+
+def test_tiles_cover_every_entry_once(tmp_path):
+    tiles = create(tmp_path / "k")
+    count = np.zeros(SHAPE, int)
+    for index in tiles.indices():
+        count[tiles.slices(index)] += 1
+    assert (count == 1).all()
+
+
+@pytest.mark.parametrize(("shape", "tile_shape"), [((1, 1), (1, 1)), ((1, 5), (4, 9)), ((5, 0), (2, 4))])
+def test_degenerate_shapes(tmp_path, shape, tile_shape):
+    tiles = create(tmp_path / "k", shape=shape, tile_shape=tile_shape)
+    for index in tiles.indices():
+        tiles.record(tiles.commit(index, np.ones([s.stop - s.start for s in tiles.slices(index)])))
+    assert TileStore.open(tmp_path / "k").pending() == []
+
+
+def test_a_chunk_without_receipt_is_pending(tmp_path):
+    tiles = create(tmp_path / "k")
+    tiles.commit((1, 1), values()[tiles.slices((1, 1))])
+    assert TileStore.open(tmp_path / "k").pending() == tiles.indices()
+
+
+def test_a_receipt_without_chunk_is_pending_and_named(tmp_path):
+    tiles = create(tmp_path / "k")
+    fill(tiles)
+    tiles.chunk_path((2, 0)).unlink()
+    reopened = create(tmp_path / "k")
+    assert reopened.pending() == [(2, 0)]
+    assert reopened.damaged() == [(2, 0)]
+    # Zarr itself would read zeros
+    with pytest.raises(DamagedTileError, match=r"tile \(2, 0\) .* is not there"):
+        reopened.read((2, 0))
+
+
+@pytest.mark.parametrize("position", [0, 5, -1])
+def test_a_flipped_bit_is_found_and_named(tmp_path, position):
+    tiles = create(tmp_path / "k")
+    full = fill(tiles)
+    flip_byte(tiles.chunk_path((0, 1)), position)
+    assert tiles.damaged() == [(0, 1)]
+    with pytest.raises(DamagedTileError, match=r"tile \(0, 1\) .* is damaged"):
+        tiles.read((0, 1))
+    tiles.forget(tiles.damaged())
+    reopened = create(tmp_path / "k")
+    assert reopened.pending() == [(0, 1)]
+    fill(reopened, [(0, 1)])
+    assert reopened.damaged() == []
+    assert np.array_equal(reopened.zarr_array()[...], full)
+
+
+def test_a_truncated_chunk_is_found(tmp_path):
+    tiles = create(tmp_path / "k")
+    fill(tiles)
+    chunk = tiles.chunk_path((1, 0))
+    chunk.write_bytes(chunk.read_bytes()[:40])
+    assert tiles.damaged() == [(1, 0)]
+
+
+def test_a_whole_chunk_of_another_tile_is_found(tmp_path):
+    """Its own CRC fits, the receipt's does not."""
+    tiles = create(tmp_path / "k")
+    fill(tiles)
+    tiles.chunk_path((0, 0)).write_bytes(tiles.chunk_path((1, 1)).read_bytes())
+    assert tiles.damaged() == [(0, 0)]
+
+
+def test_tiles_of_zeros_are_written(tmp_path):
+    tiles = create(tmp_path / "k")
+    index = (0, 0)
+    tiles.record(tiles.commit(index, np.zeros((4, 3))))
+    assert tiles.chunk_path(index).exists()
+    assert index not in TileStore.open(tmp_path / "k").pending()
+    # overwriting a tile by zeros must not delete it either
+    tiles.record(tiles.commit(index, np.ones((4, 3))))
+    tiles.record(tiles.commit(index, np.zeros((4, 3))))
+    assert np.array_equal(tiles.read(index), np.zeros((4, 3)))
+    assert tiles.damaged() == []
+
+
+def test_discard_frees_the_chunk_and_is_remembered(tmp_path):
+    tiles = create(tmp_path / "k")
+    fill(tiles)
+    tiles.discard((0, 0))
+    tiles.discard((0, 0))
+    for one in (tiles, TileStore.open(tmp_path / "k")):
+        assert (0, 0) in one.pending()
+        assert not one.chunk_path((0, 0)).exists()
+    fill(tiles, [(0, 0)])
+    assert TileStore.open(tmp_path / "k").pending() == []
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [(np.zeros((4, 4)), r"got \(4, 4\) float64"), (np.zeros((4, 3), np.float32), r"float32, expected \(4, 3\) float64")],
+)
+def test_a_tile_of_another_shape_or_dtype_is_refused(tmp_path, array, words):
+    tiles = create(tmp_path / "k")
+    with pytest.raises(StoreError, match=words):
+        tiles.commit((0, 0), array)
+    assert not tiles.chunk_path((0, 0)).exists()
+
+
+def test_checksum_is_of_the_bytes_in_c_order():
+    array = np.arange(12.0).reshape(3, 4)
+    assert store.checksum(array) == store.checksum(np.asfortranarray(array))
+    assert store.checksum(array) != store.checksum(array.T)
+    assert store.checksum(np.frombuffer(b"123456789", np.uint8)) == 0xE3069283  # the CRC-32C check value
+    large = np.random.default_rng(1).integers(0, 256, 3 * 2**20 + 17, dtype=np.uint8)  # several pieces
+    changed = large.copy()
+    changed[-1] ^= 1
+    assert store.checksum(large) != store.checksum(changed)
+
+
+# fingerprints
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"fingerprint": {**PARAMETERS, "seed": 1}}, "seed: stored 0, asked 1"),
+        (
+            {"fingerprint": {**PARAMETERS, "map": {"type": "NTKSketch", "n_components": 8}}},
+            "map.n_components: stored 7, asked 8",
+        ),
+        ({"fingerprint": {**PARAMETERS, "data": "ab"}}, "data: stored None, asked 'ab'"),
+        ({"dtype": "float32"}, "dtype: stored 'float64', asked 'float32'"),
+        ({"tile_shape": (5, 3)}, r"tile_shape: stored \[4, 3\], asked \[5, 3\]"),
+        ({"shape": (11, 7)}, r"shape: stored \[10, 7\], asked \[11, 7\]"),
+    ],
+)
+def test_another_fingerprint_is_refused_by_key(tmp_path, changes, line):
+    fill(create(tmp_path / "k"))
+    with pytest.raises(FingerprintError, match=line) as refusal:
+        create(tmp_path / "k", **changes)
+    assert len([row for row in str(refusal.value).splitlines() if "stored" in row]) == 1
+    assert "--overwrite" in str(refusal.value)
+    assert create(tmp_path / "k").pending() == []
+    assert len(create(tmp_path / "k", overwrite=True, **changes).receipts) == 0
+
+
+def test_equal_fingerprints_open_tuples_and_numpy_numbers(tmp_path):
+    create(tmp_path / "k", fingerprint={"alphas": (0.1, 1e-300, 1 / 3), "n": 3})
+    create(tmp_path / "k", fingerprint={"alphas": [0.1, 1e-300, 1 / 3], "n": 3})
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/k", "gs://bucket/k", "http://host/k"])
+def test_remote_schemes_are_refused(url):
+    with pytest.raises(StoreError, match="Give a path"):
+        create(url)
+
+
+def test_file_scheme_is_a_path(tmp_path):
+    assert create(f"file://{tmp_path}/k").path == tmp_path / "k"
+
+
+def test_what_is_no_tile_store_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="holds no Zarr array"):
+        TileStore.open(tmp_path / "nothing")
+    store.create_array(tmp_path / "plain", (3,), (3,), "float64")
+    with pytest.raises(StoreError, match="no fingerprint"):
+        TileStore.open(tmp_path / "plain")
+
+
+# a driver that is killed
+
+
+def test_a_torn_receipt_is_pending_and_the_next_ones_count(tmp_path):
+    tiles = create(tmp_path / "k")
+    fill(tiles)
+    manifest = tmp_path / "k" / RECEIPTS
+    whole = manifest.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    for kept in range(len(last)):  # killed after any number of bytes
+        manifest.write_bytes(whole[: len(whole) - len(last) + kept])
+        resumed = create(tmp_path / "k")
+        # a line that only lacks its end is a receipt
+        assert resumed.pending() == ([] if kept == len(last) - 1 else [(2, 2)])
+        fill(resumed, [(2, 2)])
+        assert TileStore.open(tmp_path / "k").pending() == []
+
+
+def test_readers_never_write_the_manifest(tmp_path):
+    """A worker or `ntkdask status` may look while the driver is in the middle of a line."""
+    tiles = create(tmp_path / "k")
+    fill(tiles)
+    manifest = tmp_path / "k" / RECEIPTS
+    with open(manifest, "ab") as driver:
+        driver.write(b'{"index": [0, 0], "chec')
+        driver.flush()
+        before = manifest.stat()
+        assert len(TileStore.open(tmp_path / "k").receipts) == 9
+        after = manifest.stat()
+        assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+        driver.write(b'ksum": 7}\n')
+    assert TileStore.open(tmp_path / "k").receipts[(0, 0)].checksum == 7
+
+
+def test_garbage_lines_are_skipped(tmp_path):
+    tiles = create(tmp_path / "k")
+    fill(tiles)
+    with open(tmp_path / "k" / RECEIPTS, "a") as manifest:
+        manifest.write('\n{"index": [0, 0]}\nnull\n[1]\n{"later_format": true}\n')
+    assert TileStore.open(tmp_path / "k").receipts == tiles.receipts
+
+
+# several writers, and kills
+
+
+def _commit_many(path: Path, value: float, times: int) -> None:
+    tiles = TileStore.open(path)
+    for _ in range(times):
+        tiles.commit((0, 0), np.full(tiles.tile_shape, value))
+
+
+def test_concurrent_commits_of_one_tile_leave_a_whole_one(tmp_path):
+    create(tmp_path / "k", shape=(256, 256), tile_shape=(256, 256))
+    writers = [spawn(_commit_many, tmp_path / "k", float(i), 15) for i in range(1, 4)]
+    seen = set()
+    while any(w.is_alive() for w in writers):
+        with contextlib.suppress(DamagedTileError):  # before the first commit
+            seen |= set(np.unique(TileStore.open(tmp_path / "k").read((0, 0))))
+    assert [w.exitcode for w in writers] == [0, 0, 0]
+    final = np.unique(TileStore.open(tmp_path / "k").read((0, 0)))
+    assert final.size == 1
+    assert seen | set(final) <= {1.0, 2.0, 3.0}
+    assert not list((tmp_path / "k").rglob("*.partial"))
+
+
+def test_a_kill_during_commits_leaves_no_torn_chunk(tmp_path):
+    tiles = create(tmp_path / "k", shape=(512, 512), tile_shape=(512, 512))
+    chunk = tiles.chunk_path((0, 0))
+    rng = np.random.default_rng(0)
+    for attempt in range(8):
+        before = chunk.stat().st_mtime_ns if chunk.exists() else 0
+        writer = spawn(_commit_many, tmp_path / "k", float(attempt), 10**6)
+        wait_until(lambda before=before: chunk.exists() and chunk.stat().st_mtime_ns != before)
+        time.sleep(rng.uniform(0, 0.005))  # where in a write the kill falls, not whether
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        assert np.unique(tiles.read((0, 0))).tolist() == [float(attempt)]
+
+
+def test_sweep_takes_old_debris_alone(tmp_path):
+    tiles = create(tmp_path / "k")
+    fill(tiles)
+    old, new = tmp_path / "k" / "c" / "0" / "1.0abc.partial", tmp_path / "k" / ".receipts.jsonl.1.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert store.sweep(tmp_path) == 1
+    assert not old.exists()
+    assert new.exists()
+    assert tiles.damaged() == []
+
+
+# states
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    return {
+        "weights": rng.normal(size=(30, 4)),
+        "fortran": np.asfortranarray(rng.normal(size=(6, 5)).astype(np.float32)),
+        "scalar": np.array(2.5),
+        "count": np.array(3, np.int64),
+        "empty": np.empty((0, 3)),
+        "0.mean": np.zeros(4),
+    }
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache():
+    cache.shared.clear()
+    yield
+    cache.shared.clear()
+
+
+def test_states_round_trip(tmp_path):
+    attributes = {"alpha": 1 / 3, "steps": [{"type": "Center"}], "none": None}
+    url = store.save_state(tmp_path / "state", arrays(), attributes)
+    found, kept = store.load_state(url)
+    assert kept == attributes
+    assert found.keys() == arrays().keys()
+    for name, array in arrays().items():
+        assert found[name].dtype == array.dtype
+        assert np.array_equal(found[name], array)
+    assert not store.state_is_damaged(Path(url))
+    assert store.states(tmp_path) == [Path(url)]
+
+
+def test_equal_content_has_an_equal_address_and_is_written_once(tmp_path):
+    url = store.save_state(tmp_path, arrays(), {"a": 1, "b": 2})
+    before = {p: p.stat().st_mtime_ns for p in Path(url).rglob("*")}
+    assert store.save_state(tmp_path, dict(reversed(arrays().items())), {"b": 2, "a": 1}) == url
+    assert {p: p.stat().st_mtime_ns for p in Path(url).rglob("*")} == before
+
+
+def test_other_content_has_another_address(tmp_path):
+    nudged = arrays()
+    nudged["weights"][0, 0] = np.nextafter(nudged["weights"][0, 0], np.inf)
+    others = [
+        nudged,
+        arrays() | {"scalar": np.array(2.5, np.float32)},
+        arrays() | {"weights": arrays()["weights"].reshape(4, 30)},
+        {("other" if name == "weights" else name): a for name, a in arrays().items()},
+        {name: a for name, a in arrays().items() if name != "empty"},
+    ]
+    urls = [store.save_state(tmp_path, a) for a in [arrays(), *others]]
+    assert len({*urls, store.save_state(tmp_path, arrays(), {"a": 1})}) == 7
+
+
+def test_a_damaged_state_is_found_and_named(tmp_path):
+    url = Path(store.save_state(tmp_path, arrays()))
+    flip_byte(url / "weights" / "c" / "0" / "0")
+    assert store.state_is_damaged(url)
+    with pytest.raises(DamagedTileError, match=url.name):
+        store.load_state(str(url))
+
+
+@pytest.mark.parametrize("lost", ["weights/c/0/0", "scalar/c", "weights/zarr.json", "weights", "zarr.json"])
+def test_a_state_that_lost_a_file_is_damaged(tmp_path, lost):
+    """Zarr reads a chunk that is not there as zeros: a model of zeros would predict without a word."""
+    url = Path(store.save_state(tmp_path, arrays()))
+    store.remove(url / lost)
+    assert store.state_is_damaged(url)
+    if lost != "weights":  # whoever loads it asks for the array by name
+        with pytest.raises((DamagedTileError, StoreError)):
+            store.load_state(str(url))
+
+
+def test_a_state_that_lost_a_file_can_be_saved_again(tmp_path):
+    url = Path(store.save_state(tmp_path, arrays()))
+    store.remove(url)
+    assert store.save_state(tmp_path, arrays()) == str(url)
+    assert not store.state_is_damaged(url)
+
+
+# one driver at a time
+
+HOLD = """
+import sys, time
+from ntkdask.store import exclusive
+with exclusive(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_driver(tmp_path):
+    with store.exclusive(tmp_path):
+        with pytest.raises(StoreError, match="in use by another run"), store.exclusive(tmp_path):
+            pass
+    with store.exclusive(tmp_path / "new" / "run"):
+        pass
+
+
+def test_the_lock_goes_with_a_killed_process(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StoreError, match="in use by another run"), store.exclusive(tmp_path):
+            pass
+        holder.kill()
+        holder.wait(20)
+    with store.exclusive(tmp_path):
+        pass
+
+
+# the operating system says no
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("")
+    for action in (
+        lambda: create(tmp_path / "file" / "k"),
+        lambda: store.write_text(tmp_path / "file" / "record.json", "{}"),
+        lambda: store.exclusive(tmp_path / "file" / "run").__enter__(),
+        lambda: store.save_state(tmp_path / "file", arrays()),
+    ):
+        with pytest.raises(StoreError, match=r"a file stands in the way|no permission"):
+            action()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.EACCES, StoreError, "no permission to write"),
+        (errno.EROFS, StoreError, "no permission to write"),
+        (errno.ENOSPC, DiskSpaceError, "everything committed so far is kept"),
+        (errno.EDQUOT, DiskSpaceError, "no space left"),
+    ],
+)
+def test_refusals_to_write_say_what_to_do(tmp_path, monkeypatch, number, kind, words):
+    tiles = create(tmp_path / "k")
+    fill(tiles, [(0, 0)])
+    replace = os.replace
+
+    def refuse(source, target, **keywords):
+        if str(target).startswith(str(tmp_path)):
+            raise OSError(number, os.strerror(number), str(target))
+        return replace(source, target, **keywords)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(Path, "replace", lambda source, target: refuse(source, target))
+    with pytest.raises(kind, match=words) as refusal:
+        tiles.commit((0, 1), np.ones((4, 3)))
+    assert refusal.type is kind
+    assert isinstance(refusal.value.__cause__, OSError)
+    monkeypatch.undo()
+    resumed = create(tmp_path / "k")
+    assert (0, 0) not in resumed.pending()
+    assert (0, 1) in resumed.pending()
+
+
+def _fill_a_limited_disk(path: Path, answers) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+    try:
+        TileStore.open(path).commit((0, 0), np.ones((256, 256)))
+    except DiskSpaceError as error:
+        answers.put(str(error))
+
+
+def test_a_file_that_may_not_grow(tmp_path):
+    """A real write that the kernel cuts short: no chunk, no debris that counts, an error that says so."""
+    create(tmp_path / "k", shape=(256, 256), tile_shape=(256, 256))
+    answers = multiprocessing.get_context("fork").Queue()
+    writer = spawn(_fill_a_limited_disk, tmp_path / "k", answers)
+    assert "no space left" in answers.get(timeout=20)
+    writer.join()
+    assert TileStore.open(tmp_path / "k").pending() == [(0, 0)]
+
+
+def test_other_errors_of_the_system_pass(tmp_path):
+    with pytest.raises(InterruptedError), store.writing(tmp_path):
+        raise InterruptedError(errno.EINTR, "interrupted")
+
+
+def test_free_bytes_of_what_is_not_there_yet(tmp_path):
+    here = os.statvfs(tmp_path)
+    assert store.free_bytes(tmp_path / "a" / "b") == pytest.approx(here.f_bavail * here.f_frsize, rel=0.05)
+
+
+def test_remove(tmp_path):
+    (tmp_path / "file").write_text("x")
+    fill(create(tmp_path / "k"))
+    (tmp_path / "link").symlink_to(tmp_path / "k")
+    store.remove(tmp_path / "link")
+    assert (tmp_path / "k" / "zarr.json").exists()
+    for name in ("file", "k", "nothing"):
+        store.remove(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_tile_store_of_a_folder(tmp_path):
+    paths = [create(tmp_path / "fold-0" / name).path for name in ("gram-0", "predictions")]
+    store.save_state(tmp_path / "state", arrays())
+    store.create_array(tmp_path / "plain", (3,), (3,), "float64")
+    assert [s.path for s in store.tile_stores(tmp_path)] == paths
+
+
+def test_content_digest():
+    x = np.arange(6.0).reshape(2, 3)
+    assert store.content_digest(x) == store.content_digest(np.asfortranarray(x), None)
+    others = [x.astype(np.float32), x.reshape(3, 2), x + 1, x.T]
+    assert len({store.content_digest(o) for o in [x, *others]}) == 5
+
+
+def test_receipts_are_json(tmp_path):
+    tiles = create(tmp_path / "k")
+    tiles.record(Receipt((0, 1), 7, 0.5, 2**40, "tcp://a:1"))
+    line = json.loads((tmp_path / "k" / RECEIPTS).read_text())
+    assert line == {"index": [0, 1], "checksum": 7, "seconds": 0.5, "peak_bytes": 2**40, "worker": "tcp://a:1"}
