@@ -332,7 +332,8 @@ class TileStore:
             return np.asarray(open_array(self.path)[self.slices(index)])
         except ValueError as error:
             raise DamagedTileError(
-                f"tile {index} of {self.path} is damaged: {error}. `ntkdask verify --repair RUN` marks it, the next run computes it again."
+                f"tile {index} of {self.path} is damaged: {error}. "
+                "`ntkdask verify --repair RUN` marks it, the next run computes it again."
             ) from error
 
     def discard(self, index: Index) -> None:

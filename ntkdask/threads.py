@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from typing import TypeVar
 
 import numba
 from threadpoolctl import ThreadpoolController
 
 from ntkdask.arrays import host_cores
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _task_threads: ContextVar[int | None] = ContextVar("ntkdask_task_threads", default=None)
 
@@ -52,6 +57,14 @@ def limited(threads: int) -> Iterator[None]:
     finally:
         numba.set_num_threads(numba_before)
         _task_threads.reset(token)
+
+
+def on_threads(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """[call(item) for item in items], on as many threads as the running task has: for calls that let go of the interpreter."""
+    if current() == 1 or len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(min(current(), len(items))) as pool:
+        return list(pool.map(call, items))
 
 
 def blas_name() -> str:

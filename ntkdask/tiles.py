@@ -89,7 +89,7 @@ def row_tiles(n: int, tile_rows: int) -> list[Tile]:
 
 
 def slab_rows(n: int) -> int:
-    """Rows of a slab for n rows: a power of two slabs of 4 096 to 8 192 rows; at most 8 slabs, of at least 512 rows, when n is small."""
+    """Rows of a slab for n rows: 2^i slabs of 4 096 to 8 192 rows; at most 8, of at least 512 rows, when n is small."""
     least = SLAB_ROWS if n >= 8 * SLAB_ROWS else max(512, -(-n // 8))
     count = 1
     while n // (2 * count) >= least:

@@ -1,6 +1,7 @@
 """Naive float64 twins, written from the formulas of MATH.md with plain loops; nothing here calls the package's numerics."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import hadamard
@@ -21,13 +22,15 @@ def gaussian_expectation(f, g, a, b, c, nodes=60):
     Gauss–Laguerre in r²/2.
     """
     theta = math.acos(c)
-    kinks = sorted({t % (2 * math.pi) for t in (math.pi / 2, 3 * math.pi / 2, theta + math.pi / 2, theta - math.pi / 2)})
+    kinks = sorted(
+        {t % (2 * math.pi) for t in (math.pi / 2, 3 * math.pi / 2, theta + math.pi / 2, theta - math.pi / 2)}
+    )
     edges = [*kinks, kinks[0] + 2 * math.pi]
     points, weights = np.polynomial.legendre.leggauss(nodes)
     half_squares, radial = np.polynomial.laguerre.laggauss(nodes // 2)
     radius = np.sqrt(2 * half_squares)
     total = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         angles = low + (high - low) * (points + 1) / 2
         u = a * radius * np.cos(angles)[:, None]
         v = b * radius * np.cos(angles - theta)[:, None]

@@ -102,5 +102,7 @@ def test_gpu_status_says_why_not(monkeypatch):
 )
 def test_numerics_on_the_host_load_neither_cupy_nor_torch_nor_zarr(code):
     check = "; import sys; print([m for m in ('cupy', 'cupy_backends', 'torch', 'zarr', 'distributed') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code + check], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code + check], capture_output=True, text=True, check=False
+    )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")

@@ -3,6 +3,7 @@
 import threading
 
 import numpy as np
+import pytest
 
 from ntkdask.cache import ByteCache, shared
 
@@ -76,10 +77,8 @@ def test_threads_get_equal_values():
 
 def test_a_failed_make_leaves_nothing():
     cache = ByteCache(100)
-    try:
+    with pytest.raises(ZeroDivisionError):
         cache.get("a", lambda: 1 / 0)
-    except ZeroDivisionError:
-        pass
     assert cache.get("a", lambda: 5) == 5
 
 

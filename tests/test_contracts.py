@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -33,7 +34,6 @@ every_kernel = pytest.mark.parametrize("example", KERNELS, ids=str)
 every_map = pytest.mark.parametrize("example", MAPS, ids=str)
 everything = pytest.mark.parametrize("example", KERNELS + MAPS, ids=str)
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
-
 
 
 @pytest.mark.parametrize(("kind", "examples"), [("kernel", KERNELS), ("feature map", MAPS)], ids=["kernel", "map"])
@@ -80,7 +80,7 @@ def test_one_dimension_is_refused(example):
 
 @every_kernel
 def test_rows_of_other_widths_are_refused(example):
-    with pytest.raises(InputError, match="6 features.*5"):
+    with pytest.raises(InputError, match=r"6 features.*5"):
         example.make()(np.ones((3, 6)), np.ones((2, 5)))
 
 
@@ -208,7 +208,7 @@ def test_features_do_not_depend_on_tiles(example, dtype):
     feature_map, x = example.make(), rows(1100, dtype)
     whole = feature_map(x)
     edges = [0, 1, 14, 46, 300, 1099, 1100]
-    pieces = np.concatenate([feature_map(x[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    pieces = np.concatenate([feature_map(x[a:b]) for a, b in pairwise(edges)])
     far = np.abs(whole - pieces) > MAP_TOLERANCE[dtype] * np.abs(whole).max()
     # a step may flip where x·w is 0 to rounding: in float32 about one entry in a million, and a sketch spreads it over a row
     assert far.any(axis=1).sum() <= {"float32": 2, "float64": 0}[dtype]

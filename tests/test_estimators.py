@@ -42,7 +42,7 @@ DIGITS, DIGIT_LABELS = load_digits(return_X_y=True)
 @parametrize_with_checks(
     [RidgeClassifier(), RidgeRegressor(), FeatureTransformer(), RidgeClassifier(MAP), RidgeRegressor(MAP),
      RidgeRegressor(selection="loo", alphas=[0.1, 1.0]), FeatureTransformer(MAP)],
-    # one row of data has no row to leave out; rows of weight k are not k rows when each is left out alone
+    # by definition: a row of weight k is not k rows when rows are left out one at a time
     expected_failed_checks=lambda e: {
         "check_sample_weight_equivalence_on_dense_data": "leaving out a row of weight 2 leaves out both of two equal rows",
     } if getattr(e, "selection", "") == "loo" else {},

@@ -84,6 +84,8 @@ def test_an_activation_without_a_second_moment_is_not_normalised():
 
 
 def test_round_trips():
-    network = Network((Dense(2.0, 0.1, trainable=False), Activation("relu", normalize=False), Dense()), scale_inputs=True)
+    network = Network(
+        (Dense(2.0, 0.1, trainable=False), Activation("relu", normalize=False), Dense()), scale_inputs=True
+    )
     assert registry.from_config(registry.to_config(network), "network") == network
     assert pickle.loads(pickle.dumps(network)) == network

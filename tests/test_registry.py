@@ -62,7 +62,11 @@ def test_given_arguments_come_from_elsewhere():
         ({"type": "Dens"}, "layer", "unknown layer 'Dens'; did you mean 'Dense'"),
         ({"type": "NTK"}, "layer", "unknown layer 'NTK'; there are: Activation, Dense"),
         ({"type": "Qwxyz"}, None, "unknown type 'Qwxyz'; there are: .*NTK"),
-        ({"type": "Dense", "weight_varianc": 1}, "layer", "unknown key 'weight_varianc' for Dense; did you mean 'weight_v"),
+        (
+            {"type": "Dense", "weight_varianc": 1},
+            "layer",
+            "unknown key 'weight_varianc' for Dense; did you mean 'weight_v",
+        ),
         ({"weight_variance": 1}, "layer", "a table with a `type` key for a layer"),
         ([1], None, "a table with a `type` key for a object"),
         ({"type": "NTK"}, "kernel", "cannot build NTK: .*network"),

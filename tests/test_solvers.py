@@ -238,6 +238,18 @@ def test_float32_features_solve_to_float32():
         assert squares == pytest.approx(leave_one_out_squares(phi, y, alpha, True, weights), rel=1e-4)
 
 
+@INTERCEPT
+def test_rounding_beyond_the_rank_of_float32_rows_is_not_data(fit_intercept):
+    """n = 30 rows of 60 features: 30 − 1 (intercept) directions have data, the other eigenvalues are float32 rounding."""
+    phi, y, _ = problem(30, 60)
+    narrow, wide = (factorise(phi.astype(t), y, fit_intercept=fit_intercept) for t in ("float32", "float64"))
+    for fit in (narrow, wide):
+        assert (fit.eigenvalues > 0).sum() == 30 - fit_intercept
+    for alpha in (1e-5, 1e-3, 1.0):
+        assert narrow.gcv(alpha) == pytest.approx(wide.gcv(alpha), rel=1e-3)
+        assert narrow.effective_dimension(alpha) == pytest.approx(wide.effective_dimension(alpha), rel=1e-5)
+
+
 def test_gcv_is_infinite_where_nothing_is_left():
     """alpha = 0 with as many features as rows leaves no degree of freedom."""
     phi, y, _ = problem(8, 8)

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.linalg import blas
 
 from ntkdask.arrays import Array, is_device_array, namespace, to_host
+from ntkdask.threads import on_threads
 
 PANEL = 256
 _CAST_ROWS = 64
@@ -85,8 +86,12 @@ class GramSums:
         # zeros: SYRK leaves the upper triangle alone, and diagonal panels are added and packed whole
         c = np.zeros((phi.shape[1],) * 2, np.float32, order="F") if product is None else product
         c = blas.ssyrk(1.0, phi.T, beta=0.0, c=c, overwrite_c=1, lower=1)
-        for rows, columns in triangle_panels(phi.shape[1]):
-            self.gram[rows, columns] += c[rows, columns]
+
+        def add(panel: tuple[slice, slice]) -> None:
+            self.gram[panel] += c[panel]
+
+        # memory-bound, and NumPy lets go of the interpreter: as many panels at a time as the task has threads
+        on_threads(add, list(triangle_panels(phi.shape[1])))
 
     def __iadd__(self, other: GramSums) -> GramSums:
         """Add the sums of other rows in place."""
@@ -143,7 +148,7 @@ def packed_length(m: int, k: int) -> int:
 
 
 def _tall_product(phi: Array, right: Array) -> Array:
-    """phiᵀ·right with float64 sums, in row pieces so that the float64 copy of phi stays small."""
+    """phiᵀ·right with float64 sums, in pieces of rows so that the float64 copy of phi stays small."""
     total = 0.0
     for start in range(0, phi.shape[0], _CAST_ROWS):
         piece = phi[start : start + _CAST_ROWS]

@@ -115,7 +115,7 @@ def fit_ridge(
             listener=listener,
             fingerprint=dict(record.fingerprint),
             label="gram",
-        )  # fmt: skip
+        )
         for i, group in enumerate(cut)
     ]
     if url is None:
