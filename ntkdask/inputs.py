@@ -137,7 +137,7 @@ def locate(
     there is a folder; without one it is computed into memory.
     """
     if isinstance(x, Dataset):
-        return DatasetRows(x.url), x.digest
+        return DatasetRows(x.url, digest=x.digest), x.digest
     if is_lazy(x) and folder is None:
         x = check_array(x.compute(), allow_nd=True, dtype="numeric", input_name="X")
     if not is_lazy(x):
@@ -154,7 +154,7 @@ def locate(
     if keywords["kind"] == "classification" and targets is not None:
         keywords["class_names"] = [str(label) for label in range(int(targets.max()) + 1)]
     dataset = store_input(folder / "inputs", x, targets, weights=weights, **keywords)
-    return DatasetRows(dataset.url), dataset.digest if is_lazy(x) else Path(dataset.url).name
+    return DatasetRows(dataset.url, digest=dataset.digest), dataset.digest if is_lazy(x) else Path(dataset.url).name
 
 
 def fitted_map(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -> FeatureMap | None:

@@ -7,7 +7,7 @@ skipped after reading. Row numbers always are those of the whole dataset, so err
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -59,16 +59,20 @@ def selected_count(rows: Rows, parts: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class DatasetRows:
-    """Rows of a stored dataset whose part (in the state at `parts_url`) is in `parts`; all rows without."""
+    """Rows of a stored dataset whose part (in the state at `parts_url`) is in `parts`; all rows without.
+
+    digest: the dataset's, so that one written over the same url is not taken for what a process opened before.
+    """
 
     url: str
     parts_url: str | None = None
     parts: tuple[int, ...] = ()
+    digest: str = ""
 
     @property
     def dataset(self) -> Dataset:
         """The dataset, opened once per process."""
-        return shared.get(("dataset", self.url), lambda: open_dataset(self.url))
+        return shared.get(("dataset", self.url, self.digest), lambda: open_dataset(self.url))
 
     @property
     def n_total(self) -> int:
@@ -91,7 +95,7 @@ class DatasetRows:
 
     def select(self, *parts: int) -> DatasetRows:
         """The same dataset, other parts."""
-        return DatasetRows(self.url, self.parts_url, parts)
+        return replace(self, parts=parts)
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[Batch]:
         """See Rows."""

@@ -228,6 +228,13 @@ def test_datasets(tmp_path, selection):
     assert list(tmp_path.iterdir()) == [tmp_path / "d.zarr"]
 
 
+def test_a_dataset_written_over_another(tmp_path):
+    for n in (90, 50):
+        data = write_dataset(tmp_path / "d.zarr", X[:n], Y[:n], overwrite=True)
+        expected = RidgeRegressor().fit(X[:n], Y[:n])
+        np.testing.assert_allclose(RidgeRegressor().fit(data).predict(data), expected.predict(X[:n]), rtol=1e-10)
+
+
 def test_datasets_that_do_not_fit(tmp_path):
     classes = write_dataset(tmp_path / "c.zarr", X, LABELS)
     numbers = write_dataset(tmp_path / "n.zarr", X, Y2)

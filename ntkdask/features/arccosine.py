@@ -49,7 +49,7 @@ def relu_weights(seed: int, path: seeds.Path, d: int, m: int, sampling: str, lik
 
 def _cached(law: str, seed: int, path: seeds.Path, d: int, m: int, like: Array, make) -> Array:
     device = is_device_array(like)
-    key = (law, seed, path, d, m, like.dtype.name, device)
+    key = (law, seed, path, d, m, like.dtype.name, device and like.device.id)
     return shared.get(key, lambda: to_device(make(), device))
 
 

@@ -62,6 +62,11 @@ class Centred:
         return Solution(weights, self.target_mean - self.feature_mean @ weights, alpha)
 
 
+def spectrum_floor(values: np.ndarray) -> float:
+    """What rounding leaves of a zero eigenvalue among ascending ones: λ_max·m·ε."""
+    return float(values[-1] * values.size * np.finfo(float).eps) if values.size else 0.0
+
+
 @dataclass(frozen=True)
 class EighRidge:
     """One eigendecomposition UEUᵀ of the centred Gram: every alpha in O(m²k), GCV in O(mk)."""
@@ -78,8 +83,8 @@ class EighRidge:
         # a Gram of n centred rows has rank n − 1 at most: what lies beyond is the rounding of float32 products, 1e-7 of the
         # largest eigenvalue, and would count as directions without data in GCV
         rank = min(values.size, centred.rows - centred.has_intercept)
-        floor = values[-1] * values.size * np.finfo(float).eps if values.size else 0.0
-        values = np.where((np.arange(values.size) >= values.size - rank) & (values > floor), values, 0.0)
+        data = (np.arange(values.size) >= values.size - rank) & (values > spectrum_floor(values))
+        values = np.where(data, values, 0.0)
         return cls(centred, values, vectors, vectors.T @ centred.cross)
 
     def solve(self, alpha: float) -> Solution:

@@ -107,7 +107,7 @@ def _rows_of(x: Any, path: Path, on_cluster: bool) -> tuple[Rows, str]:
     if isinstance(x, (str, os.PathLike)):
         x = open_dataset(x)
     if isinstance(x, Dataset):
-        return DatasetRows(x.url), x.digest
+        return DatasetRows(x.url, digest=x.digest), x.digest
     is_dask = type(x).__module__.startswith("dask.")
     if not on_cluster and not is_dask:
         x = to_host(as_array(x))
@@ -115,7 +115,7 @@ def _rows_of(x: Any, path: Path, on_cluster: bool) -> tuple[Rows, str]:
             raise InputError(f"x has shape {x.shape}; expected (n, ...) with at least one row.")
         return MemoryRows(x), content_digest(x)
     dataset = store_input(path.with_name(path.name + ".inputs"), x)
-    return DatasetRows(dataset.url), dataset.digest
+    return DatasetRows(dataset.url, digest=dataset.digest), dataset.digest
 
 
 def store_input(folder: Path, x: Any, targets: Any = None, **keywords: Any) -> Dataset:

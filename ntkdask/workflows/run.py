@@ -271,10 +271,10 @@ def _folds(job: RidgeJob, folder: Path, record: Record, client: Any) -> list[Fol
     """Outer folds; part number = outer·n_inner + inner, dealt once and stored as a state."""
     url = record.once("split", lambda: _deal(job, folder, client))
     inner, train_url = job.n_inner, job.train.url
-    rows = DatasetRows(train_url, url)
+    rows = DatasetRows(train_url, url, digest=job.train.digest)
     if job.test is not None:
         groups: list[tuple[int, ...]] = [(i,) for i in range(inner)]
-        return [Fold(rows.select(*range(inner)), groups, DatasetRows(job.test.url))]
+        return [Fold(rows.select(*range(inner)), groups, DatasetRows(job.test.url, digest=job.test.digest))]
     outer = job.n_outer if job.split and job.split.folds else 2
     folds = []
     for held in range(outer) if job.n_outer > 1 else [1]:
@@ -286,7 +286,7 @@ def _folds(job: RidgeJob, folder: Path, record: Record, client: Any) -> list[Fol
 
 
 def _deal(job: RidgeJob, folder: Path, client: Any) -> str:
-    groups = group_rows(DatasetRows(job.train.url), client)
+    groups = group_rows(DatasetRows(job.train.url, digest=job.train.digest), client)
     outer = np.zeros(len(groups), np.int16)
     if job.split is not None and job.split.folds:
         outer = deal(groups, job.split.folds, shuffle=job.split.shuffle, seed=job.seed, path=("split", "outer"))
