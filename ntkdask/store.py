@@ -187,10 +187,14 @@ def save_state(root: Path | str, arrays: Mapping[str, np.ndarray], attributes: M
     return str(final)
 
 
-def load_state(url: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(arrays, attributes) of a state, through this process's byte-bounded cache. Shared: never write to them."""
+def load_state(url: str, keep: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays, attributes) of a state, through this process's byte-bounded cache: shared, never write to them.
 
+    keep=False: read anew and not kept, for what a task needs once.
+    """
     attributes = read_group_attributes(url).get(ATTRIBUTE, {})
+    if not keep:
+        return _read_state(local_path(url), attributes), attributes
     return shared.get(("state", url), lambda: _read_state(local_path(url), attributes)), attributes
 
 

@@ -426,9 +426,8 @@ with exclusive(sys.argv[1]):
 
 
 def test_a_folder_has_one_driver(tmp_path):
-    with store.exclusive(tmp_path):
-        with pytest.raises(StoreError, match="in use by another run"), store.exclusive(tmp_path):
-            pass
+    with store.exclusive(tmp_path), pytest.raises(StoreError, match="in use by another run"), store.exclusive(tmp_path):
+        pass
     with store.exclusive(tmp_path / "new" / "run"):
         pass
 

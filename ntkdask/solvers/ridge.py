@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, eigh
@@ -60,6 +60,19 @@ class Centred:
     def solution(self, weights: np.ndarray, alpha: float) -> Solution:
         """Weights of the centred problem with the intercept ȳ − φ̄·w."""
         return Solution(weights, self.target_mean - self.feature_mean @ weights, alpha)
+
+
+class Ridge(Protocol):
+    """A factorised ridge: every alpha from one factorisation."""
+
+    def solve(self, alpha: float) -> Solution:
+        """The solution at one alpha."""
+
+    def effective_dimension(self, alpha: float) -> float:
+        """tr G(G + α)⁻¹, and 1 for an intercept."""
+
+    def gcv(self, alpha: float) -> float:
+        """Generalised cross-validation score."""
 
 
 def spectrum_floor(values: np.ndarray) -> float:

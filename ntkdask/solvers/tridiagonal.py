@@ -34,13 +34,17 @@ class TridiagonalRidge:
         m = centred.gram.shape[0]
         if m == 1:
             value = centred.gram[0, :1].copy()
-            return cls(centred, value, np.empty(0), np.empty((0, 0)), np.empty(0), centred.cross, np.maximum(value, 0.0))
+            return cls(
+                centred, value, np.empty(0), np.empty((0, 0)), np.empty(0), centred.cross, np.maximum(value, 0.0)
+            )
         work, info = lapack.dsytrd_lwork(m, lower=1)
         reduced, diagonal, off_diagonal, tau, info = lapack.dsytrd(
             centred.gram, lower=1, lwork=int(work), overwrite_a=1
         )
         if info:
-            raise InputError(f"ridge: the reduction of the Gram matrix failed (LAPACK info {info}); it holds no finite numbers.")
+            raise InputError(
+                f"ridge: the reduction of the Gram matrix failed (LAPACK info {info}); it holds no finite numbers."
+            )
         # below the first row the reflectors of sytrd have the layout of a QR factorisation
         reflectors = np.asfortranarray(reduced[1:, :-1])
         values = eigvalsh_tridiagonal(diagonal, off_diagonal, check_finite=False, lapack_driver="sterf")

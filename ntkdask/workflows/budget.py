@@ -150,6 +150,8 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
         d = math.prod(shape.row_shape)
         memory["preprocess-slab"] = 8 * d * d * 2 + batch
         memory["preprocess-sum"] = 5 * 8 * d * d
+        # the covariance, ZCA's 48 d², and the fitted matrix on its way to the store
+        memory["preprocess-fit"] = 9 * 8 * d * d
     memory = {name: BASE_BYTES + value for name, value in memory.items()}
     slabs = -(-shape.n_total // plan.slab_rows) * shape.n_groups
     tiles = -(-shape.n_total // plan.tile_rows)

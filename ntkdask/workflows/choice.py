@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ntkdask.errors import InputError
-from ntkdask.solvers.ridge import EighRidge, Solution
+from ntkdask.solvers.ridge import Ridge, Solution
 
 
 def score_path(
@@ -28,9 +28,7 @@ def best_alpha(path: Sequence[dict[str, float]]) -> float:
     return min(finite, key=lambda row: (row["score"], -row["alpha"]))["alpha"]
 
 
-def choose(
-    ridge: EighRidge, alphas: Sequence[float], scores: Sequence[float]
-) -> tuple[Solution, list[dict[str, float]]]:
+def choose(ridge: Ridge, alphas: Sequence[float], scores: Sequence[float]) -> tuple[Solution, list[dict[str, float]]]:
     """(solution at the best alpha, path) from one factorisation."""
     path = score_path(alphas, scores, [ridge.effective_dimension(a) for a in alphas])
     return ridge.solve(best_alpha(path)), path

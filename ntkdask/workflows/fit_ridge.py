@@ -21,7 +21,8 @@ from ntkdask.features.base import FeatureMap
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.rows import Rows
 from ntkdask.solvers.gram import GramSums
-from ntkdask.solvers.ridge import Centred, EighRidge, Solution, held_out_squares, solve_cholesky
+from ntkdask.solvers.ridge import Centred, EighRidge, Ridge, Solution, held_out_squares, solve_cholesky
+from ntkdask.solvers.tridiagonal import TridiagonalRidge
 from ntkdask.store import load_state, save_state
 from ntkdask.workflows.budget import RidgePlan
 from ntkdask.workflows.choice import best_alpha, choose, score_path
@@ -33,7 +34,7 @@ from ntkdask.workflows.progress import Listener, Record, Silent
 from ntkdask.workflows.stream import FeatureStream, store_preprocessor
 
 SELECTIONS = ("gcv", "loo", "kfold", "holdout")
-SOLVERS = ("auto", "eigh", "cholesky")
+SOLVERS = ("auto", "eigh", "tridiagonal", "cholesky")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class RidgeOptions:
             raise InputError(
                 f'solver="cholesky" has no spectrum, so it cannot choose among {len(alphas)} alphas by {self.selection}. '
                 'Use solver="eigh" (or "auto"), selection="kfold" or "holdout", or one alpha.'
+            )
+
+        if self.solver == "tridiagonal" and self.leaves_one_out:
+            raise InputError(
+                'solver="tridiagonal" forms no eigenvectors, which leave-one-out needs. Use solver="eigh" or "auto".'
             )
 
     @property
@@ -134,14 +140,24 @@ def solve(
         return solve_cholesky(Centred.of(_total(sums), options.fit_intercept), options.alphas[0]), []
     if len(sums) > 1:
         return _solve_folds(sums, options)
-    ridge = EighRidge.factorise(Centred.of(_total(sums), options.fit_intercept))
+    centred = Centred.of(_total(sums), options.fit_intercept)
+    if options.leaves_one_out:
+        spectral = EighRidge.factorise(centred)
+        return choose(
+            spectral, options.alphas, leave_one_out(stream, spectral, options.alphas, plan, None, listener or Silent())
+        )
+    ridge = _factorise(centred, options)
     if len(options.alphas) == 1:
         return ridge.solve(options.alphas[0]), []
-    if options.leaves_one_out:
-        scores = leave_one_out(stream, ridge, options.alphas, plan, None, listener or Silent())
-    else:
-        scores = [ridge.gcv(a) for a in options.alphas]
-    return choose(ridge, options.alphas, scores)
+    return choose(ridge, options.alphas, [ridge.gcv(a) for a in options.alphas])
+
+
+def _factorise(centred: Centred, options: RidgeOptions) -> Ridge:
+    """One factorisation for every alpha: tridiagonal where rows outnumber features, else the whole spectrum."""
+    enough = centred.rows - centred.has_intercept > centred.gram.shape[0]
+    if options.solver == "tridiagonal" or (options.solver == "auto" and enough):
+        return TridiagonalRidge.factorise(centred)
+    return EighRidge.factorise(centred)
 
 
 def _solve_folds(
@@ -165,7 +181,7 @@ def _solve_folds(
 def _solutions(centred: Centred, options: RidgeOptions) -> Any:
     """Solutions for every alpha, one at a time."""
     if not options.uses_cholesky:
-        ridge = EighRidge.factorise(centred)
+        ridge = _factorise(centred, options)
         yield from (ridge.solve(alpha) for alpha in options.alphas)
         return
     for alpha in options.alphas:

@@ -71,7 +71,11 @@ def verify(folder: Path | str, repair: bool = False) -> list[Damage]:
                     store.forget(bad)
             lost = [str(d.path) for d in found if d.index is None]
             kept = Record(folder / "record.json", record["fingerprint"], record["stages"])
-            for name in [n for n, value in kept.stages.items() if any(url in json.dumps(value, ensure_ascii=False) for url in lost)]:
+            for name in [
+                n
+                for n, value in kept.stages.items()
+                if any(url in json.dumps(value, ensure_ascii=False) for url in lost)
+            ]:
                 kept.forget(name)
             for url in lost:
                 remove(url)

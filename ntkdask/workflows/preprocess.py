@@ -110,5 +110,5 @@ def _put(total: Statistics | None, step: Step, states: str | None) -> Any:
 def _get(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    arrays, attributes = load_state(value)
-    return SecondMoments(attributes["n"], arrays["xtx"].copy())
+    arrays, attributes = load_state(value, keep=False)
+    return SecondMoments(attributes["n"], arrays["xtx"])

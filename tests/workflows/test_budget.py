@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from jobs import class_data, feature_map, ridge_job, stored
 
+from jobs import class_data, feature_map, ridge_job, stored
 from ntkdask import cluster, workers
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.preprocessing import parse_steps
@@ -42,10 +42,12 @@ def test_what_is_planned_fits(budget, selection):
 
 
 def test_more_memory_gives_larger_batches_up_to_a_bound():
-    rows = [planned(b, m=4096).batch_rows for b in (1100 * MIB, 1200 * MIB, 2 * GIB, 16 * GIB)]
+    """Rows of 60 000 numbers: batches are what takes the memory."""
+    long = {"m": 256, "row_shape": (60_000,), "row_bytes": 240_000}
+    rows = [planned(b, **long).batch_rows for b in (GIB, 2 * GIB, 4 * GIB, 64 * GIB)]
     assert rows == sorted(rows)
-    assert rows[0] < rows[-1]
-    assert rows[-1] == planned(None, m=4096).batch_rows
+    assert 1 <= rows[0] < rows[1] < rows[-1]
+    assert rows[-1] == planned(None, **long).batch_rows == 4096
 
 
 @pytest.mark.parametrize("selection", ["gcv", "loo", "kfold"])
@@ -88,10 +90,10 @@ def test_slabs_follow_the_rows_alone():
         for memory, slots in ((None, 1), (16 * GIB, 2), (64 * GIB, 100))
     ]
     assert len(set(plans)) == 1
-    sizes = [planned(None, n_total=n, n_train=n).slab_rows for n in (1, 100, 5000, 10**5, 10**7)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] == 1
-    assert sizes[-1] <= 8192
+    for n in (1, 100, 5000, 10**5, 10**7):
+        rows = planned(None, n_total=n, n_train=n).slab_rows
+        assert min(n, 512) <= rows <= 8192
+        assert -(-n // rows) <= max(8, n // 4096)
 
 
 def test_costs_grow_with_what_they_count():
@@ -113,9 +115,9 @@ def test_costs_grow_with_what_they_count():
     ("selection", "dtype", "m", "steps"),
     [
         ("gcv", "float32", 2048, ["standardize"]),
-        ("gcv", "float64", 1536, []),
-        ("loo", "float32", 1536, []),
-        ("kfold", "float32", 1024, []),
+        ("loo", "float32", 1024, []),
+        pytest.param("gcv", "float64", 1536, [], marks=pytest.mark.slow),
+        pytest.param("kfold", "float32", 1024, [], marks=pytest.mark.slow),
         ("gcv", "float32", 256, ["zca"]),
     ],
 )

@@ -3,8 +3,8 @@
 import dask.array as da
 import numpy as np
 import pytest
-from jobs import Counter, Killed, feature_map, regression_data, stored
 
+from jobs import Counter, Killed, feature_map, regression_data, stored
 from ntkdask.errors import DamagedTileError, FingerprintError, InputError, MemoryBudgetError
 from ntkdask.store import TileStore
 from ntkdask.tiles import Plan

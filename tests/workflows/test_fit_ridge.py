@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import Counter, Killed, class_data, feature_map, naive_ridge, regression_data, ridge_plan, stored
 
+from jobs import Counter, Killed, class_data, feature_map, naive_ridge, regression_data, ridge_plan, stored
 from ntkdask.errors import InputError
 from ntkdask.preprocessing import fit_in_memory, parse_steps
 from ntkdask.rows import DatasetRows, MemoryRows

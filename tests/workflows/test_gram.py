@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from jobs import Counter, Killed, class_data, feature_map, naive_sums, regression_data, ridge_plan, stored
 
+from jobs import Counter, Killed, class_data, feature_map, naive_sums, regression_data, ridge_plan, stored
 from ntkdask import cluster
 from ntkdask.errors import FingerprintError, InputError
 from ntkdask.execution import tree_nodes

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from jobs import ONE_THREAD, Counter, Killed, class_data, ridge_job, stored
 
+from jobs import ONE_THREAD, Counter, Killed, class_data, ridge_job, stored
 from ntkdask import cache
 from ntkdask.errors import DamagedTileError, StoreError, UserError
 from ntkdask.store import TileStore, remove, states

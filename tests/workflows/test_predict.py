@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from jobs import Counter, Killed, class_data, feature_map, regression_data, ridge_plan, stored
 
+from jobs import Counter, Killed, class_data, feature_map, regression_data, ridge_plan, stored
 from ntkdask.errors import DamagedTileError, FingerprintError, InputError
 from ntkdask.rows import DatasetRows, MemoryRows
 from ntkdask.store import TileStore, save_state

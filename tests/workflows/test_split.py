@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from jobs import stored
 
+from jobs import stored
 from ntkdask.errors import InputError
 from ntkdask.rows import DatasetRows, MemoryRows
 from ntkdask.workflows.split import deal, group_rows, hold_out, state_of
