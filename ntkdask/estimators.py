@@ -43,7 +43,8 @@ from ntkdask.inputs import (
     to_memory,
 )
 from ntkdask.rows import DatasetRows, MemoryRows, Rows
-from ntkdask.store import exclusive, local_path, save_state, sweep
+from ntkdask.states import save_state
+from ntkdask.store import exclusive, local_path, sweep
 from ntkdask.targets import decode
 from ntkdask.tiles import Plan
 from ntkdask.workers import resources

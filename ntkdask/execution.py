@@ -193,7 +193,7 @@ def _check_size(task: Any) -> None:
     """Refuse tasks that carry data: they would travel with every tile."""
     size = len(cloudpickle.dumps(task))
     if size > TASK_BYTES:
-        raise ValueError(f"a task of {size} bytes carries data; store it (store.save_state) and carry its url")
+        raise ValueError(f"a task of {size} bytes carries data; store it (states.save_state) and carry its url")
 
 
 def map_tiles(

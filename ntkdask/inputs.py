@@ -25,7 +25,7 @@ from ntkdask.features.base import FeatureMap, FeatureMapBase
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.rows import DatasetRows, MemoryRows, Rows
-from ntkdask.store import content_digest
+from ntkdask.states import content_digest
 from ntkdask.workflows.featurize import store_input
 
 

@@ -148,10 +148,16 @@ def _check(spec: JobSpec) -> None:
         raise JobError("data.split needs either folds or test, as in split = { test = 0.2 }.")
     if split is not None and split.folds is not None and not 2 <= split.folds <= 100:
         raise JobError(f"data.split.folds is {split.folds}, expected 2 to 100.")
+    for key, share in (("data.split.test", split and split.test), ("solver.holdout", spec.solver.holdout)):
+        if share is not None and not 0 < share < 1:
+            raise JobError(f"{key} is {share}, expected a fraction between 0 and 1.")
     if not 2 <= spec.solver.folds <= 100:
         raise JobError(f"solver.folds is {spec.solver.folds}, expected 2 to 100.")
     if spec.run.dtype not in ("float32", "float64"):
         raise JobError(f"run.dtype is {spec.run.dtype!r}{nearest(spec.run.dtype, ('float32', 'float64'))}")
+    for key, count in (("n_workers", spec.run.n_workers), ("slab_rows", spec.run.slab_rows)):
+        if count is not None and count < 1:
+            raise JobError(f"run.{key} is {count}, expected at least 1.")
     memory_bytes(spec.run.worker_memory)
 
 
@@ -211,7 +217,8 @@ def _options(solver: SolverSpec) -> RidgeOptions:
         if set(alphas) != {"logspace"} or not isinstance(bounds, (list, tuple)) or len(bounds) != 3:
             raise JobError(f"solver.alphas is {alphas!r}: write a list, or {{ logspace = [-6, 3, 19] }}.")
         low, high, count = bounds
-        if not isinstance(count, int) or count < 1 or not (math.isfinite(low) and math.isfinite(high)):
+        exponents = all(isinstance(e, (int, float)) and math.isfinite(e) for e in (low, high))
+        if not isinstance(count, int) or count < 1 or not exponents:
             raise JobError(f"solver.alphas.logspace is {bounds!r}: [from exponent, to exponent, how many >= 1].")
         alphas = tuple(float(a) for a in np.logspace(low, high, count))
     if solver.selection not in SELECTIONS:

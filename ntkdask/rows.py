@@ -15,7 +15,7 @@ import numpy as np
 from ntkdask.cache import shared
 from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.errors import InputError
-from ntkdask.store import load_state
+from ntkdask.states import load_state
 
 PART = "part"
 

@@ -67,7 +67,9 @@ def wait_for(condition, seconds: float = 30.0) -> None:
 def test_map_covers_every_tile_once(client, n):
     received = {}
     tiles = row_tiles(n, 1)
-    map_tiles(square, tiles, client, label="square", receive=lambda tile, done: received.setdefault(tile, []).append(done))
+    map_tiles(
+        square, tiles, client, label="square", receive=lambda tile, done: received.setdefault(tile, []).append(done)
+    )
     assert {tile: [d.value for d in done] for tile, done in received.items()} == {t: [t.start**2] for t in tiles}
     for (done,) in received.values():
         assert done.error is None
@@ -83,7 +85,9 @@ def test_map_without_a_receiver(client, tmp_path):
 
 def test_tiles_may_be_a_generator(client):
     received = []
-    map_tiles(abs, (i for i in range(-3, 0)), client, label="abs", receive=lambda tile, done: received.append(done.value))
+    map_tiles(
+        abs, (i for i in range(-3, 0)), client, label="abs", receive=lambda tile, done: received.append(done.value)
+    )
     assert sorted(received) == [1, 2, 3]
 
 
@@ -143,7 +147,15 @@ def test_threads_of_a_task(client):
 
 # reductions
 
-TREES = {1: "a", 2: "(ab)", 3: "((ab)c)", 4: "((ab)(cd))", 5: "(((ab)(cd))e)", 6: "(((ab)(cd))(ef))", 7: "(((ab)(cd))((ef)g))"}
+TREES = {
+    1: "a",
+    2: "(ab)",
+    3: "((ab)c)",
+    4: "((ab)(cd))",
+    5: "(((ab)(cd))e)",
+    6: "(((ab)(cd))(ef))",
+    7: "(((ab)(cd))((ef)g))",
+}
 
 
 @pytest.mark.parametrize("n", TREES)
@@ -185,7 +197,9 @@ def test_nodes_of_the_tree(n):
 
 def test_reduce_reports_every_new_node(client):
     received = {}
-    reduce_tiles(name, brackets, range(5), client, label="name", receive=lambda node, done: received.update({node: done.value}))
+    reduce_tiles(
+        name, brackets, range(5), client, label="name", receive=lambda node, done: received.update({node: done.value})
+    )
     assert set(received) == set(tree_nodes(5))
     assert received[(1, 1)] == "(cd)"
     assert received[(2, 0)] == "((ab)(cd))"
@@ -219,7 +233,9 @@ def test_a_failure_names_the_tile_and_the_cause(client):
             raise ZeroDivisionError("the mathematics")
         return 0
 
-    with pytest.raises(TileError, match=r"bad-tile: tile \(3,\) \(rows 30:40\).* ZeroDivisionError: the mathematics") as failure:
+    with pytest.raises(
+        TileError, match=r"bad-tile: tile \(3,\) \(rows 30:40\).* ZeroDivisionError: the mathematics"
+    ) as failure:
         map_tiles(task, row_tiles(60, 10), client, label="bad-tile")
     assert failure.value.exit_code == 1
     assert isinstance(failure.value.__cause__, ZeroDivisionError)
@@ -282,7 +298,7 @@ def test_errors_of_the_system_are_tried_three_times(client, tmp_path, failures):
         run()
         assert sorted(received) == [0, 1, 2]
     else:
-        with pytest.raises(TileError, match="disk: 1.*input/output error"):
+        with pytest.raises(TileError, match=r"disk: 1.*input/output error"):
             run()
     assert len(list(tmp_path.glob("try.*"))) == ATTEMPTS
 
@@ -384,6 +400,8 @@ def test_a_task_that_always_kills_its_worker_is_named(two_workers):
 
     two_workers.cluster.scheduler.allowed_failures = 1
     received = []
-    with pytest.raises(TileError, match=r"killer: 2 failed: KilledWorker.*most likely out of memory.*run again to resume"):
+    with pytest.raises(
+        TileError, match=r"killer: 2 failed: KilledWorker.*most likely out of memory.*run again to resume"
+    ):
         map_tiles(task, range(5), two_workers, label="killer", receive=lambda tile, done: received.append(tile))
     assert sorted(received) == [0, 1, 3, 4]

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "ntkdask"
 FLOORS = [
     ["errors", "registry", "arrays", "seeds", "cache", "threads"],
     ["activations", "networks", "kernels*", "features*", "preprocessing*", "targets", "solvers*", "tiles"],
-    ["store", "datasets*", "rows"],
+    ["store", "states", "datasets*", "rows"],
     ["execution", "operators"],
     ["workflows*"],
     [

@@ -207,7 +207,7 @@ def test_the_nearest_name_is_named(sections, words):
         ({"features": None}, "say which features approximate its kernel"),
         ({"network": None}, "NTKRandomFeatures needs a [network] section"),
         ({"network": {"preset": "fully_connected"}}, "depth"),
-        ({"network": {"preset": "fully_connected", "depth": 0}}, "depth"),
+        ({"network": {"preset": "fully_connected", "depth": 0}}, "at least one activation"),
     ],
 )
 def test_values_that_cannot_be(sections, words):
@@ -290,7 +290,9 @@ def test_the_workflows_job(tmp_path):
 
     data = stored(tmp_path, *class_data())
     job = to_ridge_job(
-        build_job(table(data={"url": data.url, "split": {"folds": 3}}, run={"seed": 4, "dtype": "float64", "slab_rows": 32}))
+        build_job(
+            table(data={"url": data.url, "split": {"folds": 3}}, run={"seed": 4, "dtype": "float64", "slab_rows": 32})
+        )
     )
     assert job.train.digest == data.digest
     assert job.test is None

@@ -22,7 +22,9 @@ def test_outputs_are_stripped(path):
 
 
 # ipykernel and jupyter_client leave sockets and event loops to the garbage collector; that is theirs, not ours
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_attach_runs_on_a_cluster(tmp_path, monkeypatch):
     with cluster.connect(n_workers=2, cuda=False) as client:
         monkeypatch.setenv("NTKDASK_SCHEDULER", client.scheduler.address)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ntkdask import cache, store
+from ntkdask import cache, states, store
 from ntkdask.errors import DamagedTileError, DiskSpaceError, FingerprintError, StoreError
 from ntkdask.store import RECEIPTS, Receipt, TileStore
 
@@ -170,7 +170,10 @@ def test_discard_frees_the_chunk_and_is_remembered(tmp_path):
 
 @pytest.mark.parametrize(
     ("array", "words"),
-    [(np.zeros((4, 4)), r"got \(4, 4\) float64"), (np.zeros((4, 3), np.float32), r"float32, expected \(4, 3\) float64")],
+    [
+        (np.zeros((4, 4)), r"got \(4, 4\) float64"),
+        (np.zeros((4, 3), np.float32), r"float32, expected \(4, 3\) float64"),
+    ],
 )
 def test_a_tile_of_another_shape_or_dtype_is_refused(tmp_path, array, words):
     tiles = create(tmp_path / "k")
@@ -356,21 +359,21 @@ def fresh_cache():
 
 def test_states_round_trip(tmp_path):
     attributes = {"alpha": 1 / 3, "steps": [{"type": "Center"}], "none": None}
-    url = store.save_state(tmp_path / "state", arrays(), attributes)
-    found, kept = store.load_state(url)
+    url = states.save_state(tmp_path / "state", arrays(), attributes)
+    found, kept = states.load_state(url)
     assert kept == attributes
     assert found.keys() == arrays().keys()
     for name, array in arrays().items():
         assert found[name].dtype == array.dtype
         assert np.array_equal(found[name], array)
-    assert not store.state_is_damaged(Path(url))
-    assert store.states(tmp_path) == [Path(url)]
+    assert not states.is_damaged(Path(url))
+    assert states.list_states(tmp_path) == [Path(url)]
 
 
 def test_equal_content_has_an_equal_address_and_is_written_once(tmp_path):
-    url = store.save_state(tmp_path, arrays(), {"a": 1, "b": 2})
+    url = states.save_state(tmp_path, arrays(), {"a": 1, "b": 2})
     before = {p: p.stat().st_mtime_ns for p in Path(url).rglob("*")}
-    assert store.save_state(tmp_path, dict(reversed(arrays().items())), {"b": 2, "a": 1}) == url
+    assert states.save_state(tmp_path, dict(reversed(arrays().items())), {"b": 2, "a": 1}) == url
     assert {p: p.stat().st_mtime_ns for p in Path(url).rglob("*")} == before
 
 
@@ -384,34 +387,34 @@ def test_other_content_has_another_address(tmp_path):
         {("other" if name == "weights" else name): a for name, a in arrays().items()},
         {name: a for name, a in arrays().items() if name != "empty"},
     ]
-    urls = [store.save_state(tmp_path, a) for a in [arrays(), *others]]
-    assert len({*urls, store.save_state(tmp_path, arrays(), {"a": 1})}) == 7
+    urls = [states.save_state(tmp_path, a) for a in [arrays(), *others]]
+    assert len({*urls, states.save_state(tmp_path, arrays(), {"a": 1})}) == 7
 
 
 def test_a_damaged_state_is_found_and_named(tmp_path):
-    url = Path(store.save_state(tmp_path, arrays()))
+    url = Path(states.save_state(tmp_path, arrays()))
     flip_byte(url / "weights" / "c" / "0" / "0")
-    assert store.state_is_damaged(url)
+    assert states.is_damaged(url)
     with pytest.raises(DamagedTileError, match=url.name):
-        store.load_state(str(url))
+        states.load_state(str(url))
 
 
 @pytest.mark.parametrize("lost", ["weights/c/0/0", "scalar/c", "weights/zarr.json", "weights", "zarr.json"])
 def test_a_state_that_lost_a_file_is_damaged(tmp_path, lost):
     """Zarr reads a chunk that is not there as zeros: a model of zeros would predict without a word."""
-    url = Path(store.save_state(tmp_path, arrays()))
+    url = Path(states.save_state(tmp_path, arrays()))
     store.remove(url / lost)
-    assert store.state_is_damaged(url)
+    assert states.is_damaged(url)
     if lost != "weights":  # whoever loads it asks for the array by name
         with pytest.raises((DamagedTileError, StoreError)):
-            store.load_state(str(url))
+            states.load_state(str(url))
 
 
 def test_a_state_that_lost_a_file_can_be_saved_again(tmp_path):
-    url = Path(store.save_state(tmp_path, arrays()))
+    url = Path(states.save_state(tmp_path, arrays()))
     store.remove(url)
-    assert store.save_state(tmp_path, arrays()) == str(url)
-    assert not store.state_is_damaged(url)
+    assert states.save_state(tmp_path, arrays()) == str(url)
+    assert not states.is_damaged(url)
 
 
 # one driver at a time
@@ -453,7 +456,7 @@ def test_a_file_in_the_way(tmp_path):
         lambda: create(tmp_path / "file" / "k"),
         lambda: store.write_text(tmp_path / "file" / "record.json", "{}"),
         lambda: store.exclusive(tmp_path / "file" / "run").__enter__(),
-        lambda: store.save_state(tmp_path / "file", arrays()),
+        lambda: states.save_state(tmp_path / "file", arrays()),
     ):
         with pytest.raises(StoreError, match=r"a file stands in the way|no permission"):
             action()
@@ -532,16 +535,16 @@ def test_remove(tmp_path):
 
 def test_every_tile_store_of_a_folder(tmp_path):
     paths = [create(tmp_path / "fold-0" / name).path for name in ("gram-0", "predictions")]
-    store.save_state(tmp_path / "state", arrays())
+    states.save_state(tmp_path / "state", arrays())
     store.create_array(tmp_path / "plain", (3,), (3,), "float64")
     assert [s.path for s in store.tile_stores(tmp_path)] == paths
 
 
 def test_content_digest():
     x = np.arange(6.0).reshape(2, 3)
-    assert store.content_digest(x) == store.content_digest(np.asfortranarray(x), None)
+    assert states.content_digest(x) == states.content_digest(np.asfortranarray(x), None)
     others = [x.astype(np.float32), x.reshape(3, 2), x + 1, x.T]
-    assert len({store.content_digest(o) for o in [x, *others]}) == 5
+    assert len({states.content_digest(o) for o in [x, *others]}) == 5
 
 
 def test_receipts_are_json(tmp_path):

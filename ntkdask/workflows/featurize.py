@@ -19,7 +19,8 @@ from ntkdask.execution import Done, map_tiles
 from ntkdask.features.base import FeatureMap
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.rows import DatasetRows, MemoryRows, Rows
-from ntkdask.store import Receipt, TileStore, content_digest, local_path, remove
+from ntkdask.states import content_digest
+from ntkdask.store import Receipt, TileStore, local_path, remove
 from ntkdask.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.workflows.progress import Listener, Silent
 from ntkdask.workflows.stream import FeatureStream

@@ -23,7 +23,7 @@ from ntkdask.rows import Rows
 from ntkdask.solvers.gram import GramSums
 from ntkdask.solvers.ridge import Centred, EighRidge, Ridge, Solution, held_out_squares, solve_cholesky
 from ntkdask.solvers.tridiagonal import TridiagonalRidge
-from ntkdask.store import load_state, save_state
+from ntkdask.states import load_state, save_state
 from ntkdask.workflows.budget import RidgePlan
 from ntkdask.workflows.choice import best_alpha, choose, score_path
 from ntkdask.workflows.gram import SumsAddress, gram

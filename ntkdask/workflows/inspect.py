@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ntkdask.errors import StoreError, UserError
-from ntkdask.store import exclusive, local_path, remove, state_is_damaged, states, tile_stores
+from ntkdask.states import is_damaged, list_states
+from ntkdask.store import exclusive, local_path, remove, tile_stores
 from ntkdask.workflows.progress import Record
 
 
@@ -62,7 +63,7 @@ def verify(folder: Path | str, repair: bool = False) -> list[Damage]:
     folder = local_path(folder)
     record = open_record(folder)
     found = [Damage(store.path, index) for store in tile_stores(folder) for index in store.damaged()]
-    found += [Damage(path, None) for path in states(folder) if state_is_damaged(path)]
+    found += [Damage(path, None) for path in list_states(folder) if is_damaged(path)]
     if repair and found:
         with exclusive(folder):
             for store in tile_stores(folder):

@@ -12,7 +12,7 @@ from ntkdask.arrays import to_host
 from ntkdask.cache import shared
 from ntkdask.execution import Node, reduce_tiles
 from ntkdask.solvers.ridge import EighRidge
-from ntkdask.store import load_state
+from ntkdask.states import load_state
 from ntkdask.tiles import Tile, row_tiles
 from ntkdask.workflows.budget import RidgePlan
 from ntkdask.workflows.progress import Listener

@@ -14,7 +14,7 @@ from ntkdask.cache import shared
 from ntkdask.features.base import FeatureMap
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.rows import Rows
-from ntkdask.store import load_state, save_state
+from ntkdask.states import load_state, save_state
 from ntkdask.workflows.stream import FeatureStream
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ntkdask.execution import Node, map_tiles, reduce_tiles
 from ntkdask.preprocessing import FittedPreprocessor, SecondMoments, Statistics, Step
 from ntkdask.rows import Rows
-from ntkdask.store import load_state, save_state
+from ntkdask.states import load_state, save_state
 from ntkdask.tiles import Tile, row_tiles
 from ntkdask.workflows.budget import RidgePlan
 from ntkdask.workflows.progress import Listener, Silent

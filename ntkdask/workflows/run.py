@@ -29,7 +29,8 @@ from ntkdask.execution import Done
 from ntkdask.features.base import FeatureMap
 from ntkdask.preprocessing import Step
 from ntkdask.rows import DatasetRows, selected_count
-from ntkdask.store import TileStore, exclusive, free_bytes, load_state, remove, save_state, sweep, write_text
+from ntkdask.states import load_state, save_state
+from ntkdask.store import TileStore, exclusive, free_bytes, remove, sweep, write_text
 from ntkdask.tiles import Plan, format_bytes
 from ntkdask.workflows.budget import Costs, Resources, RidgePlan, RidgeShape, costs_of, plan_ridge
 from ntkdask.workflows.fit_ridge import RidgeFit, RidgeOptions, fit_ridge

@@ -85,5 +85,5 @@ def deal_inner(groups: np.ndarray, selection: str, n_folds: int, fraction: float
 
 
 def state_of(parts: np.ndarray) -> dict[str, np.ndarray]:
-    """The parts as `store.save_state` takes them and `rows.DatasetRows` reads them."""
+    """The parts as `states.save_state` takes them and `rows.DatasetRows` reads them."""
     return {PART: parts.astype(np.int16)}

@@ -16,7 +16,7 @@ from ntkdask.features.base import FeatureMap
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import name_rows
 from ntkdask.rows import Batch, Rows
-from ntkdask.store import load_state, save_state
+from ntkdask.states import load_state, save_state
 from ntkdask.targets import encode_targets
 
 

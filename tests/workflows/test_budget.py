@@ -73,7 +73,7 @@ def test_not_even_the_process_fits():
 
 def test_zca_of_large_rows_is_counted():
     steps, images = parse_steps(["zca"]), {"row_shape": (64, 64, 3), "row_bytes": 12288}
-    with pytest.raises(MemoryBudgetError, match="^preprocess-fit needs 10"):
+    with pytest.raises(MemoryBudgetError, match=r"^preprocess-fit needs 10"):
         planned(4 * GIB, m=256, steps=steps, **images)
     assert planned(4 * GIB, m=256, **images)
 

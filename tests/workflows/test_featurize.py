@@ -57,7 +57,14 @@ def test_on_a_cluster(tmp_path, client, source):
     assert len(receipts) == 3
     assert all(r.worker.startswith("tcp://") for r in receipts.values())
     listener = Counter()
-    featurize(map, given[source], url=tmp_path / "phi", client=client, plan=Plan(tile_rows=20, dtype="float64"), listener=listener)
+    featurize(
+        map,
+        given[source],
+        url=tmp_path / "phi",
+        client=client,
+        plan=Plan(tile_rows=20, dtype="float64"),
+        listener=listener,
+    )
     assert listener.labels == []
 
 

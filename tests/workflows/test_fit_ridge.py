@@ -9,7 +9,7 @@ from jobs import Counter, Killed, class_data, feature_map, naive_ridge, regressi
 from ntkdask.errors import InputError
 from ntkdask.preprocessing import fit_in_memory, parse_steps
 from ntkdask.rows import DatasetRows, MemoryRows
-from ntkdask.store import save_state
+from ntkdask.states import save_state
 from ntkdask.targets import encode_targets
 from ntkdask.workflows.choice import best_alpha, score_path
 from ntkdask.workflows.fit_ridge import RidgeOptions, fit_ridge
@@ -77,7 +77,11 @@ def rows_in(where: str, folder: Path, x, y, weights=None):
 def fit(rows, selection="gcv", *, alphas=ALPHAS, features=None, dtype="float64", slab_rows=32, **keywords):
     options = {"features": features, "k": 2}
     return fit_ridge(
-        rows, FOLDS, RidgeOptions(alphas, selection=selection), ridge_plan(dtype, slab_rows, 16), **{**options, **keywords}
+        rows,
+        FOLDS,
+        RidgeOptions(alphas, selection=selection),
+        ridge_plan(dtype, slab_rows, 16),
+        **{**options, **keywords},
     )
 
 

@@ -10,7 +10,8 @@ from ntkdask.execution import tree_nodes
 from ntkdask.preprocessing import FittedPreprocessor, fit_in_memory, parse_steps
 from ntkdask.rows import DatasetRows, MemoryRows
 from ntkdask.solvers.gram import GramSums
-from ntkdask.store import RECEIPTS, TileStore, save_state
+from ntkdask.states import save_state
+from ntkdask.store import RECEIPTS, TileStore
 from ntkdask.targets import encode_targets
 from ntkdask.workflows.gram import SumsAddress, gram
 from ntkdask.workflows.preprocess import fit_preprocessing

@@ -8,7 +8,8 @@ import pytest
 from jobs import ONE_THREAD, Counter, Killed, class_data, ridge_job, stored
 from ntkdask import cache
 from ntkdask.errors import DamagedTileError, StoreError, UserError
-from ntkdask.store import TileStore, remove, states
+from ntkdask.states import list_states
+from ntkdask.store import TileStore, remove
 from ntkdask.tiles import Plan
 from ntkdask.workflows.fit_ridge import RidgeOptions
 from ntkdask.workflows.inspect import open_record, status, verify
@@ -85,9 +86,11 @@ def test_damage_without_repair_is_an_error_not_a_number(tmp_path, what):
 def test_a_damaged_preprocessing_state(tmp_path):
     """Every state of a run is one that verify reads."""
     run(tmp_path)
-    for state in states(tmp_path / "rün"):
+    for state in list_states(tmp_path / "rün"):
         flip(next(p for p in state.rglob("c/*") if p.is_file())) if list(state.rglob("c/*")) else None
-    assert {d.path for d in verify(tmp_path / "rün")} == {s for s in states(tmp_path / "rün") if list(s.rglob("c"))}
+    assert {d.path for d in verify(tmp_path / "rün")} == {
+        s for s in list_states(tmp_path / "rün") if list(s.rglob("c"))
+    }
 
 
 def test_status_counts(tmp_path):
@@ -102,7 +105,9 @@ def test_status_counts(tmp_path):
     run(tmp_path)
     rows = status(tmp_path / "rün")
     assert all(s.finished for s in rows)
-    assert {"split", "fold-0/preprocess", "fold-0/solve", "fold-0/gram-0", "fold-0/predictions"} == {s.name for s in rows}
+    assert {"split", "fold-0/preprocess", "fold-0/solve", "fold-0/gram-0", "fold-0/predictions"} == {
+        s.name for s in rows
+    }
 
 
 def test_folders_that_hold_no_run(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 from jobs import Counter, Killed, class_data, feature_map, regression_data, ridge_plan, stored
 from ntkdask.errors import DamagedTileError, FingerprintError, InputError
 from ntkdask.rows import DatasetRows, MemoryRows
-from ntkdask.store import TileStore, save_state
+from ntkdask.states import save_state
+from ntkdask.store import TileStore
 from ntkdask.workflows.fit_ridge import RidgeOptions, fit_ridge
 from ntkdask.workflows.predict import classification_metrics, evaluate, predict, regression_metrics
 from ntkdask.workflows.split import state_of

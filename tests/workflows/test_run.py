@@ -81,7 +81,12 @@ def test_cross_validation_tests_every_row_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("selection", "split"),
-    [("gcv", SplitRule(test=0.3)), ("loo", SplitRule(test=0.3)), ("holdout", SplitRule(test=0.3)), ("kfold", SplitRule(folds=3))],
+    [
+        ("gcv", SplitRule(test=0.3)),
+        ("loo", SplitRule(test=0.3)),
+        ("holdout", SplitRule(test=0.3)),
+        ("kfold", SplitRule(folds=3)),
+    ],
 )
 def test_test_rows_never_enter(tmp_path, selection, split):
     """Other values and targets in the test rows: the same model, bit for bit. In one training row: another one."""
