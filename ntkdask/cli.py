@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     help="Neural tangent kernels at any scale.",
     no_args_is_help=True,
@@ -223,9 +225,12 @@ def main() -> None:
             raise
         typer.echo(f"ntkdask: {type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("ntkdask: interrupted; everything committed is kept: run the same command again to go on.", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # Typer turns Ctrl-C into this without a word
+            typer.echo(
+                "ntkdask: interrupted; everything committed is kept: run the same command again to go on.", err=True
+            )
+        raise
     except Exception as error:
         if os.environ.get("NTKDASK_DEBUG"):
             raise

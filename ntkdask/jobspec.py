@@ -97,15 +97,14 @@ class Job:
     options: RidgeOptions
 
     def to_config(self) -> dict[str, Any]:
-        """The resolved job, every default spelled out: what is fingerprinted and stored (where it ran left out)."""
-        spec = self.spec
-        return {
-            "split": registry.to_config(spec.data.split),
-            "preprocess": registry.to_config(self.steps),
-            "features": registry.to_config(self.features),
-            "solver": {**registry.to_config(self.options), "folds": spec.solver.folds, "holdout": spec.solver.holdout},
-            "seed": spec.run.seed,
-            "dtype": spec.run.dtype,
+        """The resolved job as its file would spell it, every default written out: for the report."""
+        spec, features = self.spec, registry.to_config(self.features)
+        network = features.pop("network", None) if features else None
+        data = {**registry.to_config(spec.data), "preprocess": registry.to_config(self.steps)}
+        solver = {**registry.to_config(self.options), "folds": spec.solver.folds, "holdout": spec.solver.holdout}
+        config = {"name": spec.name, "data": data, "network": network, "features": features, "solver": solver}
+        return {key: value for key, value in config.items() if value is not None} | {
+            "run": registry.to_config(spec.run)
         }
 
 

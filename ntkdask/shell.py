@@ -57,7 +57,7 @@ def run_on_cluster(
         ) as progress:  # fmt: skip
             metrics = run_ridge(
                 job, folder, resources=workers.resources(client), client=client, listener=Bars(progress), overwrite=overwrite,
-                resolved={"name": spec.spec.name, **spec.to_config()},
+                resolved=spec.to_config(),
             )  # fmt: skip
     console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
     for line in _result_lines(metrics):
