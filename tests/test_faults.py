@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -55,8 +54,12 @@ class Run:
 
     def computed(self) -> Counter:
         """How often each node of the Gram's tree has a receipt."""
-        lines = self.receipts.read_text().splitlines() if self.receipts.exists() else []
-        return Counter(int(found.group(1)) for line in lines if (found := re.match(r'\{"index": \[(\d+), 0\]', line)))
+        found: Counter = Counter()
+        for line in self.receipts.read_text().splitlines() if self.receipts.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # the end of a line that is being written, or never was
+                row = json.loads(line)
+                found.update(row["index"][:1] if "checksum" in row else [])
+        return found
 
     def wait_for(self, condition, seconds: float = 90.0) -> bool:
         """True once the condition holds, False when the run ended before."""
