@@ -147,7 +147,7 @@ def _check(spec: JobSpec) -> None:
         raise JobError("data.split needs either folds or test, as in split = { test = 0.2 }.")
     if split is not None and split.folds is not None and not 2 <= split.folds <= 100:
         raise JobError(f"data.split.folds is {split.folds}, expected 2 to 100.")
-    for key, share in (("data.split.test", split and split.test), ("solver.holdout", spec.solver.holdout)):
+    for key, share in (("data.split.test", split.test if split else None), ("solver.holdout", spec.solver.holdout)):
         if share is not None and not 0 < share < 1:
             raise JobError(f"{key} is {share}, expected a fraction between 0 and 1.")
     if not 2 <= spec.solver.folds <= 100:

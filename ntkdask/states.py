@@ -28,6 +28,7 @@ from ntkdask.store import (
     writing,
 )
 
+_CHUNK_BYTES = 2**26
 _STATE_ADVICE = "`ntkdask verify --repair RUN` removes it, the next run computes it again."
 
 
@@ -44,9 +45,10 @@ def save_state(root: Path | str, arrays: Mapping[str, np.ndarray], attributes: M
             write_group_attributes(partial, {ATTRIBUTE: dict(attributes or {})})
             for name, a in arrays.items():
                 a = np.asarray(a)
-                # bounded chunks: a codec copies its chunk, twice
-                rows = max(1, 2**26 // max(1, a.itemsize * int(np.prod(a.shape[1:])))) if a.ndim else 1
-                stored = create_array(partial / name, a.shape, (rows, *a.shape[1:]) if a.ndim else (), a.dtype)
+                # bounded chunks: a codec copies its chunk, twice; never larger than the array: a chunk is written whole
+                pieces = -(-a.nbytes // _CHUNK_BYTES) or 1
+                chunks = (-(-len(a) // pieces), *a.shape[1:]) if a.ndim else ()
+                stored = create_array(partial / name, a.shape, chunks, a.dtype)
                 stored[...] = a
             if not final.exists():
                 os.replace(partial, final)

@@ -29,7 +29,7 @@ preset = "fully_connected"
 depth = 2
 [features]
 type = "NTKRandomFeatures"
-n_components = 1024
+n_components = 768
 [solver]
 alphas = { logspace = [-2, 2, 5] }
 [run]

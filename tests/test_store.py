@@ -370,6 +370,20 @@ def test_states_round_trip(tmp_path):
     assert states.list_states(tmp_path) == [Path(url)]
 
 
+def test_a_state_takes_the_bytes_of_its_arrays(tmp_path, monkeypatch):
+    """Zarr writes chunks whole: one larger than its array would be mostly padding."""
+    url = Path(states.save_state(tmp_path, arrays()))
+    nbytes = sum(a.nbytes for a in arrays().values())
+    files = [p for p in url.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files if p.name != "zarr.json") < nbytes + 8 * len(files)
+    monkeypatch.setattr(states, "_CHUNK_BYTES", 256)  # an array of several chunks, the last one ragged
+    url = Path(states.save_state(tmp_path / "cut", arrays()))
+    chunks = list((url / "weights" / "c").rglob("0"))
+    assert len([p for p in (url / "weights" / "c").rglob("*") if p.is_file()]) == 4
+    assert all(p.stat().st_size <= 256 + 8 for p in chunks if p.is_file())
+    assert np.array_equal(states.load_state(str(url))[0]["weights"], arrays()["weights"])
+
+
 def test_equal_content_has_an_equal_address_and_is_written_once(tmp_path):
     url = states.save_state(tmp_path, arrays(), {"a": 1, "b": 2})
     before = {p: p.stat().st_mtime_ns for p in Path(url).rglob("*")}

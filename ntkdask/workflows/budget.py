@@ -19,9 +19,8 @@ from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.solvers.gram import packed_length
 from ntkdask.tiles import Plan, format_bytes, largest_rows, slab_rows
 
-BASE_BYTES = 384 * 2**20
-"""A worker without large arrays: Python, NumPy, SciPy, Numba, Zarr, Dask and its buffers, BLAS's own for two threads
-(230 MiB measured after a Gram of 64 features, 348 MiB after its eigendecomposition)."""
+BASE_BYTES = 320 * 2**20
+"""A worker before its first task: Python, NumPy, SciPy, Numba, Zarr, Dask and its buffers (220 to 300 MiB measured)."""
 
 BATCH_ROWS = 4096
 """Rows of a batch: more float32 products before they are added in float64 cost accuracy, fewer cost rate."""
