@@ -7,9 +7,9 @@ Labels are the words of the mathematics; they are what the Dask dashboard shows.
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -30,6 +30,8 @@ Node = tuple[int, int]
 ATTEMPTS = 3
 """Tries of a task whose error may pass (the operating system's); errors of the mathematics are final at once."""
 TASK_BYTES = 2**20
+PATIENCE_SECONDS = 60.0
+"""How long a cluster may be without workers before a run gives up: a nanny restarts a dead one within seconds."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def _call(call: Callable[..., Any], arguments: tuple[Any, ...], n_threads: int |
     """Run one task with its threads; on a worker, or here. An error is returned, not raised: it is ours to report."""
     started, value, failed = time.perf_counter(), None, None
     try:
-        with threads.limited(n_threads) if n_threads else contextlib.nullcontext():
+        with threads.limited(n_threads or threads.ambient()):
             value = call(*arguments)
     except Exception as error:
         failed = _portable(error)
@@ -156,6 +158,7 @@ def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client
         flying[future] = (item, attempt)
         finished.add(future)
 
+    watch = _Watch(client, flying)
     try:
         while flying or (ready and failure is None):
             # twice the slots: a worker that finishes finds its next task already there
@@ -165,6 +168,11 @@ def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client
             future = next(finished)
             item, attempt = flying.pop(future)
             error, worker = _outcome(future)
+            if watch.lost:
+                error = ClusterError(
+                    f"the cluster has had no workers for {PATIENCE_SECONDS:g} s. "
+                    "Start some and run again: everything committed is kept."
+                )
             if error is None:
                 done(item, future.result())
             elif attempt < ATTEMPTS and _may_pass(error) and failure is None:
@@ -173,10 +181,40 @@ def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client
                 failure = _failure(item, error, worker)
             future.release()
     finally:
+        watch.stop()
         for future in flying:
             future.cancel()
     if failure is not None:
         raise failure
+
+
+class _Watch:
+    """Cancels what is in flight when the cluster has had no workers for a while: nobody would ever finish it."""
+
+    def __init__(self, client: Any, flying: Mapping[Any, Any]) -> None:
+        self.lost = False
+        self._client, self._flying, self._ended = client, flying, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ntkdask-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        empty_since = None
+        while not self._ended.wait(PATIENCE_SECONDS / 10):
+            try:
+                empty = not self._client.nthreads()
+            except Exception:  # the connection is gone: the futures end by themselves
+                return
+            now = time.monotonic()
+            empty_since = (empty_since or now) if empty else None
+            if empty_since is not None and now - empty_since > PATIENCE_SECONDS:
+                self.lost = True
+                self._client.cancel(list(self._flying), force=True)
+                return
 
 
 def _outcome(future: Any) -> tuple[BaseException | None, str]:

@@ -12,7 +12,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from ntkdask import cluster, threads
+from ntkdask import cluster, execution, threads
 from ntkdask.errors import ClusterError, DamagedTileError, InputError, StoreError, TileError
 from ntkdask.execution import ATTEMPTS, TASK_BYTES, map_tiles, reduce_tiles, tree_children, tree_nodes
 from ntkdask.tiles import Tile, row_tiles
@@ -398,10 +398,35 @@ def test_a_task_that_always_kills_its_worker_is_named(two_workers):
             os.kill(os.getpid(), signal.SIGKILL)
         return tile
 
-    two_workers.cluster.scheduler.allowed_failures = 1
+    # Dask's default: a task that waits beside the killer is not blamed as often as the killer itself
+    two_workers.cluster.scheduler.allowed_failures = 3
     received = []
     with pytest.raises(
         TileError, match=r"killer: 2 failed: KilledWorker.*most likely out of memory.*run again to resume"
     ):
         map_tiles(task, range(5), two_workers, label="killer", receive=lambda tile, done: received.append(tile))
     assert sorted(received) == [0, 1, 3, 4]
+
+
+def test_a_cluster_that_lost_its_workers_ends_the_run(monkeypatch):
+    """Nobody would ever finish what is in flight: the run says so instead of waiting for ever."""
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(execution, "PATIENCE_SECONDS", 0.5)
+    # a scheduler without workers, as after all of them were stopped
+    with (
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as empty,
+        Client(empty) as alone,
+        pytest.raises(ClusterError, match="no workers"),
+    ):
+        map_tiles(abs, [1, 2, 3], alone, label="nobody")
+
+
+def test_threads_of_a_task_without_a_number_are_those_of_its_process():
+    """`featurize` names none: a worker's environment already says how many."""
+    seen = []
+    with threads.limited(1):
+        map_tiles(
+            lambda tile: threads.current(), [0], label="ambient", receive=lambda tile, done: seen.append(done.value)
+        )
+    assert seen == [1]

@@ -161,6 +161,17 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
     return Costs(memory, (gram + batch + scratch) if plan.device else 0, flops, tasks, disk)
 
 
+def require_memory(costs: Costs, resources: Resources) -> None:
+    """MemoryBudgetError when a stored plan, which decides the bits of a resumed run, does not fit the workers there are now."""
+    limit = resources.memory_bytes
+    if limit is not None and costs.worker_bytes > limit:
+        worst = max(costs.memory, key=lambda name: costs.memory[name])
+        raise MemoryBudgetError(
+            f"{worst} of the run's stored plan needs {format_bytes(costs.worker_bytes)} but a worker has {format_bytes(limit)}. "
+            "Go on with workers as large as the first run's, or plan anew with --overwrite."
+        )
+
+
 def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:
     """Bytes of one batch on its way from stored rows to features, weights of the map and preprocessing states included."""
     itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows

@@ -32,7 +32,7 @@ from ntkdask.rows import DatasetRows, selected_count
 from ntkdask.states import load_state, save_state
 from ntkdask.store import TileStore, exclusive, free_bytes, remove, sweep, write_text
 from ntkdask.tiles import Plan, format_bytes
-from ntkdask.workflows.budget import Costs, Resources, RidgePlan, RidgeShape, costs_of, plan_ridge
+from ntkdask.workflows.budget import Costs, Resources, RidgePlan, RidgeShape, costs_of, plan_ridge, require_memory
 from ntkdask.workflows.fit_ridge import RidgeFit, RidgeOptions, fit_ridge
 from ntkdask.workflows.predict import evaluate, predict
 from ntkdask.workflows.progress import Listener, Record, Silent
@@ -221,9 +221,10 @@ def run_ridge(
                     remove(path)
         sweep(folder)
         record = Record.open(folder, job.fingerprint())
-        sizes, costs = job.plan_for(resources)
         # the first run's sizes and threads, whatever cluster goes on with it: they decide the bits
-        plan = RidgePlan(**record.once("plan", sizes.to_json))
+        plan = RidgePlan(**record.once("plan", lambda: job.plan_for(resources)[0].to_json()))
+        costs = costs_of(job.shape(), job.features, job.steps, plan)
+        require_memory(costs, resources)
         require_disk(folder, costs)
         folds = _folds(job, folder, record, client)
         rows = [_run_fold(job, i, fold, folder, plan, record, client, recorder) for i, fold in enumerate(folds)]

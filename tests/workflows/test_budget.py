@@ -11,7 +11,7 @@ from ntkdask import cluster, workers
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.preprocessing import parse_steps
 from ntkdask.tiles import Plan
-from ntkdask.workflows.budget import BASE_BYTES, Resources, RidgeShape, costs_of, plan_ridge
+from ntkdask.workflows.budget import BASE_BYTES, Costs, Resources, RidgeShape, costs_of, plan_ridge, require_memory
 from ntkdask.workflows.fit_ridge import RidgeOptions
 from ntkdask.workflows.run import SplitRule, run_ridge
 
@@ -145,3 +145,13 @@ def test_a_run_that_does_not_fit_starts_nothing(tmp_path):
         run_ridge(job, tmp_path / "run", resources=Resources(GIB))
     assert not (tmp_path / "run" / "fold-0").exists()
     assert np.isfinite(x).all()
+
+
+def test_a_stored_plan_that_no_longer_fits_is_refused():
+    costs = Costs({"gram-slab": 3 * GIB, "solve": 2 * GIB}, 0, 1.0, 1, 1)
+    require_memory(costs, Resources(4 * GIB))
+    require_memory(costs, Resources(None))
+    with pytest.raises(
+        MemoryBudgetError, match=r"gram-slab of the run's stored plan needs 3 GiB but a worker has 2 GiB"
+    ):
+        require_memory(costs, Resources(2 * GIB))
