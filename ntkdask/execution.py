@@ -142,50 +142,75 @@ def _run_loop(ready: deque[_Item], done: Callable[[_Item, Done], None], client: 
 
 
 def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client: Any, n_threads: int | None) -> None:
-    from distributed import as_completed
-
-    run = uuid4().hex
-    flying: dict[Any, tuple[_Item, int]] = {}
-    finished = as_completed(loop=client.loop, raise_errors=False)
+    run = _ClientRun(client, n_threads)
     failure: BaseException | None = None
-    counter = 0
-
-    def submit(item: _Item, attempt: int) -> None:
-        nonlocal counter
-        counter += 1
-        key = (f"{item.label}-{run}", counter)
-        future = client.submit(_call, item.call, item.arguments, n_threads, key=key, pure=False)
-        flying[future] = (item, attempt)
-        finished.add(future)
-
-    watch = _Watch(client, flying)
+    suspects: deque[_Item] = deque()
     try:
-        while flying or (ready and failure is None):
-            # twice the slots: a worker that finishes finds its next task already there
-            window = 2 * sum(client.nthreads().values()) + 2
-            while ready and failure is None and len(flying) < window:
-                submit(ready.popleft(), 1)
-            future = next(finished)
-            item, attempt = flying.pop(future)
-            error, worker = _outcome(future)
-            if watch.lost:
-                error = ClusterError(
-                    f"the cluster has had no workers for {PATIENCE_SECONDS:g} s. "
-                    "Start some and run again: everything committed is kept."
-                )
-            if error is None:
-                done(item, future.result())
-            elif attempt < ATTEMPTS and _may_pass(error) and failure is None:
-                submit(item, attempt + 1)
-            elif failure is None:
-                failure = _failure(item, error, worker)
-            future.release()
+        while run.flying or (failure is None and (ready or suspects)):
+            while ready and failure is None and run.has_room():
+                run.submit(ready.popleft())
+            if not run.flying:
+                run.submit(suspects.popleft(), alone=True)
+            item, attempt, alone, result, error = run.next()
+            if error is None and result is not None:
+                done(item, result)
+            elif failure is not None:
+                continue
+            elif type(error).__name__ == "KilledWorker" and not alone:
+                # Dask blames whatever was on a worker when it died: what dies again alone is the culprit
+                suspects.append(item)
+            elif attempt < ATTEMPTS and _may_pass(error):
+                run.submit(item, attempt + 1, alone)
+            else:
+                failure = _failure(item, error, result.worker if result else "")
     finally:
-        watch.stop()
-        for future in flying:
-            future.cancel()
+        run.close()
     if failure is not None:
         raise failure
+
+
+class _ClientRun:
+    """The rolling window of futures of one map: each is released as it finishes."""
+
+    def __init__(self, client: Any, n_threads: int | None) -> None:
+        from distributed import as_completed
+
+        self.flying: dict[Any, tuple[_Item, int, bool]] = {}
+        self._client, self._n_threads = client, n_threads
+        self._run, self._counter = uuid4().hex, 0
+        self._finished = as_completed(loop=client.loop, raise_errors=False)
+        self._watch = _Watch(client, self.flying)
+
+    def has_room(self) -> bool:
+        """Twice the slots: a worker that finishes finds its next task already there."""
+        return len(self.flying) < 2 * sum(self._client.nthreads().values()) + 2
+
+    def submit(self, item: _Item, attempt: int = 1, alone: bool = False) -> None:
+        """Send an item to the cluster under a fresh key, whose prefix is the label that the dashboard shows."""
+        self._counter += 1
+        key = (f"{item.label}-{self._run}", self._counter)
+        future = self._client.submit(_call, item.call, item.arguments, self._n_threads, key=key, pure=False)
+        self.flying[future] = (item, attempt, alone)
+        self._finished.add(future)
+
+    def next(self) -> tuple[_Item, int, bool, Done | None, BaseException | None]:
+        """Wait for one: (item, attempt, alone, what it returned or None, error or None)."""
+        future = next(self._finished)
+        item, attempt, alone = self.flying.pop(future)
+        result, error = _outcome(future)
+        if self._watch.lost:
+            error = ClusterError(
+                f"the cluster has had no workers for {PATIENCE_SECONDS:g} s. "
+                "Start some and run again: everything committed is kept."
+            )
+        future.release()
+        return item, attempt, alone, result, error
+
+    def close(self) -> None:
+        """Cancel what is still in flight."""
+        self._watch.stop()
+        for future in self.flying:
+            future.cancel()
 
 
 class _Watch:
@@ -217,14 +242,14 @@ class _Watch:
                 return
 
 
-def _outcome(future: Any) -> tuple[BaseException | None, str]:
-    """(error or None, worker) of a finished future."""
+def _outcome(future: Any) -> tuple[Done | None, BaseException | None]:
+    """(what it returned, error) of a finished future."""
     if future.status == "cancelled":
-        return ClusterError("the scheduler cancelled a task; everything committed is kept: run again to resume."), ""
+        return None, ClusterError("the scheduler cancelled a task; everything committed is kept: run again to resume.")
     if future.status == "error":
-        return future.exception(), ""
+        return None, future.exception()
     result = future.result()
-    return result.error, result.worker
+    return result, result.error
 
 
 def _check_size(task: Any) -> None:
