@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 from uuid import uuid4
 
 import cloudpickle
@@ -152,8 +152,8 @@ def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client
             if not run.flying:
                 run.submit(suspects.popleft(), alone=True)
             item, attempt, alone, result, error = run.next()
-            if error is None and result is not None:
-                done(item, result)
+            if error is None:
+                done(item, cast(Done, result))
             elif failure is not None:
                 continue
             elif type(error).__name__ == "KilledWorker" and not alone:

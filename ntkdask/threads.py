@@ -60,10 +60,12 @@ def limited(threads: int) -> Iterator[None]:
 
 
 def on_threads(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """[call(item) for item in items], on as many threads as the running task has: for calls that let go of the interpreter."""
-    if current() == 1 or len(items) < 2:
+    """[call(item) for item in items], as many at a time as the task has threads, each with one BLAS thread: for calls that let go
+    of the interpreter and are too small for BLAS to share out."""
+    count = min(current(), len(items))
+    if count < 2:
         return [call(item) for item in items]
-    with ThreadPoolExecutor(min(current(), len(items))) as pool:
+    with limited(1), ThreadPoolExecutor(count) as pool:
         return list(pool.map(call, items))
 
 

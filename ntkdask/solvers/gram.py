@@ -19,6 +19,7 @@ from ntkdask.threads import on_threads
 
 PANEL = 256
 _CAST_ROWS = 64
+_STRETCH_ROWS = 1024
 
 
 def triangle_panels(m: int) -> Iterator[tuple[slice, slice]]:
@@ -148,9 +149,17 @@ def packed_length(m: int, k: int) -> int:
 
 
 def _tall_product(phi: Array, right: Array) -> Array:
-    """phiᵀ·right with float64 sums, in pieces of rows so that the float64 copy of phi stays small."""
-    total = 0.0
-    for start in range(0, phi.shape[0], _CAST_ROWS):
-        piece = phi[start : start + _CAST_ROWS]
-        total = total + piece.astype(right.dtype).T @ right[start : start + _CAST_ROWS]
-    return total
+    """phiᵀ·right with float64 sums, in pieces of rows so that the float64 copy of phi stays small.
+
+    Summed over stretches of 1 024 rows, then over those: how many run at a time does not change the bits.
+    """
+
+    def stretch(start: int) -> Array:
+        total = 0.0
+        for first in range(start, min(start + _STRETCH_ROWS, phi.shape[0]), _CAST_ROWS):
+            rows = slice(first, min(first + _CAST_ROWS, phi.shape[0]))
+            total = total + phi[rows].astype(right.dtype).T @ right[rows]
+        return total
+
+    starts = range(0, phi.shape[0], _STRETCH_ROWS)
+    return sum([stretch(s) for s in starts] if is_device_array(phi) else on_threads(stretch, starts))
