@@ -146,7 +146,7 @@ def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client
     failure: BaseException | None = None
     suspects: deque[_Item] = deque()
     try:
-        while run.flying or (failure is None and (ready or suspects)):
+        while run.flying or (suspects and not isinstance(failure, ClusterError)) or (ready and failure is None):
             while ready and failure is None and run.has_room():
                 run.submit(ready.popleft())
             if not run.flying:
@@ -154,11 +154,11 @@ def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client
             item, attempt, alone, result, error = run.next()
             if error is None:
                 done(item, cast(Done, result))
+            elif type(error).__name__ == "KilledWorker" and not alone:
+                # Dask blames whatever was on a worker when it died: what dies again alone is the culprit, the others finish
+                suspects.append(item)
             elif failure is not None:
                 continue
-            elif type(error).__name__ == "KilledWorker" and not alone:
-                # Dask blames whatever was on a worker when it died: what dies again alone is the culprit
-                suspects.append(item)
             elif attempt < ATTEMPTS and _may_pass(error):
                 run.submit(item, attempt + 1, alone)
             else:
