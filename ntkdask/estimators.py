@@ -198,7 +198,7 @@ class RidgeClassifier(ClassifierMixin, _Ridge):
     features: a feature map such as `NTKRandomFeatures`; None takes X as it is.
     alphas: one α > 0, or several to choose from by `selection`: "gcv" (generalised cross-validation), "loo" (exact
     leave-one-out), "kfold" (5 folds) or "holdout" (a fifth of the rows), by squared error. Rows that repeat share a fold.
-    solver: "eigh", "cholesky" (one α, or folds), or "auto".
+    solver: "eigh", "tridiagonal" (not for "loo"), "cholesky" (one α, or folds), or "auto".
     client: a Dask client, see `connect`; None computes here. With a client X is written once to `<url>/inputs`; without a
     url to a temporary folder of this machine for as long as fit or predict takes, which the workers must see: local
     clusters do. Pickles leave the client out, clones share it.

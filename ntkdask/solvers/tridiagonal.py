@@ -1,8 +1,9 @@
 """Ridge for every alpha from a tridiagonal reduction G = Q T Qᵀ: no eigenvectors are formed.
 
-The reduction is 4/3 m³ flops where a full eigendecomposition takes about 9 m³; after it every alpha is a tridiagonal solve,
-O(mk), and one product with Q, O(m²k), for the chosen one. The spectrum, for GCV and the effective dimension, is that of T. For
-sums of more rows than features; with fewer, residuals are differences of nearly equal numbers and `EighRidge` is the solver.
+The reduction is 4/3 m³ flops where a full eigendecomposition takes about 9 m³ (Golub & Van Loan 2013, §8.3); after it every
+alpha is a tridiagonal solve, O(mk), and one product with Q, O(m²k), for the chosen one. The spectrum, for GCV and the effective
+dimension, is that of T. For sums of more rows than features; with fewer, residuals are differences of nearly equal numbers and
+`EighRidge` is the solver.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class TridiagonalRidge:
 
     @classmethod
     def factorise(cls, centred: Centred) -> TridiagonalRidge:
-        """LAPACK's sytrd on the lower triangle, in place: one matrix and no m² workspace."""
+        """LAPACK's sytrd on the lower triangle, in place, and one copy of its reflectors: 2 m² float64 where evd holds 3."""
         m = centred.gram.shape[0]
         if m == 1:
             value = centred.gram[0, :1].copy()

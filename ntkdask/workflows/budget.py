@@ -111,10 +111,11 @@ def plan_ridge(
     least = costs_of(shape, feature_map, steps, _with_batch(sizes, 1)).memory
     worst = max(least, key=lambda name: least[name])
     if least[worst] > limit:
+        cheaper = "" if shape.selection == "gcv" else 'selection="gcv", '
         raise MemoryBudgetError(
             f"{worst} needs {format_bytes(least[worst])} (rows=1, n_components={shape.m}, targets={shape.k}, {dtype}; the process "
             f"itself {format_bytes(BASE_BYTES)}) but a worker has {format_bytes(limit)}. Use n_components <= "
-            f'{_largest_components(shape, limit, dtype)}, selection="gcv", or give each worker more memory.'
+            f"{_largest_components(shape, limit, dtype)}, {cheaper}or give each worker more memory."
         )
     rows = largest_rows(limit, bytes_of, sizes.batch_rows, "a batch of features")
     fitting = _with_batch(sizes, rows)

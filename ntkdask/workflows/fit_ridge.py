@@ -59,7 +59,6 @@ class RidgeOptions:
                 f'solver="cholesky" has no spectrum, so it cannot choose among {len(alphas)} alphas by {self.selection}. '
                 'Use solver="eigh" (or "auto"), selection="kfold" or "holdout", or one alpha.'
             )
-
         if self.solver == "tridiagonal" and self.leaves_one_out:
             raise InputError(
                 'solver="tridiagonal" forms no eigenvectors, which leave-one-out needs. Use solver="eigh" or "auto".'
@@ -97,7 +96,8 @@ def fit_ridge(
 ) -> RidgeFit:  # fmt: skip
     """Fit on the selected rows, which are the union of `groups` (parts of the rows): the folds, or one group of all.
 
-    With k-fold every group is held out in turn, with holdout the last one; the chosen alpha is then fitted on all. url:
+    With k-fold every group is held out in turn, with holdout the last one; the chosen alpha is then fitted on all;
+    preprocessing is fitted once, on all of them, as is usual. url:
     folder for partial sums, states and the model, needed with a client; a run there is resumed through `record`, whose
     stage names begin with `name`. k: number of target columns.
     """
