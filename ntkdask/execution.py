@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
+from bisect import insort
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class _Item:
     call: Callable[..., Any]
     arguments: tuple[Any, ...]
     label: str
+    near: int | None = None
+    order: int = 0
 
 
 def peak_bytes() -> int:
@@ -189,7 +192,12 @@ class _ClientRun:
         """Send an item to the cluster under a fresh key, whose prefix is the label that the dashboard shows."""
         self._counter += 1
         key = (f"{item.label}-{self._run}", self._counter)
-        future = self._client.submit(_call, item.call, item.arguments, self._n_threads, key=key, pure=False)
+        where: dict[str, Any] = {}
+        if item.near is not None:
+            workers = sorted(self._client.nthreads())
+            # a wish, not a restriction: what the task has cached lies there
+            where = {"workers": workers[item.near % len(workers)], "allow_other_workers": True} if workers else {}
+        future = self._client.submit(_call, item.call, item.arguments, self._n_threads, key=key, pure=False, **where)
         self.flying[future] = (item, attempt, alone)
         self._finished.add(future)
 
@@ -267,22 +275,47 @@ def map_tiles(
     label: str,
     receive: Callable[[Any, Done[T]], None] | None = None,
     threads: int | None = None,
+    needs: Callable[[Any], Iterable[Any]] | None = None,
+    near: Callable[[Any], int] | None = None,
 ) -> None:
     """Call `task(tile)` for every tile, on the cluster or (client=None) in this process.
 
     receive(tile, done) is called here, in order of completion: it records receipts. threads: BLAS, OpenMP and Numba threads
     of each task (None leaves them). Operating system errors are tried three times; any other failure ends the map after
     what is in flight, as a TileError that names the tile or the package's own error with the tile in a note.
+
+    needs(tile): the tiles that must have been received before this one starts; those that are not among `tiles` count as
+    received. Among tiles that may start, the first in the given order does. near(tile): an integer; equal ones go to the same
+    worker while it has room, for tasks that cache what they read.
     """
     if client is not None:
         _check_size(task)
-    ready = deque(_Item(tile, task, (tile,), label) for tile in tiles)
+    items = [_Item(tile, task, (tile,), label, None if near is None else near(tile), i) for i, tile in enumerate(tiles)]
+    ready: deque[_Item] = deque()
+    waiting: dict[Hashable, set[Hashable]] = {}
+    feeds: dict[Hashable, list[_Item]] = defaultdict(list)
+    known = {item.key for item in items}
+    for item in items:
+        missing = known.intersection(needs(item.key)) if needs is not None else set()
+        if not missing:
+            ready.append(item)
+            continue
+        waiting[item.key] = missing
+        for other in missing:
+            feeds[other].append(item)
 
     def done(item: _Item, result: Done) -> None:
         if receive is not None:
             receive(item.key, result)
+        for fed in feeds.pop(item.key, []):
+            waiting[fed.key].discard(item.key)
+            if not waiting[fed.key]:
+                del waiting[fed.key]
+                insort(ready, fed, key=lambda i: i.order)
 
     _run(ready, done, client, threads)
+    if waiting:
+        raise ValueError(f"map_tiles: {len(waiting)} tiles need each other, {next(iter(waiting))!r} among them")
 
 
 def reduce_tiles(

@@ -171,6 +171,8 @@ class TileStore:
     shape: tuple[int, ...]
     tile_shape: tuple[int, ...]
     dtype: np.dtype
+    triangle: str | None = None
+    """Only tiles (i, j), j <= i, are stored: of a "symmetric" matrix, or of a "lower" one; None: every tile is."""
     _receipts: dict[Index, Receipt] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -183,17 +185,19 @@ class TileStore:
         dtype: Any,
         fingerprint: Mapping[str, Any],
         overwrite: bool = False,
+        triangle: str | None = None,
     ) -> TileStore:
         """Open the store at `url` when it holds this very fingerprint, make it when there is none.
 
         Raises FingerprintError, naming the keys that differ, when it holds something else and `overwrite` is False.
         """
         path = local_path(url)
-        asked = json.loads(
-            json.dumps(
-                {**fingerprint, "shape": list(shape), "tile_shape": list(tile_shape), "dtype": np.dtype(dtype).name}
-            )
-        )
+        if triangle is not None and (len(set(shape)) != 1 or len(set(tile_shape)) != 1 or len(shape) != 2):
+            raise StoreError(f"{path}: a {triangle} matrix is square with square tiles, got {shape} in {tile_shape}.")
+        layout = {"shape": list(shape), "tile_shape": list(tile_shape), "dtype": np.dtype(dtype).name}
+        if triangle is not None:
+            layout["triangle"] = triangle
+        asked = json.loads(json.dumps({**fingerprint, **layout}))
         if (path / "zarr.json").exists() and not overwrite:
             store = cls.open(path)
             lines = differences(store.fingerprint, asked)
@@ -217,7 +221,8 @@ class TileStore:
         fingerprint = dict(array.attrs.get(ATTRIBUTE, {})).get("fingerprint")
         if fingerprint is None:
             raise StoreError(f"{path} is a Zarr array, but not one of ntkdask's tile stores (it has no fingerprint).")
-        store = cls(path, fingerprint, tuple(array.shape), tuple(array.chunks), np.dtype(array.dtype))
+        triangle = fingerprint.get("triangle")
+        store = cls(path, fingerprint, tuple(array.shape), tuple(array.chunks), np.dtype(array.dtype), triangle)
         store._receipts = store._read_receipts()
         return store
 
@@ -227,8 +232,9 @@ class TileStore:
         return tuple(-(-s // t) for s, t in zip(self.shape, self.tile_shape, strict=True))
 
     def indices(self) -> list[Index]:
-        """Every tile index, C order."""
-        return [tuple(int(i) for i in index) for index in np.ndindex(*self.grid)]
+        """Every stored tile's index, C order; of a triangle those with j <= i."""
+        every = [tuple(int(i) for i in index) for index in np.ndindex(*self.grid)]
+        return every if self.triangle is None else [i for i in every if i[1] <= i[0]]
 
     def slices(self, index: Index) -> tuple[slice, ...]:
         """The ranges of the array that tile `index` covers; the last tile of an axis may be ragged."""
@@ -271,7 +277,14 @@ class TileStore:
         self._receipts[receipt.index] = receipt
 
     def read(self, index: Index) -> np.ndarray:
-        """One tile as an array; DamagedTileError when it is gone or its checksum does not match."""
+        """One tile as an array; DamagedTileError when it is gone or its checksum does not match.
+
+        Above the diagonal: the transposed tile of a symmetric matrix, zeros of a lower one.
+        """
+        if self.triangle is not None and index[0] < index[1]:
+            if self.triangle == "symmetric":
+                return self.read(index[::-1]).T
+            return np.zeros([s.stop - s.start for s in self.slices(index)], self.dtype)
         if not self.chunk_path(index).exists():
             raise DamagedTileError(f"tile {index} of {self.path} is not there. Run the job again to compute it.")
         try:

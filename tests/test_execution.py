@@ -145,6 +145,47 @@ def test_threads_of_a_task(client):
     assert threads.current() == before
 
 
+def pyramid(tile: tuple[int, int]) -> list[tuple[int, int]]:
+    """Like a factorisation: (i, j) needs the tiles left of it in its row, and those of row j up to the diagonal."""
+    i, j = tile
+    return [(i, k) for k in range(j)] + [(j, k) for k in range(j + (i != j))]
+
+
+def test_a_tile_starts_when_what_it_needs_is_received(client):
+    tiles, received = [(i, j) for i in range(6) for j in range(i + 1)], []
+
+    def receive(tile, done):
+        assert set(pyramid(tile)) <= set(received)
+        received.append(tile)
+
+    map_tiles(str, tiles, client, label="pyramid", needs=pyramid, receive=receive)
+    assert sorted(received) == sorted(tiles)
+
+
+def test_among_tiles_that_may_start_the_first_does():
+    received = []
+    map_tiles(str, [3, 1, 2, 0], None, label="order", needs=lambda t: [0] if t == 3 else [],
+              receive=lambda tile, done: received.append(tile))  # fmt: skip
+    assert received == [1, 2, 0, 3]
+
+
+def test_needs_outside_the_map_count_as_received_and_circles_are_refused():
+    received = []
+    map_tiles(abs, [5], None, label="known", needs=lambda t: [4], receive=lambda tile, done: received.append(tile))
+    assert received == [5]
+    with pytest.raises(ValueError, match="2 tiles need each other, 0 among them"):
+        map_tiles(abs, [0, 1, 2], None, label="circle", needs=lambda t: {0: [1], 1: [0], 2: []}[t])
+
+
+def test_tiles_near_each_other_share_a_worker(two_workers):
+    for _ in range(2):
+        workers: dict[int, set[str]] = {0: set(), 1: set()}
+        map_tiles(lambda t: time.sleep(0.05), range(8), two_workers, label="near", near=lambda t: t % 2,
+                  receive=lambda tile, done: workers[tile % 2].add(done.worker))  # noqa: B023  # fmt: skip
+        assert [len(w) for w in workers.values()] == [1, 1]
+        assert workers[0] != workers[1]
+
+
 # reductions
 
 TREES = {

@@ -77,6 +77,25 @@ def test_commit_record_read(tmp_path):
     assert again.damaged() == []
 
 
+@pytest.mark.parametrize("triangle", ["symmetric", "lower"])
+def test_a_triangle_reads_as_the_whole_matrix(tmp_path, triangle):
+    tiles = create(tmp_path / "k", shape=(10, 10), tile_shape=(4, 4), triangle=triangle)
+    assert tiles.pending() == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
+    full = np.random.default_rng(0).normal(size=(10, 10))
+    full = full + full.T if triangle == "symmetric" else np.tril(full)
+    for index in tiles.indices():
+        tiles.record(tiles.commit(index, np.ascontiguousarray(full[tiles.slices(index)])))
+    again = TileStore.open(tmp_path / "k")
+    assert again.pending() == []
+    assert again.triangle == triangle
+    for index in np.ndindex(3, 3):
+        assert np.array_equal(again.read(index), full[again.slices(index)])
+    with pytest.raises(FingerprintError, match="triangle"):
+        create(tmp_path / "k", shape=(10, 10), tile_shape=(4, 4))
+    with pytest.raises(StoreError, match=r"square tiles, got \(10, 7\)"):
+        create(tmp_path / "l", triangle=triangle)
+
+
 def test_tiles_cover_every_entry_once(tmp_path):
     tiles = create(tmp_path / "k")
     count = np.zeros(SHAPE, int)
