@@ -24,7 +24,8 @@ from ntkdask.preprocessing import Standardize
 from ntkdask.tiles import Plan
 from ntkdask.workers import resources
 from ntkdask.workflows.fit_ridge import RidgeOptions
-from ntkdask.workflows.run import RidgeJob, SplitRule, run_ridge
+from ntkdask.workflows.jobs import RidgeJob, SplitRule
+from ntkdask.workflows.run import run_job
 
 
 def import_rmsd(source: str, url: str) -> None:
@@ -58,7 +59,7 @@ def main() -> None:
                 f"protein-{sampling}", data, None, SplitRule(folds=4), (Standardize(),), features,
                 RidgeOptions(tuple(np.logspace(-6, 3, 19))), plan=Plan(dtype="float32"),
             )  # fmt: skip
-            metrics = run_ridge(job, Path(folder) / sampling, resources=resources(client), client=client)
+            metrics = run_job(job, Path(folder) / sampling, resources=resources(client), client=client)
             mse = [f["test"]["mse"] for f in metrics["folds"]]
             print(
                 f"NTKRF {sampling:>9}, {a.components} components: MSE {np.mean(mse):.2f} ± {np.std(mse):.2f} over folds "

@@ -22,7 +22,8 @@ from ntkdask.preprocessing import Standardize
 from ntkdask.tiles import Plan, format_bytes
 from ntkdask.workers import resources
 from ntkdask.workflows.fit_ridge import RidgeOptions
-from ntkdask.workflows.run import RidgeJob, SplitRule, run_ridge
+from ntkdask.workflows.jobs import RidgeJob, SplitRule
+from ntkdask.workflows.run import run_job
 
 
 def one_run(folder: Path, n: int, d: int, m: int) -> dict:
@@ -36,7 +37,7 @@ def one_run(folder: Path, n: int, d: int, m: int) -> dict:
         RidgeOptions(tuple(np.logspace(-2, 4, 7))), plan=Plan(dtype="float32"),
     )  # fmt: skip
     with cluster.connect(cuda=False) as client:
-        return run_ridge(job, folder / f"run-{n}", resources=resources(client), client=client)
+        return run_job(job, folder / f"run-{n}", resources=resources(client), client=client)
 
 
 def main() -> None:

@@ -51,9 +51,9 @@ from ntkdask.workers import resources
 from ntkdask.workflows.budget import Resources, RidgePlan, RidgeShape, costs_of, plan_ridge
 from ntkdask.workflows.featurize import featurize
 from ntkdask.workflows.fit_ridge import RidgeOptions, fit_ridge
+from ntkdask.workflows.jobs import NUMERICS, require_disk, require_labels
 from ntkdask.workflows.predict import predict
 from ntkdask.workflows.progress import Record
-from ntkdask.workflows.run import NUMERICS, require_disk, require_labels
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS, deal_inner, group_rows, state_of
 
 SEED = 0

@@ -25,7 +25,7 @@ from ntkdask.networks import Network
 from ntkdask.preprocessing import Step, parse_steps
 from ntkdask.tiles import Plan
 from ntkdask.workflows.fit_ridge import SELECTIONS, RidgeOptions
-from ntkdask.workflows.run import RidgeJob, SplitRule, open_job_data
+from ntkdask.workflows.jobs import RidgeJob, SplitRule, open_job_data
 
 _STRICT = ConfigDict(extra="forbid", strict=False)
 PRESETS = {"fully_connected": networks.fully_connected}
@@ -277,6 +277,6 @@ def to_ridge_job(job: Job) -> RidgeJob:
     rule = None if split is None else SplitRule(split.folds, split.test, split.shuffle)
     plan = Plan(tile_rows=spec.run.slab_rows, dtype=spec.run.dtype)
     return RidgeJob(
-        spec.name, train, test, rule, job.steps, job.features, job.options, spec.solver.folds, spec.solver.holdout,
-        spec.run.seed, plan,
+        spec.name, train, test, rule, job.steps, job.features, job.options, inner_folds=spec.solver.folds,
+        holdout=spec.solver.holdout, seed=spec.run.seed, plan=plan,
     )  # fmt: skip

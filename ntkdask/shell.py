@@ -19,7 +19,8 @@ from ntkdask.report import write_report
 from ntkdask.store import free_bytes
 from ntkdask.tiles import format_bytes
 from ntkdask.workflows.budget import Resources
-from ntkdask.workflows.run import RidgeJob, run_ridge
+from ntkdask.workflows.jobs import TrainingJob
+from ntkdask.workflows.run import run_job
 
 console = Console()
 
@@ -41,7 +42,7 @@ class Bars:
 
 
 def run_on_cluster(
-    job: RidgeJob, folder: Path, spec: Job, *, scheduler: str | None, scheduler_file: Path | None, n_workers: int | None,
+    job: TrainingJob, folder: Path, spec: Job, *, scheduler: str | None, scheduler_file: Path | None, n_workers: int | None,
     overwrite: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a job on an attached or a local cluster with live bars; writes the report and prints the result."""
@@ -55,7 +56,7 @@ def run_on_cluster(
             TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
             console=console,
         ) as progress:  # fmt: skip
-            metrics = run_ridge(
+            metrics = run_job(
                 job, folder, resources=workers.resources(client), client=client, listener=Bars(progress), overwrite=overwrite,
                 resolved=spec.to_config(),
             )  # fmt: skip
@@ -82,15 +83,13 @@ def _result_lines(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def print_plan(job: RidgeJob, folder: Path, resources: Resources) -> None:
+def print_plan(job: TrainingJob, folder: Path, resources: Resources) -> None:
     """Print what a job will take; MemoryBudgetError or DiskSpaceError, with the numbers, when it cannot run."""
     plan, costs = job.plan_for(resources)
-    shape = job.shape()
     table = Table(title=f"plan of {job.name}", show_header=False)
     rows = {
-        "rows": f"{shape.n_total:,} ({shape.n_train:,} train a fit), {shape.row_shape}",
-        "features": f"{shape.m:,} ({plan.dtype}), targets {shape.k}, fits {shape.n_runs}, groups of rows {shape.n_groups}",
-        "slabs": f"{-(-shape.n_total // plan.slab_rows)} of {plan.slab_rows:,} rows, batches of {plan.batch_rows:,}",
+        "rows": f"{job.train.n:,} ({job.n_train:,} train a fit), {job.train.row_shape}",
+        **job.size_words(plan),
         "tasks": f"{costs.tasks:,} on {resources.slots} slots, {plan.threads} threads each (solve: {plan.solve_threads})",
         "flops": f"{costs.flops:.3g}",
         "disk": f"{format_bytes(costs.disk_bytes)} at most, {format_bytes(free_bytes(folder))} free",

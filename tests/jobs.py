@@ -13,7 +13,7 @@ from ntkdask.features import NTKRandomFeatures
 from ntkdask.networks import fully_connected
 from ntkdask.workflows.budget import Resources, RidgePlan
 from ntkdask.workflows.fit_ridge import RidgeOptions
-from ntkdask.workflows.run import RidgeJob, SplitRule
+from ntkdask.workflows.jobs import RidgeJob, SplitRule
 
 ONE_THREAD = Resources(memory_bytes=None, threads=1, solve_threads=1, slots=1)
 

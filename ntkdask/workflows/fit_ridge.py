@@ -9,7 +9,7 @@ alpha, weights ← one eigendecomposition for all alphas; GCV from it, leave-one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,14 @@ class RidgeOptions:
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """A fitted model, the path of scores over alphas (smaller is better; empty for one alpha) and where the model lies."""
+    """A fitted model, the path of scores over alphas (smaller is better; empty for one alpha), where the model lies, and what
+    else the metrics of its fold should say."""
 
-    model: RidgeModel
+    model: Any
     path: list[dict[str, float]]
     score_name: str
     url: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def fit_ridge(

@@ -16,163 +16,22 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ntkdask import registry, threads
-from ntkdask.datasets import Dataset, open_parts
-from ntkdask.errors import DiskSpaceError, InputError, JobError
+from ntkdask import threads
 from ntkdask.execution import Done
-from ntkdask.features.base import FeatureMap
-from ntkdask.preprocessing import Step
 from ntkdask.rows import DatasetRows, selected_count
 from ntkdask.states import load_state, save_state
-from ntkdask.store import TileStore, exclusive, free_bytes, remove, sweep, write_text
-from ntkdask.tiles import Plan, format_bytes
-from ntkdask.workflows.budget import Costs, Resources, RidgePlan, RidgeShape, costs_of, plan_ridge, require_memory
-from ntkdask.workflows.fit_ridge import RidgeFit, RidgeOptions, fit_ridge
+from ntkdask.store import TileStore, exclusive, remove, sweep, write_text
+from ntkdask.workflows.budget import Costs, Resources, RidgePlan, require_memory
+from ntkdask.workflows.fit_ridge import RidgeFit
+from ntkdask.workflows.jobs import Fold, Site, TrainingJob, require_disk
 from ntkdask.workflows.predict import evaluate, predict
 from ntkdask.workflows.progress import Listener, Record, Silent
-from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS, deal, deal_inner, group_rows, hold_out, state_of
-
-NUMERICS = 1
-"""Raised when a change makes equal parameters give other numbers; part of every fingerprint."""
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """How rows are dealt: folds (cross-validation) or a test fraction; neither when train and test are given."""
-
-    folds: int | None = None
-    test: float | None = None
-    shuffle: bool = True
-
-
-@dataclass(frozen=True)
-class RidgeJob:
-    """What a job computes, whatever file or call it came from."""
-
-    name: str
-    train: Dataset
-    test: Dataset | None
-    split: SplitRule | None
-    steps: tuple[Step, ...]
-    features: FeatureMap | None
-    options: RidgeOptions
-    inner_folds: int = INNER_FOLDS
-    holdout: float = HOLDOUT
-    seed: int = 0
-    plan: Plan = field(default_factory=Plan)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides the results, except the plan, which the run's record keeps."""
-        return {
-            "train": self.train.digest,
-            "test": None if self.test is None else self.test.digest,
-            "split": None if self.split is None else asdict(self.split),
-            "preprocess": registry.to_config(self.steps),
-            "features": registry.to_config(self.features),
-            "solver": {**asdict(self.options), "folds": self.inner_folds, "holdout": self.holdout},
-            "seed": self.seed,
-            "dtype": self.plan.dtype,
-            "numerics": NUMERICS,
-        }
-
-    @property
-    def n_classes(self) -> int | None:
-        """Number of classes; None for regression."""
-        return len(self.train.class_names or ()) if self.train.kind == "classification" else None
-
-    @property
-    def n_targets(self) -> int:
-        """Columns of the targets."""
-        if self.n_classes is not None:
-            return self.n_classes
-        return int(np.prod(self.train.target_shape or (1,)))
-
-    @property
-    def n_outer(self) -> int:
-        """How many times a model is fitted and tested."""
-        return (self.split.folds or 1) if self.split else 1
-
-    @property
-    def n_inner(self) -> int:
-        """Into how many groups training rows are dealt for choosing alpha."""
-        return self.options.n_groups(self.inner_folds)
-
-    def shape(self) -> RidgeShape:
-        """What the plan depends on."""
-        data = self.train
-        share = 1.0
-        if self.split is not None:
-            share = 1 - (self.split.test or 1 / self.n_outer)
-        m = int(np.prod(data.row_shape)) if self.features is None else self.features.n_components
-        row_bytes = int(np.prod(data.row_shape)) * np.dtype(data.dtype).itemsize
-        return RidgeShape(
-            data.n, round(share * data.n), data.row_shape, row_bytes, m, self.n_targets, self.n_inner,
-            self.options.selection, self.n_outer,
-        )  # fmt: skip
-
-    def plan_for(self, resources: Resources) -> tuple[RidgePlan, Costs]:
-        """Sizes that fit, and what they cost; MemoryBudgetError when nothing fits."""
-        plan = plan_ridge(self.shape(), self.features, self.steps, plan=self.plan, resources=resources)
-        return plan, costs_of(self.shape(), self.features, self.steps, plan)
-
-
-def open_job_data(url: str | None, train: str | None, test: str | None, split: Any) -> tuple[Dataset, Dataset | None]:
-    """(train, test) datasets of a job: `url` with parts or with a split, or two urls; errors where they disagree."""
-    if url is not None:
-        parts = open_parts(url)
-        if split is not None:
-            if "all" not in parts:
-                raise JobError(
-                    f"{url} has parts {', '.join(parts)} and the job has a split: use one of them as url, or drop the split."
-                )
-            return require_labels(parts["all"]), None
-        if not {"train", "test"} <= set(parts):
-            raise JobError(
-                f"{url} has no train and test parts: add split = {{ test = 0.2 }} or {{ folds = 5 }} to [data]."
-            )
-        return _compatible(parts["train"], parts["test"])
-    return _compatible(_only(train), _only(test))
-
-
-def _only(url: str | None) -> Dataset:
-    parts = open_parts(str(url))
-    if "all" not in parts:
-        raise JobError(f"{url} has parts {', '.join(parts)}: name one of them, as in {url}/train.")
-    return parts["all"]
-
-
-def require_labels(data: Dataset) -> Dataset:
-    """`data` when it has targets, and classes in the plural; InputError otherwise."""
-    if data.kind == "unlabelled":
-        raise InputError(f"dataset {data.url} has no targets. Import it again with them (--target).")
-    counts = [c for c in dict(data.provenance.get("counts") or {}).values() if c]
-    if data.kind == "classification" and counts and len(counts) < 2:
-        raise InputError(f"dataset {data.url} has one class only; a classifier needs at least two. Check --target.")
-    return data
-
-
-def _compatible(train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
-    for name in ("row_shape", "kind", "class_names", "target_shape"):
-        a, b = getattr(train, name), getattr(test, name)
-        if a != b:
-            raise InputError(
-                f"train and test disagree: {name} is {a} in {train.url} and {b} in {test.url}. Import both the same way."
-            )
-    return require_labels(train), require_labels(test)
-
-
-class Fold(NamedTuple):
-    """Rows of one outer fold: all training parts grouped for the choice of alpha, and the rows to test on."""
-
-    train: DatasetRows
-    groups: list[tuple[int, ...]]
-    test: DatasetRows
+from ntkdask.workflows.split import deal, deal_inner, group_rows, hold_out, state_of
 
 
 class _Recorder:
@@ -202,8 +61,8 @@ class _Recorder:
             self._current = None
 
 
-def run_ridge(
-    job: RidgeJob, folder: Path, *, resources: Resources | None = None, client: Any = None, listener: Listener | None = None,
+def run_job(
+    job: TrainingJob, folder: Path, *, resources: Resources | None = None, client: Any = None, listener: Listener | None = None,
     overwrite: bool = False, resolved: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a job in `folder`, or go on with one that was cut off there; returns the metrics, also written to metrics.json.
@@ -222,8 +81,8 @@ def run_ridge(
         sweep(folder)
         record = Record.open(folder, job.fingerprint())
         # the first run's sizes and threads, whatever cluster goes on with it: they decide the bits
-        plan = RidgePlan(**record.once("plan", lambda: job.plan_for(resources)[0].to_json()))
-        costs = costs_of(job.shape(), job.features, job.steps, plan)
+        plan = job.stored_plan(record.once("plan", lambda: job.plan_for(resources)[0].to_json()))
+        costs = job.costs_under(plan)
         require_memory(costs, resources)
         require_disk(folder, costs)
         folds = _folds(job, folder, record, client)
@@ -236,7 +95,7 @@ def run_ridge(
 
 
 def _run_fold(
-    job: RidgeJob,
+    job: TrainingJob,
     index: int,
     fold: Fold,
     folder: Path,
@@ -246,10 +105,7 @@ def _run_fold(
     listener: Listener,
 ) -> dict[str, Any]:
     name = f"fold-{index}/"
-    fit = fit_ridge(
-        fold.train, fold.groups, job.options, plan, features=job.features, steps=job.steps, n_classes=job.n_classes,
-        k=job.n_targets, url=folder / name, client=client, listener=listener, record=record, name=name,
-    )  # fmt: skip
+    fit = job.fit(fold, plan, Site(folder / name, client, listener, record, name))
     scores = predict(
         str(fit.url), fold.test, plan, k=job.n_targets, url=folder / name / "predictions", client=client, listener=listener,
         fingerprint={**record.fingerprint, "model": fit.url},
@@ -259,8 +115,8 @@ def _run_fold(
     parts = tuple(sorted({p for g in fold.groups for p in g}))
     return {
         "fold": index, "n_train": selected_count(fold.train, parts), "n_test": tested["rows"], "alpha": fit.model.alpha,
-        "selection": job.options.selection if fit.path else "given", "score_name": fit.score_name, "alpha_path": fit.path,
-        "model": fit.url, "test": tested, **_constant(fit),
+        "selection": job.selection if fit.path else "given", "score_name": fit.score_name, "alpha_path": fit.path,
+        "model": fit.url, "test": tested, **fit.facts, **_constant(fit),
     }  # fmt: skip
 
 
@@ -269,7 +125,7 @@ def _constant(fit: RidgeFit) -> dict[str, Any]:
     return {"constant_features": count} if count else {}
 
 
-def _folds(job: RidgeJob, folder: Path, record: Record, client: Any) -> list[Fold]:
+def _folds(job: TrainingJob, folder: Path, record: Record, client: Any) -> list[Fold]:
     """Outer folds; part number = outer·n_inner + inner, dealt once and stored as a state."""
     url = record.once("split", lambda: _deal(job, folder, client))
     inner, train_url = job.n_inner, job.train.url
@@ -287,7 +143,7 @@ def _folds(job: RidgeJob, folder: Path, record: Record, client: Any) -> list[Fol
     return folds
 
 
-def _deal(job: RidgeJob, folder: Path, client: Any) -> str:
+def _deal(job: TrainingJob, folder: Path, client: Any) -> str:
     groups = group_rows(DatasetRows(job.train.url, digest=job.train.digest), client)
     outer = np.zeros(len(groups), np.int16)
     if job.split is not None and job.split.folds:
@@ -296,22 +152,12 @@ def _deal(job: RidgeJob, folder: Path, client: Any) -> str:
         outer = hold_out(groups, job.split.test, shuffle=job.split.shuffle, seed=job.seed, path=("split", "outer"))
     inner = np.zeros(len(groups), np.int16)
     if job.n_inner > 1:
-        inner = deal_inner(groups, job.options.selection, job.n_inner, job.holdout, job.seed)
+        inner = deal_inner(groups, job.selection, job.n_inner, job.holdout, job.seed)
     return save_state(folder / "state", state_of(outer * job.n_inner + inner))
 
 
-def require_disk(folder: Path, costs: Costs) -> None:
-    """DiskSpaceError, with the numbers, when `folder` has less room than a run writes."""
-    free = free_bytes(folder)
-    if costs.disk_bytes > free:
-        raise DiskSpaceError(
-            f"the run writes up to {format_bytes(costs.disk_bytes)} to {folder}, where {format_bytes(free)} are free. "
-            "Free some space, choose another --folder, or use fewer n_components."
-        )
-
-
 def _metrics(
-    job: RidgeJob, folds: list[dict[str, Any]], plan: RidgePlan, costs: Costs, resources: Resources, recorder: _Recorder,
+    job: TrainingJob, folds: list[dict[str, Any]], plan: RidgePlan, costs: Costs, resources: Resources, recorder: _Recorder,
     seconds: dict[str, float], resolved: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What the report reads; see report.py."""

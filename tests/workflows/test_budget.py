@@ -13,7 +13,8 @@ from ntkdask.preprocessing import parse_steps
 from ntkdask.tiles import Plan
 from ntkdask.workflows.budget import BASE_BYTES, Costs, Resources, RidgeShape, costs_of, plan_ridge, require_memory
 from ntkdask.workflows.fit_ridge import RidgeOptions
-from ntkdask.workflows.run import SplitRule, run_ridge
+from ntkdask.workflows.jobs import SplitRule
+from ntkdask.workflows.run import run_job
 
 MIB, GIB = 2**20, 2**30
 
@@ -130,7 +131,7 @@ def test_workers_stay_below_the_plan(tmp_path, selection, dtype, m, steps):
         options=RidgeOptions((0.1, 10.0), selection=selection), inner_folds=3, plan=Plan(dtype=dtype),
     )  # fmt: skip
     with cluster.connect(n_workers=1, cuda=False, worker_memory="2 GiB") as client:
-        metrics = run_ridge(job, tmp_path / "run", resources=workers.resources(client), client=client)
+        metrics = run_job(job, tmp_path / "run", resources=workers.resources(client), client=client)
     memory = metrics["memory"]
     assert memory["measured_peak_bytes"] <= memory["planned_bytes"] <= memory["budget_bytes"]
     # a promise that nothing could break is no promise
@@ -142,7 +143,7 @@ def test_a_run_that_does_not_fit_starts_nothing(tmp_path):
     x, labels = class_data(200, 6)
     job = ridge_job(stored(tmp_path, x, labels), features=feature_map(8192))
     with pytest.raises(MemoryBudgetError, match=r"needs .* GiB .* but a worker has 1 GiB"):
-        run_ridge(job, tmp_path / "run", resources=Resources(GIB))
+        run_job(job, tmp_path / "run", resources=Resources(GIB))
     assert not (tmp_path / "run" / "fold-0").exists()
     assert np.isfinite(x).all()
 

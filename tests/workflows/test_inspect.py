@@ -13,7 +13,7 @@ from ntkdask.store import TileStore, remove
 from ntkdask.tiles import Plan
 from ntkdask.workflows.fit_ridge import RidgeOptions
 from ntkdask.workflows.inspect import open_record, status, verify
-from ntkdask.workflows.run import run_ridge
+from ntkdask.workflows.run import run_job
 
 
 def run(tmp_path, name="rün", listener=None):
@@ -23,7 +23,7 @@ def run(tmp_path, name="rün", listener=None):
     run.data = {str(tmp_path): data}
     job = ridge_job(data, options=RidgeOptions((0.1, 10.0)), plan=Plan(tile_rows=40, dtype="float32"))
     cache.shared.clear()  # as a new process
-    return run_ridge(job, tmp_path / name, resources=ONE_THREAD, listener=listener)
+    return run_job(job, tmp_path / name, resources=ONE_THREAD, listener=listener)
 
 
 run.data = {}

@@ -12,17 +12,18 @@ from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, JobErro
 from ntkdask.preprocessing import fit_in_memory, parse_steps
 from ntkdask.store import TileStore, exclusive
 from ntkdask.tiles import Plan
-from ntkdask.workflows import run as run_module
+from ntkdask.workflows import jobs as jobs_module
 from ntkdask.workflows.fit_ridge import RidgeOptions
+from ntkdask.workflows.jobs import SplitRule, open_job_data
 from ntkdask.workflows.model import RidgeModel
-from ntkdask.workflows.run import SplitRule, open_job_data, run_ridge, split_parts
+from ntkdask.workflows.run import run_job, split_parts
 
 SMALL = Plan(tile_rows=16, dtype="float32")
 ALPHAS = (0.01, 1.0, 100.0)
 
 
 def run(job, folder: Path, client=None, **keywords):
-    return run_ridge(job, folder, resources=ONE_THREAD, client=client, **keywords)
+    return run_job(job, folder, resources=ONE_THREAD, client=client, **keywords)
 
 
 def models(metrics) -> list[str]:
@@ -262,7 +263,7 @@ def test_a_damaged_record_is_named(tmp_path):
 
 
 def test_a_full_disk_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(jobs_module, "free_bytes", lambda folder: 1000)
     with pytest.raises(DiskSpaceError, match="where 1000 B are free"):
         run(ridge_job(stored(tmp_path, *class_data())), tmp_path / "run")
     assert not (tmp_path / "run" / "fold-0").exists()
