@@ -42,6 +42,17 @@ def namespace(x: Array) -> ModuleType:
     return _cupy() if is_device_array(x) else np
 
 
+def special(x: Array) -> ModuleType:
+    """The module of special functions (erf, erfcx, ndtr, expit) for `x`: `scipy.special` or `cupyx.scipy.special`."""
+    if is_device_array(x):
+        import cupyx.scipy.special
+
+        return cupyx.scipy.special
+    import scipy.special
+
+    return scipy.special
+
+
 def gpu_status() -> tuple[bool, str]:
     """Whether a GPU can be used, and why or why not in one line."""
     if importlib.util.find_spec("cupy") is None:

@@ -49,10 +49,13 @@ class Activation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "function", activations.get(self.function))
-        moment = self.sigma.second_moment()
-        if self.normalize and not 0 < moment < math.inf:
+        if not isinstance(self.normalize, bool):
+            raise InputError(f"Activation: normalize is {self.normalize!r}, expected true or false.")
+        moment = self.sigma.second_moment() if self.normalize else 1.0
+        if not 0 < moment < math.inf:
             raise InputError(
-                f"Activation: E σ² of {self.sigma} is {moment}, so it cannot be normalised. Use normalize=False."
+                f"Activation: E σ² of {self.sigma} is {moment}, so it cannot be normalised. Use normalize=False or other "
+                "parameters."
             )
 
     @property

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from ntkdask.errors import JobError, nearest
+from ntkdask.errors import InputError, JobError, nearest
 
 T = TypeVar("T", bound=type)
 
@@ -48,8 +48,16 @@ def lookup(name: str, kind: str | None = None) -> type:
 def to_config(value: Any) -> Any:
     """`value` as JSON-ready tables, lists and scalars; registered dataclasses gain a `type` key."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_config(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         name = type(value).__name__
+        fields = {}
+        for field in (f for f in dataclasses.fields(value) if f.init):
+            held = getattr(value, field.name)
+            if callable(held) and not dataclasses.is_dataclass(held):
+                raise InputError(
+                    f"{name} holds the function {held!r}, which a job file or a fingerprint cannot describe: code is never "
+                    "stored or loaded. Use it in memory (no url), or a registered object in its place."
+                )
+            fields[field.name] = to_config(held)
         return {"type": name, **fields} if _classes.get(name) is type(value) else fields
     if isinstance(value, Mapping):
         return {str(k): to_config(v) for k, v in value.items()}

@@ -1,0 +1,171 @@
+"""Any activation from a Python function: its duals by Hermite expansion or by quadrature, to a stated tolerance.
+
+For use in memory and on Dask workers (it travels by cloudpickle). A job file, a fingerprint or a saved model cannot hold it:
+code is not stored or loaded, and `registry.to_config` says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+
+from ntkdask.activations.base import ActivationFunction, largest
+from ntkdask.activations.expansion import Coefficients, expand, expand_slope, expanded_dual
+from ntkdask.activations.quadrature import derivative_from_dual, quadrature_dual
+from ntkdask.arrays import Array, namespace
+from ntkdask.errors import InputError
+
+METHODS = ("hermite", "quadrature")
+MAX_DEGREE = {"hermite": 1024, "quadrature": 128}
+_PROBES = (-1.0, -0.9, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9, 1.0)
+_CAUTION = 3.0
+
+
+@dataclass(frozen=True)
+class FromFunction(ActivationFunction):
+    """σ = `function`; make it with `from_function`, which documents the fields."""
+
+    function: Callable[[Array], Array]
+    derivative: Callable[[Array], Array] | None = None
+    method: str = "hermite"
+    degree: int | None = None
+    tolerance: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"from_function: method is {self.method!r}, expected 'hermite' or 'quadrature'.")
+        if not (isinstance(self.tolerance, float) and 1e-13 <= self.tolerance < math.inf):
+            raise InputError(f"from_function: tolerance is {self.tolerance!r}, expected a float >= 1e-13.")
+        limit, degree = MAX_DEGREE[self.method], self.degree
+        if degree is not None and (isinstance(degree, bool) or not isinstance(degree, int) or not 1 <= degree <= limit):
+            raise InputError(f"from_function: degree is {degree!r}, expected None or an integer from 1 to {limit}.")
+        _check_elementwise("function", self.function)
+        if self.derivative is not None:
+            _check_elementwise("derivative", self.derivative)
+
+    def __call__(self, t: Array) -> Array:
+        """function(t), in t's dtype."""
+        return namespace(t).asarray(self.function(t)).astype(t.dtype, copy=False)
+
+    def error_estimate(self, a: float, *, derivative: bool = False) -> float:
+        """Estimate of |error of k(a, b, c)|/√(k(a, a, 1)·k(b, b, 1)) for b <= a; of k' with `derivative`.
+
+        What `dual` compares with `tolerance`: the Hermite tail and the error of its coefficients, or the change from doubling
+        the quadrature's degree. Raises nothing when it is large.
+        """
+        value = np.array([float(a)])
+        if self.method == "hermite":
+            return self._expansion(derivative)(value).error
+        return self._quadrature_error(value, value, derivative, self.degree or MAX_DEGREE["quadrature"])
+
+    def _dual(self, xp: ModuleType, a: Array, b: Array, c: Array) -> Array:
+        if self.method == "hermite":
+            return self._expanded(a, b, c, False)
+        return quadrature_dual(self.function, a, b, c, self._quadrature_degree(a, b, False))
+
+    def _dual_derivative(self, xp: ModuleType, a: Array, b: Array, c: Array) -> Array:
+        if self.method == "hermite":
+            return self._expanded(a, b, c, True)
+        degree = self._quadrature_degree(a, b, True)
+        if self.derivative is not None:
+            return quadrature_dual(self.derivative, a, b, c, degree)
+        return derivative_from_dual(lambda a, b, c: quadrature_dual(self.function, a, b, c, degree), a, b, c)
+
+    def _expansion(self, derivative: bool) -> Callable[[Array], Coefficients]:
+        """Standard deviations → coefficients of σ or σ', at the degree asked for or the one that the tolerance needs."""
+        make, f = (expand_slope, self.function) if derivative else (expand, self.function)
+        if derivative and self.derivative is not None:
+            make, f = expand, self.derivative
+        # a polynomial of degree J has J + 1 coefficients
+        lowest, highest = (self.degree + 1,) * 2 if self.degree else (1, MAX_DEGREE["hermite"] + 1)
+        return lambda values: make(f, values, self.tolerance, highest, lowest)
+
+    def _expanded(self, a: Array, b: Array, c: Array, derivative: bool) -> Array:
+        value, error = expanded_dual(self._expansion(derivative), a, b, c)
+        self._require(error, a, b, derivative)
+        return value
+
+    def _quadrature_degree(self, a: Array, b: Array, derivative: bool) -> int:
+        """`degree`, or the first of 16, 32, 64, … that meets the tolerance at a few (a, b, c) of this call."""
+        degree, limit = self.degree or 16, self.degree or MAX_DEGREE["quadrature"]
+        while (error := self._quadrature_error(a, b, derivative, degree)) > self.tolerance and 2 * degree <= limit:
+            degree *= 2
+        self._require(error, a, b, derivative)
+        return degree
+
+    def _quadrature_error(self, a: Array, b: Array, derivative: bool, degree: int) -> float:
+        """`_CAUTION` times the largest normwise change of k from `degree` to twice that, at the extremes of a and b, nine c.
+
+        Where errors fall like 1/degree (kinks), the change is half the error, and other c are somewhat worse.
+        """
+        f = self.derivative if derivative and self.derivative is not None else self.function
+        if not a.size or not b.size:
+            return 0.0
+        ends = np.array([[float(v.min()), float(v.max())] for v in (a, b)])
+        left, right, cosine = np.meshgrid(ends[0], ends[1], np.array(_PROBES), indexing="ij")
+        change = quadrature_dual(f, left, right, cosine, 2 * degree) - quadrature_dual(f, left, right, cosine, degree)
+        one = np.ones_like(cosine)
+        size = np.sqrt(quadrature_dual(f, left, left, one, degree) * quadrature_dual(f, right, right, one, degree))
+        return _CAUTION * float((np.abs(change) / np.where(size > 0, size, 1.0)).max())
+
+    def _require(self, error: float, a: Array, b: Array, derivative: bool) -> None:
+        if error <= self.tolerance:
+            return
+        degree = f"degree {self.degree}" if self.degree else f"degrees up to {MAX_DEGREE[self.method]}"
+        larger = "a larger degree, " if self.degree else ""
+        slope = "derivative=, " if derivative and self.derivative is None else ""
+        raise InputError(
+            f"from_function: {self.function!r} was asked for {'the dual of its derivative' if derivative else 'its dual'} to "
+            f"tolerance {self.tolerance:.1e}, but {self.method} with {degree} errs by about {error:.1e} of k(a, a, 1) at standard "
+            f"deviations up to {largest(a, b):.3g}. Use {slope}{larger}tolerance >= {error:.0e} or smaller inputs; a function with "
+            "kinks or steep parts needs a closed form, ntkdask.activations.get(name)."
+        )
+
+
+def _check_elementwise(field: str, function: Callable[[Array], Array]) -> None:
+    if not callable(function):
+        raise InputError(f"from_function: {field} is {function!r}, expected a function of an array.")
+    t = np.array([[-0.5, 0.25], [0.0, 1.0], [0.75, -1.0]])
+    try:
+        value = np.asarray(function(t.copy()))
+    except Exception as error:  # a user's function raises anything
+        raise InputError(
+            f"from_function: {field} {function!r} fails on a float64 array of shape (3, 2): {error}"
+        ) from error
+    if value.shape != t.shape or value.dtype.kind not in "fiub" or not np.isfinite(value).all():
+        raise InputError(
+            f"from_function: {field} {function!r} took a float64 array of shape (3, 2) and gave {value.dtype} of shape "
+            f"{value.shape}; expected finite real numbers of the same shape. Write it with NumPy functions of whole arrays."
+        )
+
+
+def from_function(
+    function: Callable[[Array], Array],
+    derivative: Callable[[Array], Array] | None = None,
+    method: str = "hermite",
+    degree: int | None = None,
+    tolerance: float = 1e-8,
+) -> FromFunction:
+    """The activation σ = `function`, for a `Network` in memory or on Dask workers.
+
+    function, derivative: σ and σ', elementwise on float64 arrays of any shape, written with NumPy's
+    functions: where the kernel runs on a GPU they are given CuPy arrays, which NumPy's functions pass on to CuPy.
+    method: "hermite" expands σ(at) once per distinct a and sums a power series in c, degree flops per entry; "quadrature" is
+    the 2·degree² evaluations per entry of Han et al. 2022, eq. 15.
+    degree: fixed, or None for the first that meets `tolerance` (at most 1024; 128 for quadrature).
+    tolerance: bound for the estimated |error|/√(k(a, a, 1)·k(b, b, 1)), checked in every call, whatever the degree. Without
+    `derivative`, k' follows from Theorem 3; then it is within 1e-8 at best for a < 1e-4, and for quadrature for |c| > 0.95.
+
+    Raises InputError for a function that is not elementwise, and, when called, where the tolerance cannot be met (kinks,
+    steep functions at large a): it never returns less than was asked. Cannot be described in a job file or a fingerprint.
+
+    >>> import numpy as np
+    >>> swish = from_function(lambda t: t / (1 + np.exp(-t)))
+    >>> round(float(swish.dual(1.0, 1.0, 0.5)), 6)
+    0.18317
+    """
+    return FromFunction(function, derivative, method, degree, tolerance)
