@@ -26,7 +26,7 @@ from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.states import content_digest
-from ntkdask.workflows.featurize import store_input
+from ntkdask.workflows.sources import store_input
 
 
 def is_lazy(x: Any) -> bool:

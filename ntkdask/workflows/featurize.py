@@ -5,24 +5,20 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
 from ntkdask import registry, threads
-from ntkdask.arrays import Array, as_array, to_host
-from ntkdask.datasets import Dataset, open_dataset, write_dataset
-from ntkdask.errors import InputError
+from ntkdask.arrays import Array, to_host
+from ntkdask.datasets import Dataset
 from ntkdask.execution import Done, map_tiles
 from ntkdask.features.base import FeatureMap
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.rows import DatasetRows, MemoryRows, Rows
-from ntkdask.states import content_digest
-from ntkdask.store import Receipt, TileStore, local_path, remove
+from ntkdask.store import Receipt, TileStore, local_path
 from ntkdask.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.workflows.progress import Listener, Silent
+from ntkdask.workflows.sources import as_source, rows_of
 from ntkdask.workflows.stream import FeatureStream
 
 TILE_BYTES = 64 * 2**20
@@ -53,7 +49,7 @@ def featurize(
     if url is None:
         return _lazy(map, x, plan)
     path = local_path(url)
-    rows, digest = _rows_of(x, path, client is not None)
+    rows, digest = rows_of(x, path.with_name(path.name + ".inputs"), client is not None)
     dtype = plan.dtype or ("float64" if rows.dtype == "float64" else "float32")
     itemsize = np.dtype(dtype).itemsize
     tile_rows = plan.tile_rows or _tile_rows(map, rows.row_shape, rows.n_total, itemsize, plan.memory_bytes)
@@ -81,14 +77,10 @@ def featurize(
 def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
     import dask.array as da
 
-    if isinstance(x, (str, os.PathLike)):
-        x = open_dataset(x)
+    x = as_source(x)
     if isinstance(x, Dataset):
         x = x.x
     if not isinstance(x, da.Array):
-        x = as_array(x)
-        if x.ndim < 2 or not len(x):
-            raise InputError(f"x has shape {x.shape}; expected (n, ...) with at least one row.")
         rows = plan.tile_rows or _tile_rows(map, x.shape[1:], len(x), 4, plan.memory_bytes)
         x = da.from_array(x, chunks=(rows, *x.shape[1:]))
     x = x.rechunk({axis: -1 for axis in range(1, x.ndim)})
@@ -101,41 +93,6 @@ def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
         block, dtype=dtype, chunks=(x.chunks[0], (map.n_components,)), drop_axis=list(range(2, x.ndim)), name=None,
         meta=np.empty((0, map.n_components), dtype),
     )  # fmt: skip
-
-
-def _rows_of(x: Any, path: Path, on_cluster: bool) -> tuple[Rows, str]:
-    """Rows that tasks can read, and the digest of their content; with a client, arrays are written once beside the store."""
-    if isinstance(x, (str, os.PathLike)):
-        x = open_dataset(x)
-    if isinstance(x, Dataset):
-        return DatasetRows(x.url, digest=x.digest), x.digest
-    is_dask = type(x).__module__.startswith("dask.")
-    if not on_cluster and not is_dask:
-        x = to_host(as_array(x))
-        if x.ndim < 2 or not len(x):
-            raise InputError(f"x has shape {x.shape}; expected (n, ...) with at least one row.")
-        return MemoryRows(x), content_digest(x)
-    dataset = store_input(path.with_name(path.name + ".inputs"), x)
-    return DatasetRows(dataset.url, digest=dataset.digest), dataset.digest
-
-
-def store_input(folder: Path, x: Any, targets: Any = None, **keywords: Any) -> Dataset:
-    """Write in-memory or dask arrays once, under the digest of their content; returns the dataset.
-
-    keywords: as in `write_dataset`, weights among them.
-    """
-    if isinstance(x, np.ndarray):
-        final = folder / content_digest(x, targets, keywords.get("weights"))
-        return open_dataset(final) if final.exists() else write_dataset(final, x, targets, overwrite=True, **keywords)
-    # the content of a dask array is known when it is written; a path is never given to other content
-    arriving = folder / f"arriving-{uuid4().hex}"
-    try:
-        final = folder / write_dataset(arriving, x, targets, **keywords).digest[:16]
-        if not final.exists():
-            os.replace(arriving, final)
-    finally:
-        remove(arriving)
-    return open_dataset(final)
 
 
 def _tile_rows(map: FeatureMap, row_shape: tuple[int, ...], n: int, itemsize: int, budget: int | None) -> int:

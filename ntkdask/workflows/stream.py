@@ -15,7 +15,7 @@ from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import name_rows
-from ntkdask.rows import Batch, Rows
+from ntkdask.rows import Batch, Rows, selected_count
 from ntkdask.states import load_state, save_state
 from ntkdask.targets import encode_targets
 
@@ -58,9 +58,35 @@ class FeatureStream:
         for batch in self.rows.batches(start, stop, self.batch_rows):
             yield self._featured(preprocess, batch, with_targets)
 
-    def _featured(self, preprocess: FittedPreprocessor, batch: Batch, with_targets: bool) -> Featured:
+    @property
+    def n_selected(self) -> int:
+        """How many rows are selected."""
+        return selected_count(self.rows, self._parts)
+
+    def selected_rows(self, start: int, stop: int, name: str = "x") -> Array:
+        """Preprocessed rows number `start` to `stop` − 1 of the selected ones: (stop − start, *row_shape), not flattened.
+
+        What a kernel takes; the map is not applied. InputError naming, as rows of `name`, those that are not finite.
+        """
+        preprocess, numbers = self._prepared(), self.rows.part_numbers()
+        first, last = start, stop
+        if numbers is not None:
+            chosen = np.flatnonzero(np.isin(numbers, self._parts))[start:stop]
+            first, last = int(chosen[0]), int(chosen[-1]) + 1
+        found = [self._preprocessed(preprocess, b, name) for b in self.rows.batches(first, last, self.batch_rows)]
+        return found[0] if len(found) == 1 else namespace(found[0]).concatenate(found)
+
+    @property
+    def _parts(self) -> tuple[int, ...]:
+        return self.rows.parts  # type: ignore[attr-defined]
+
+    def _preprocessed(self, preprocess: FittedPreprocessor, batch: Batch, name: str = "x") -> Array:
         x = preprocess(to_device(np.asarray(batch.x), self.device))
-        require_finite(x, batch.numbers)
+        require_finite(x, batch.numbers, name)
+        return x
+
+    def _featured(self, preprocess: FittedPreprocessor, batch: Batch, with_targets: bool) -> Featured:
+        x = self._preprocessed(preprocess, batch)
         phi = x.reshape(x.shape[0], -1) if self.map is None else self.map(x)
         if isinstance(phi, np.ndarray) and np.may_share_memory(phi, batch.x):
             phi = phi.copy()  # the accumulator scales by weights in place: never the user's array
