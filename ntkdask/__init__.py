@@ -13,10 +13,20 @@ if TYPE_CHECKING:
     from ntkdask import activations, features, kernels
     from ntkdask.cluster import connect
     from ntkdask.datasets import import_dataset, open_dataset, write_dataset
-    from ntkdask.estimators import FeatureTransformer, RidgeClassifier, RidgeRegressor
+    from ntkdask.estimators import (
+        FeatureTransformer,
+        KernelRidgeClassifier,
+        KernelRidgeRegressor,
+        RidgeClassifier,
+        RidgeRegressor,
+    )
     from ntkdask.networks import Activation, Dense, Network, fully_connected
     from ntkdask.tiles import Plan
+    from ntkdask.workflows.ensemble import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
+    from ntkdask.workflows.ensemble_converged import predict_converged
     from ntkdask.workflows.featurize import featurize
+    from ntkdask.workflows.kernel_matrix import kernel_matrix, open_matrix
+    from ntkdask.workflows.spectrum import spectrum
 
 __version__ = "0.1.0"
 
@@ -25,8 +35,18 @@ _HOMES = {
     "tiles": ("Plan",),
     "datasets": ("import_dataset", "open_dataset", "write_dataset"),
     "cluster": ("connect",),
+    "workflows.ensemble": ("EnsembleMatrices", "predict_ensemble", "predict_stored_ensemble"),
+    "workflows.ensemble_converged": ("predict_converged",),
     "workflows.featurize": ("featurize",),
-    "estimators": ("FeatureTransformer", "RidgeClassifier", "RidgeRegressor"),
+    "workflows.kernel_matrix": ("kernel_matrix", "open_matrix"),
+    "workflows.spectrum": ("spectrum",),
+    "estimators": (
+        "FeatureTransformer",
+        "KernelRidgeClassifier",
+        "KernelRidgeRegressor",
+        "RidgeClassifier",
+        "RidgeRegressor",
+    ),
 }
 _MODULES = ("activations", "features", "kernels")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -34,7 +54,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Activation",
     "Dense",
+    "EnsembleMatrices",
     "FeatureTransformer",
+    "KernelRidgeClassifier",
+    "KernelRidgeRegressor",
     "Network",
     "Plan",
     "RidgeClassifier",
@@ -45,8 +68,14 @@ __all__ = [
     "featurize",
     "fully_connected",
     "import_dataset",
+    "kernel_matrix",
     "kernels",
     "open_dataset",
+    "open_matrix",
+    "predict_converged",
+    "predict_ensemble",
+    "predict_stored_ensemble",
+    "spectrum",
     "write_dataset",
 ]
 

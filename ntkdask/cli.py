@@ -89,11 +89,11 @@ def data_info(url: Annotated[str, typer.Argument(help="A dataset's url.")]) -> N
 
 def _ridge_job(spec_path: Path, settings: list[str] | None, folder: Path | None) -> tuple[Any, Path, Any]:
     """(job of the workflow, run folder, job file) from the command line."""
-    from ntkdask.jobspec import load_job, to_ridge_job
+    from ntkdask.jobspec import load_job, to_training_job
 
     job = load_job(spec_path, settings or ())
     where = folder or Path(job.spec.run.folder or Path("runs") / job.spec.name)
-    return to_ridge_job(job), where, job
+    return to_training_job(job), where, job
 
 
 @app.command()

@@ -20,9 +20,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ntkdask.wording import as_float, duration, floats, number
+from ntkdask.wording import as_float, duration, floats, number, tables
 
 # Two colours that no other part of a drawing uses: `inline` finds them in the SVG.
 INK, PAPER = "#1b1f24", "#fffffe"
@@ -81,7 +81,13 @@ def label(text: Any, limit: int = 24) -> str:
     return kept.replace("$", r"\$")
 
 
-def _log_axis(axis: Any) -> None:
+def fading(count: int) -> float:
+    """Opacity of one of `count` curves over each other."""
+    return 1.0 if count == 1 else max(0.25, 2.0 / max(count, 1))
+
+
+def log_axis(axis: Any) -> None:
+    """Few major ticks, written as the page writes numbers; minor ones stay nameless."""
     axis.set_major_locator(LogLocator(numticks=7))
     axis.set_major_formatter(FuncFormatter(lambda v, _: number(float(v))))
     axis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
@@ -90,7 +96,8 @@ def _log_axis(axis: Any) -> None:
 def alpha_path(folds: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Selection score (left) and effective dimension (right) against alpha; a dot where each fold chose.
 
-    folds: rows of metrics.json with `alpha_path`, `alpha`, `score_name`. Several folds lie over each other, fainter.
+    folds: rows of metrics.json with `alpha_path`, `alpha`, `score_name`. Several folds lie over each other, fainter. The axis
+    is logarithmic; an alpha of 0 has a place of its own left of the others.
     """
     curves = [(fold, *_curve(fold)) for fold in folds]
     curves = [c for c in curves if np.isfinite(c[2]).any()]
@@ -98,18 +105,25 @@ def alpha_path(folds: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure, axes = canvas(4.8, 3.1)
     twin = axes.twinx()
-    faint = 1.0 if len(curves) == 1 else max(0.25, 2.0 / len(curves))
+    faint = fading(len(curves))
+    zero = _place_of_zero(np.concatenate([c[1] for c in curves]))
     for fold, alphas, scores, dimensions in curves:
-        twin.plot(alphas, dimensions, color=ORANGE, linewidth=1.3, linestyle="--", alpha=faint)
-        axes.plot(alphas, scores, color=BLUE, linewidth=1.8, alpha=faint, marker="o", markersize=2.5)
-        _mark_chosen(axes, alphas, scores, as_float(fold.get("alpha")), alone=len(curves) == 1)
+        places = np.where(alphas > 0, alphas, zero)
+        twin.plot(places, dimensions, color=ORANGE, linewidth=1.3, linestyle="--", alpha=faint)
+        axes.plot(places, scores, color=BLUE, linewidth=1.8, alpha=faint, marker="o", markersize=2.5)
+        chosen = as_float(fold.get("alpha"))
+        if 0 <= chosen < math.inf:
+            at = int(np.argmin(np.abs(alphas - chosen)))
+            _mark_chosen(axes, places[at], scores[at], chosen, alone=len(curves) == 1)
     axes.set_xscale("log")
-    _log_axis(axes.xaxis)
+    log_axis(axes.xaxis)
+    if any((alphas == 0).any() for _, alphas, _, _ in curves):
+        _show_zero(axes, zero)
     scores = np.concatenate([c[2] for c in curves])
     scores = scores[np.isfinite(scores)]
     if scores.min() > 0 and scores.max() > 20 * scores.min():
         axes.set_yscale("log")
-        _log_axis(axes.yaxis)
+        log_axis(axes.yaxis)
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(float(v))))
     _finish_alpha_axes(axes, twin, str(curves[0][0].get("score_name") or "score"))
@@ -117,19 +131,36 @@ def alpha_path(folds: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _curve(fold: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rows = [row for row in fold.get("alpha_path") or [] if isinstance(row, Mapping) and as_float(row.get("alpha")) > 0]
+    rows = [row for row in tables(fold.get("alpha_path")) if 0 <= as_float(row.get("alpha")) < math.inf]
     rows.sort(key=lambda row: as_float(row["alpha"]))
     alphas, scores, dimensions = (floats([r.get(k) for r in rows]) for k in ("alpha", "score", "effective_dimension"))
-    return alphas, scores, dimensions
+    return alphas, np.where(np.isfinite(scores), scores, np.nan), dimensions
 
 
-def _mark_chosen(axes: Axes, alphas: np.ndarray, scores: np.ndarray, chosen: float, *, alone: bool) -> None:
-    if not chosen > 0:
-        return
-    at = int(np.argmin(np.abs(np.log(alphas) - math.log(chosen))))
-    axes.plot([alphas[at]], [scores[at]], "o", markersize=8, color=RED, fillstyle="none", markeredgewidth=1.8, zorder=5)
+def _place_of_zero(alphas: np.ndarray) -> float:
+    """Where 0 stands on the logarithmic axis: left of the smallest alpha, by a decade or an eighth of the others' span."""
+    above = alphas[alphas > 0]
+    if not above.size:
+        return 1.0
+    return float(above.min() * 10 ** -max(1.0, math.log10(above.max() / above.min()) / 8))
+
+
+def _show_zero(axes: Axes, zero: float) -> None:
+    """A tick for 0, and a line where the axis breaks."""
+    low, high = axes.get_xlim()
+    ticks = [t for t in axes.xaxis.get_major_locator().tick_values(low, high) if zero * 2 < t <= high]
+    axes.xaxis.set_major_locator(FixedLocator([zero, *ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: "0" if math.isclose(v, zero) else number(float(v))))
+    if ticks:
+        axes.axvline(zero * 10**0.5, color=INK, linewidth=0.8, linestyle=":", alpha=0.5)
+    axes.set_xlim(low, high)
+
+
+def _mark_chosen(axes: Axes, place: float, score: float, chosen: float, *, alone: bool) -> None:
+    axes.plot([place], [score], "o", markersize=8, color=RED, fillstyle="none", markeredgewidth=1.8, zorder=5)
     if alone:
-        axes.axvline(chosen, color=RED, linewidth=0.8, alpha=0.6)
+        axes.axvline(place, color=RED, linewidth=0.8, alpha=0.6)
         axes.set_title(f"chosen α = {number(chosen)}", color=RED, fontsize=9)
 
 

@@ -21,11 +21,14 @@ from pydantic.dataclasses import dataclass
 from ntkdask import networks, registry
 from ntkdask.errors import JobError, UserError, nearest
 from ntkdask.features.base import FeatureMap
+from ntkdask.kernels import Kernel
 from ntkdask.networks import Network
 from ntkdask.preprocessing import Step, parse_steps
 from ntkdask.tiles import Plan
 from ntkdask.workflows.fit_ridge import SELECTIONS, RidgeOptions
-from ntkdask.workflows.jobs import RidgeJob, SplitRule, open_job_data
+from ntkdask.workflows.jobs import RidgeJob, SplitRule, TrainingJob, open_job_data
+from ntkdask.workflows.kernel_job import KernelRidgeJob
+from ntkdask.workflows.kernel_options import KernelRidgeOptions
 
 _STRICT = ConfigDict(extra="forbid", strict=False)
 PRESETS = {"fully_connected": networks.fully_connected}
@@ -53,36 +56,43 @@ class DataSpec:
 
 @dataclass(frozen=True, config=_STRICT)
 class SolverSpec:
-    """alphas: a list, or { logspace = [from exponent, to exponent, count] }; selection and solver as in RidgeOptions."""
+    """alphas: a list, or { logspace = [from exponent, to exponent, count] }; the others as in RidgeOptions, with a [kernel] as in
+    KernelRidgeOptions, where tolerance and max_iterations belong. selection: "gcv" for features, "auto" for a kernel."""
 
     alphas: float | tuple[float, ...] | dict[str, Any] = (1.0,)
-    selection: str = "gcv"
+    selection: str | None = None
     solver: str = "auto"
     fit_intercept: bool = True
     folds: int = 5
     holdout: float = 0.2
+    tolerance: float | None = None
+    max_iterations: int | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
 class RunSpec:
-    """Seed, dtype and where things run; worker_memory as "2 GiB". folder: where the run's results go."""
+    """Seed, dtype and where things run; worker_memory as "2 GiB". folder: where the run's results go. slab_rows: of a reduction over
+    features; tile_rows: of a kernel matrix's tiles."""
 
     seed: int = 0
     dtype: str = "float32"
     worker_memory: str | None = None
     n_workers: int | None = None
     slab_rows: int | None = None
+    tile_rows: int | None = None
     folder: str | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
 class JobSpec:
-    """A whole job. `network` and `features` stay tables here; `build_network` and `build_features` make the objects."""
+    """A whole job: ridge on [features] (without, on the rows), or on a [kernel]. They and [network] stay tables here; `build_job`
+    makes the objects."""
 
     name: str
     data: DataSpec
     network: dict[str, Any] | None = None
     features: dict[str, Any] | None = None
+    kernel: dict[str, Any] | None = None
     solver: SolverSpec = dataclasses.field(default_factory=SolverSpec)
     run: RunSpec = dataclasses.field(default_factory=RunSpec)
 
@@ -93,16 +103,19 @@ class Job:
 
     spec: JobSpec
     features: FeatureMap | None
+    kernel: Kernel | None
     steps: tuple[Step, ...]
-    options: RidgeOptions
+    options: RidgeOptions | KernelRidgeOptions
 
     def to_config(self) -> dict[str, Any]:
         """The resolved job as its file would spell it, every default written out: for the report."""
-        spec, features = self.spec, registry.to_config(self.features)
-        network = features.pop("network", None) if features else None
+        spec, features, kernel = self.spec, registry.to_config(self.features), registry.to_config(self.kernel)
+        network = next((table.pop("network", None) for table in (features, kernel) if table), None)
         data = {**registry.to_config(spec.data), "preprocess": registry.to_config(self.steps)}
         solver = {**registry.to_config(self.options), "folds": spec.solver.folds, "holdout": spec.solver.holdout}
-        config = {"name": spec.name, "data": data, "network": network, "features": features, "solver": solver}
+        config = {
+            "name": spec.name, "data": data, "network": network, "features": features, "kernel": kernel, "solver": solver,
+        }  # fmt: skip
         return {key: value for key, value in config.items() if value is not None} | {
             "run": registry.to_config(spec.run)
         }
@@ -132,7 +145,12 @@ def build_job(table: Mapping[str, Any]) -> Job:
     except ValidationError as error:
         raise JobError(_explain(error)) from error
     _check(spec)
-    return Job(spec, _features(spec), parse_steps(spec.data.preprocess), _options(spec.solver))
+    steps = parse_steps(spec.data.preprocess)
+    if spec.kernel is None:
+        return Job(spec, _features(spec), None, steps, _options(spec.solver))
+    if spec.features is not None:
+        raise JobError("[features] and [kernel] are both there: a job fits one of them.")
+    return Job(spec, None, _object(spec, spec.kernel, "kernel"), steps, _kernel_options(spec.solver))
 
 
 def _check(spec: JobSpec) -> None:
@@ -154,7 +172,7 @@ def _check(spec: JobSpec) -> None:
         raise JobError(f"solver.folds is {spec.solver.folds}, expected 2 to 100.")
     if spec.run.dtype not in ("float32", "float64"):
         raise JobError(f"run.dtype is {spec.run.dtype!r}{nearest(spec.run.dtype, ('float32', 'float64'))}")
-    for key, count in (("n_workers", spec.run.n_workers), ("slab_rows", spec.run.slab_rows)):
+    for key, count in [(k, getattr(spec.run, k)) for k in ("n_workers", "slab_rows", "tile_rows")]:
         if count is not None and count < 1:
             raise JobError(f"run.{key} is {count}, expected at least 1.")
     memory_bytes(spec.run.worker_memory)
@@ -192,24 +210,47 @@ def build_network(table: Mapping[str, Any]) -> Network:
 
 
 def _features(spec: JobSpec) -> FeatureMap | None:
-    if spec.features is None:
-        if spec.network is not None:
-            raise JobError("[network] without [features]: say which features approximate its kernel.")
-        return None
-    table = dict(spec.features)
-    cls = registry.lookup(str(table.get("type")), "feature map")
+    if spec.features is not None:
+        return _object(spec, spec.features, "feature map")
+    if spec.network is not None:
+        raise JobError("[network] without [features] or [kernel]: say whether its kernel is approximated or computed.")
+    return None
+
+
+def _object(spec: JobSpec, table: Mapping[str, Any], kind: str) -> Any:
+    """The feature map or kernel of a table, with the job's network and seed where it takes them."""
+    cls = registry.lookup(str(table.get("type")), kind)
     fields = {f.name for f in dataclasses.fields(cls)}
     given: dict[str, Any] = {}
     if "network" in fields and "network" not in table:
         if spec.network is None:
             raise JobError(f"{cls.__name__} needs a [network] section.")
         given["network"] = build_network(spec.network)
+    elif spec.network is not None and "network" not in fields:
+        raise JobError(f"{cls.__name__} takes no network: drop the [network] section.")
     if "seed" in fields and "seed" not in table:
         given["seed"] = spec.run.seed
-    return registry.from_config(table, "feature map", **given)
+    return registry.from_config(table, kind, **given)
 
 
 def _options(solver: SolverSpec) -> RidgeOptions:
+    for key in ("tolerance", "max_iterations"):
+        if getattr(solver, key) is not None:
+            raise JobError(
+                f"solver.{key} is for conjugate gradients on a [kernel]; ridge on features does not iterate."
+            )
+    selection = solver.selection or "gcv"
+    if selection not in SELECTIONS:
+        raise JobError(f"solver.selection is {selection!r}{nearest(selection, SELECTIONS)}")
+    return RidgeOptions(_alphas(solver), solver.fit_intercept, selection, solver.solver)
+
+
+def _kernel_options(solver: SolverSpec) -> KernelRidgeOptions:
+    given = {k: v for k in ("tolerance", "max_iterations") if (v := getattr(solver, k)) is not None}
+    return KernelRidgeOptions(_alphas(solver), solver.fit_intercept, solver.selection or "auto", solver.solver, **given)
+
+
+def _alphas(solver: SolverSpec) -> tuple[float, ...]:
     alphas = solver.alphas
     if isinstance(alphas, dict):
         bounds = alphas.get("logspace")
@@ -220,9 +261,7 @@ def _options(solver: SolverSpec) -> RidgeOptions:
         if not isinstance(count, int) or count < 1 or not exponents:
             raise JobError(f"solver.alphas.logspace is {bounds!r}: [from exponent, to exponent, how many >= 1].")
         alphas = tuple(float(a) for a in np.logspace(low, high, count))
-    if solver.selection not in SELECTIONS:
-        raise JobError(f"solver.selection is {solver.selection!r}{nearest(solver.selection, SELECTIONS)}")
-    return RidgeOptions(tuple(np.atleast_1d(alphas).tolist()), solver.fit_intercept, solver.selection, solver.solver)
+    return tuple(np.atleast_1d(alphas).tolist())
 
 
 def _override(table: dict[str, Any], setting: str) -> None:
@@ -269,14 +308,18 @@ def _keys_at(path: Sequence[str]) -> list[str]:
     return [] if cls is None else [f.name for f in dataclasses.fields(cls)]
 
 
-def to_ridge_job(job: Job) -> RidgeJob:
+def to_training_job(job: Job) -> TrainingJob:
     """The workflow's job: datasets opened and checked against each other."""
     spec = job.spec
     train, test = open_job_data(spec.data.url, spec.data.train, spec.data.test, spec.data.split)
     split = spec.data.split
     rule = None if split is None else SplitRule(split.folds, split.test, split.shuffle)
-    plan = Plan(tile_rows=spec.run.slab_rows, dtype=spec.run.dtype)
-    return RidgeJob(
-        spec.name, train, test, rule, job.steps, job.features, job.options, inner_folds=spec.solver.folds,
-        holdout=spec.solver.holdout, seed=spec.run.seed, plan=plan,
-    )  # fmt: skip
+    common: Any = {
+        "inner_folds": spec.solver.folds, "holdout": spec.solver.holdout, "seed": spec.run.seed,
+        "plan": Plan(spec.run.slab_rows, spec.run.tile_rows, dtype=spec.run.dtype),
+    }  # fmt: skip
+    if job.kernel is not None:
+        assert isinstance(job.options, KernelRidgeOptions)
+        return KernelRidgeJob(spec.name, train, test, rule, job.steps, job.kernel, job.options, **common)
+    assert isinstance(job.options, RidgeOptions)
+    return RidgeJob(spec.name, train, test, rule, job.steps, job.features, job.options, **common)

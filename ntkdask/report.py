@@ -14,18 +14,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ntkdask import figures, summary, wording
+from ntkdask import figures, figures_kernel, job_words, summary, summary_kernel, wording
 from ntkdask.errors import StoreError
 from ntkdask.store import remove, write_text
-from ntkdask.summary import Metrics
+from ntkdask.summary_kernel import Metrics
 from ntkdask.wording import floats, quantity
 
 TASKS = ("classification", "regression")
 TABLES = ("versions", "job", "plan", "data", "seconds", "test", "tasks", "memory")
 FIGURES = {
-    "alpha-path": "Selection score and effective dimension along the path of α",
+    "alpha-path": "Selection score, and effective dimension where it is known, along the path of α",
     "confusion": "Confusion matrix of the test rows: counts, coloured by their share of the true class",
     "scatter": "Predictions against targets, test rows",
+    "heat-map": "Kernel between training rows, sorted by class, with lines between them, or by target",
+    "spectrum": "Eigenvalues of the kernel matrix of the training rows against their rank, and the chosen α",
     "stages": "Seconds by stage",
     "memory": "Peak memory of a worker: planned, allowed and measured",
     "task-seconds": "Seconds a task took, by label",
@@ -84,16 +86,21 @@ def draw(metrics: Metrics) -> dict[str, str]:
     """Every figure the metrics have data for, as SVG documents by name."""
     folds, matrix = metrics["folds"], summary.confusion_counts(metrics["folds"])
     seconds = {name: floats(row.get("seconds")) for name, row in metrics["tasks"].items()}
+    spectra = [(s.ranks, s.values, s.alpha) for s in summary_kernel.spectra(folds)]
+    heat = summary_kernel.heat_map(metrics)
     with figures.plain_settings():
         drawn = {
             "alpha-path": figures.alpha_path(folds),
             "scatter": figures.predicted_against_target(*summary.scatter_points(folds)),
+            "spectrum": figures_kernel.spectrum(spectra),
             "stages": figures.bars(summary.stage_bars(metrics["seconds"])),
             "memory": figures.bars(summary.memory_bars(metrics["memory"], metrics["plan"])),
             "task-seconds": figures.task_histograms(seconds),
         }
         if len(matrix) <= MAX_HEAT_MAP_CLASSES:
             drawn["confusion"] = figures.confusion(matrix, summary.class_names(metrics))
+        if heat is not None:
+            drawn["heat-map"] = figures_kernel.heat_map(heat.values, heat.rows, heat.starts, heat.names, heat.targets)
         return {name: figures.to_svg(figure, name) for name, figure in drawn.items() if figure is not None}
 
 
@@ -106,17 +113,21 @@ def render(metrics: Metrics, drawn: Mapping[str, str]) -> str:
     environment.filters["moment"] = wording.moment
     matrix, names = summary.confusion_counts(metrics["folds"]), summary.class_names(metrics)
     columns, rows = summary.fold_table(metrics["folds"])
+    solve_columns, solve_rows = summary_kernel.solve_table(metrics["folds"])
     return environment.get_template("report.html").render(
         metrics=metrics,
         figures={name: Markup(figures.inline(svg, escape(FIGURES[name]))) for name, svg in drawn.items()},
         captions=FIGURES,
+        remarks={"spectrum": summary_kernel.spectrum_remark(summary_kernel.spectra(metrics["folds"]))},
         headline=summary.headline(metrics),
         warnings=[*map(str, metrics["warnings"]), *summary.find_warnings(metrics)],
-        words=wording.describe_job(metrics["job"]),
-        listing=wording.listing(metrics["job"]),
+        words=job_words.describe_job(metrics["job"], summary_kernel.solver_words(metrics["folds"])),
+        listing=job_words.listing(metrics["job"]),
         facts=summary.facts(metrics["data"]),
         fold_columns=columns,
         fold_rows=rows,
+        solve_columns=solve_columns,
+        solve_rows=solve_rows,
         classes=summary.class_table(matrix, names),
         confused=summary.confused_pairs(matrix, names) if len(matrix) > MAX_HEAT_MAP_CLASSES else [],
         tasks=summary.task_table(metrics["tasks"]),

@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.wording import as_float, byte_size, duration, floats, number, percent, quantity
+from ntkdask import summary_kernel
+from ntkdask.summary_kernel import Metrics
+from ntkdask.wording import as_float, byte_size, duration, floats, number, percent, quantity, tables
 
-Metrics = Mapping[str, Any]
 SCORES = {"accuracy": "accuracy", "rmse": "RMSE", "r2": "R²", "mse": "MSE"}
 MAX_SCATTER_POINTS = 2000
+CHOSEN_BY = {"gcv": "GCV", "loo": "LOO", "kfold": "k-fold", "holdout": "a holdout"}
 
 
 def headline(metrics: Metrics) -> list[tuple[str, str, str]]:
     """The cards on top: (name, value, remark). Test scores first, then what produced them and what they cost."""
-    return [*_score_cards(metrics), *_alpha_cards(metrics["folds"]), *_cost_cards(metrics)]
+    made = [*_alpha_cards(metrics["folds"]), *summary_kernel.cards(metrics)]
+    return [*_score_cards(metrics), *made, *_cost_cards(metrics)]
 
 
 def _score_cards(metrics: Metrics) -> list[tuple[str, str, str]]:
@@ -44,8 +47,8 @@ def _alpha_cards(folds: Sequence[Metrics]) -> list[tuple[str, str, str]]:
     cards = []
     if np.isfinite(alphas).any():
         selection = str(folds[0].get("selection") or "")
-        name = selection.upper() if selection in ("gcv", "loo") else selection
-        cards.append(("Ridge α", span(alphas), f"chosen by {name} on training rows" if name else ""))
+        chosen = f"chosen by {CHOSEN_BY.get(selection, selection)} on training rows" if selection else ""
+        cards.append(("Ridge α", span(alphas), "as given" if selection == "given" else chosen))
     if np.isfinite(dimensions).any():
         cards.append(("Effective dimension", span(dimensions), "at the chosen α"))
     return cards
@@ -89,23 +92,25 @@ def scores(fold: Metrics, part: str) -> Mapping[str, Any]:
 def chosen_row(fold: Metrics) -> Mapping[str, Any]:
     """The row of the fold's alpha path at its chosen alpha, empty when it has none."""
     alpha = as_float(fold.get("alpha"))
-    rows = [row for row in fold.get("alpha_path") or [] if isinstance(row, dict)]
+    rows = tables(fold.get("alpha_path"))
     return next((row for row in rows if math.isclose(as_float(row.get("alpha")), alpha, rel_tol=1e-9)), {})
 
 
 def fold_table(folds: Sequence[Metrics]) -> tuple[list[str], list[list[str]]]:
     """(column names, rows) with one row a fold, and their mean when there are several."""
     columns = [(p, k) for k in SCORES for p in ("train", "test") if any(k in scores(f, p) for f in folds)]
-    names = ["Fold", "Training rows", "Test rows", "α", "Effective dimension"]
+    dimensions = [chosen_row(fold).get("effective_dimension") for fold in folds]
+    known = ["Effective dimension"] if any(d is not None for d in dimensions) else []
+    names = ["Fold", "Training rows", "Test rows", "α", *known]
     names += [f"{'Training' if part == 'train' else 'Test'} {SCORES[key]}" for part, key in columns]
     rows = []
     for at, fold in enumerate(folds):
         first = [fold.get("fold", at), fold.get("n_train"), fold.get("n_test"), fold.get("alpha")]
-        cells = [number(v) for v in (*first, chosen_row(fold).get("effective_dimension"))]
+        cells = [number(v) for v in (*first, *([dimensions[at]] if known else []))]
         rows.append(cells + [_score(key, scores(fold, part).get(key)) for part, key in columns])
     if len(folds) > 1:
         means = [_score(key, float(floats([scores(f, part).get(key) for f in folds]).mean())) for part, key in columns]
-        rows.append(["Mean", "", "", "", "", *means])
+        rows.append(["Mean", *[""] * (len(names) - 1 - len(columns)), *means])
     return names, rows
 
 
@@ -124,7 +129,8 @@ def confusion_counts(folds: Sequence[Metrics]) -> np.ndarray:
     """(k, k) float64 counts over the test rows of all folds, rows the true classes; (0, 0) when none is recorded."""
     total = np.zeros((0, 0))
     for fold in folds:
-        rows = [floats(row) for row in scores(fold, "test").get("confusion") or []]
+        counts = scores(fold, "test").get("confusion")
+        rows = [floats(row) for row in counts] if isinstance(counts, list) else []
         square = bool(rows) and all(row.size == len(rows) and np.isfinite(row).all() for row in rows)
         if square and len(total) in (0, len(rows)):
             total = np.array(rows) + (total if total.size else 0.0)
@@ -208,7 +214,7 @@ def task_table(tasks: Metrics) -> list[list[str]]:
 def facts(data: Metrics) -> list[tuple[str, str]]:
     """What is known of the data set and where it came from, in the order it was recorded."""
     names = {"n": "rows", "url": "url", "row_shape": "shape of a row", "class_names": "classes"}
-    own = {k: v for k, v in data.items() if k != "provenance" and v is not None}
+    own = {k: v for k, v in data.items() if k != "provenance" and v not in (None, [])}
     origin = data.get("provenance") or {}
     origin = origin if isinstance(origin, dict) else {"provenance": origin}
     return [
@@ -231,7 +237,7 @@ def environment_rows(metrics: Metrics) -> list[tuple[str, str]]:
 
 
 def find_warnings(metrics: Metrics) -> list[str]:
-    """What a reader should doubt: memory over plan, alpha at an end of its path, scores not finite."""
+    """What a reader should doubt: memory over plan, alpha at an end of its path, unfinished solves, scores not finite."""
     found, memory = [], metrics["memory"]
     measured = as_float(memory.get("measured_peak_bytes"))
     for key, what in (("planned_bytes", "plan"), ("budget_bytes", "budget")):
@@ -245,11 +251,12 @@ def find_warnings(metrics: Metrics) -> list[str]:
 
 
 def _fold_warnings(fold: Metrics) -> list[str]:
-    found = []
-    tried = floats([row.get("alpha") for row in fold.get("alpha_path") or [] if isinstance(row, dict)])
+    found = summary_kernel.solve_warnings(fold)
+    tried = floats([row.get("alpha") for row in tables(fold.get("alpha_path"))])
     tried, alpha, test = tried[np.isfinite(tried)], as_float(fold.get("alpha")), scores(fold, "test")
     for end, edge in (("smallest", np.min), ("largest", np.max)):
-        if tried.size > 2 and math.isclose(alpha, edge(tried), rel_tol=1e-9):
+        # below 0 there is nothing to try
+        if tried.size > 2 and alpha > 0 and math.isclose(alpha, edge(tried), rel_tol=1e-9):
             found.append(f"the chosen α = {number(alpha)} is the {end} tried: widen solver.alphas and run again.")
     bad = [SCORES[k] for k in SCORES if k in test and not math.isfinite(as_float(test[k]))]
     return [*found, f"test {', '.join(bad)} is not finite."] if bad else found

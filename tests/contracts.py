@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask import cache, registry
+from ntkdask import activations, cache, registry
 from ntkdask.networks import Activation, Dense, Network, fully_connected
 
 WIDTH = 6
@@ -51,8 +51,17 @@ FROZEN_READOUT = Network((Dense(), Activation("relu"), Dense(trainable=False)))
 KERNELS = [
     Example("ArcCosine", {"order": 0}, "0"),
     Example("ArcCosine", {"order": 1}, "1"),
+    Example("ArcCosine", {"order": 2}, "2"),
+    Example("RBF", {"gamma": 0.2}),
     Example("NTK", {"network": fully_connected(1)}, "depth 1"),
     Example("NTK", {"network": fully_connected(3)}, "depth 3"),
+    Example(
+        "NTK", {"network": fully_connected(2, activations.get("abrelu", A=0.3, B=1.2), bias_variance=0.1)}, "abrelu"
+    ),
+    Example("NTK", {"network": fully_connected(3, activations.get("leaky_relu", slope=0.9))}, "leaky relu"),
+    Example("NTK", {"network": fully_connected(2, "abs")}, "abs"),
+    Example("NTK", {"network": fully_connected(2, "erf", bias_variance=0.1)}, "erf"),
+    Example("NNGP", {"network": fully_connected(1, "gelu")}, "gelu"),
     Example("NTK", {"network": GENERAL}, "general"),
     Example("NNGP", {"network": fully_connected(2)}, "depth 2"),
     Example("NNGP", {"network": GENERAL}, "general"),

@@ -9,7 +9,7 @@ import pytest
 
 from ntkdask.errors import JobError, UserError
 from ntkdask.features import NTKRandomFeatures
-from ntkdask.jobspec import build_job, load_job, memory_bytes, to_ridge_job
+from ntkdask.jobspec import build_job, load_job, memory_bytes, to_training_job
 from ntkdask.networks import Network, fully_connected
 from ntkdask.preprocessing import ZCA, Standardize
 
@@ -289,7 +289,7 @@ def test_the_workflows_job(tmp_path):
     from jobs import class_data, stored
 
     data = stored(tmp_path, *class_data())
-    job = to_ridge_job(
+    job = to_training_job(
         build_job(
             table(data={"url": data.url, "split": {"folds": 3}}, run={"seed": 4, "dtype": "float64", "slab_rows": 32})
         )

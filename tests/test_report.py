@@ -2,94 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import re
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
+from report_examples import HOSTILE, classification, drawn, page_of, regression, spoilt
 
-from ntkdask import figures, summary, wording
+from ntkdask import figures, job_words, summary, wording
 from ntkdask.errors import StoreError
 from ntkdask.report import write_report
-
-HOSTILE = "<script>alert('x')</script>"
-
-
-def alpha_path() -> list[dict[str, float]]:
-    alphas = np.logspace(-4, 2, 7)
-    return [
-        {"alpha": a, "score": 0.03 + 0.01 * abs(math.log10(a)), "effective_dimension": 300 / (1 + a)}
-        for a in alphas.tolist()
-    ]
-
-
-def classification(k: int = 3, folds: int = 1) -> dict[str, Any]:
-    counts = (np.eye(k, dtype=int) * 9 + np.arange(k * k).reshape(k, k) % 2).tolist()
-    fold = {
-        "n_train": 1437,
-        "n_test": 360,
-        "alpha": 1.0,
-        "selection": "gcv",
-        "score_name": "GCV",
-        "alpha_path": alpha_path(),
-        "train": {"accuracy": 1.0, "mse": 0.0004},
-        "test": {"accuracy": 0.98, "mse": 0.0088, "confusion": counts},
-    }
-    return {
-        "name": "digits-ntkrf",
-        "task": "classification",
-        "finished": "2026-11-21T07:00:00+00:00",
-        "ntkdask": "0.1.0",
-        "versions": {"numpy": "2.4.6"},
-        "blas": "openblas 0.3.30 SkylakeX",
-        "threads_per_task": 1,
-        "workers": 2,
-        "job": {
-            "name": "digits-ntkrf",
-            "data": {"url": "data/digits.zarr", "split": {"test": 0.2}, "preprocess": ["standardize"]},
-            "network": {"preset": "fully_connected", "depth": 2, "activation": "relu"},
-            "features": {"type": "NTKRandomFeatures", "n_components": 4096, "sampling": "gaussian"},
-            "solver": {"alphas": {"logspace": [-4, 2, 7]}, "selection": "gcv"},
-        },
-        "plan": {"slab_rows": 360, "flops": 1.2e12, "worker_bytes": 412000000, "worker_budget_bytes": 2**31},
-        "data": {"n": 1797, "row_shape": [8, 8, 1], "class_names": [f"class-{i}" for i in range(k)]},
-        "seconds": {"preprocess": 0.2, "gram-slab": 3.9, "solve": 2.7, "total": 8.6},
-        "folds": [{**copy.deepcopy(fold), "fold": i} for i in range(folds)],
-        "test": {"accuracy": 0.98104, "accuracy_std": 0.003, "mse": 0.0088},
-        "tasks": {"gram-slab": {"count": 3, "seconds": [0.5, 0.6, 0.7], "peak_bytes": 512000000, "rows": 1437}},
-        "memory": {"planned_bytes": 412000000, "budget_bytes": 2**31, "measured_peak_bytes": 391000000},
-        "notes": ["alpha chosen by GCV on training rows; test rows never entered"],
-    }
-
-
-def regression(folds: int = 2) -> dict[str, Any]:
-    metrics = classification(folds=folds)
-    target = np.random.default_rng(0).normal(size=300)
-    for fold in metrics["folds"]:
-        scatter = {"target": target.tolist(), "predicted": (0.8 * target).tolist()}
-        fold["train"] = {"mse": 9.0, "rmse": 3.0, "r2": 0.76}
-        fold["test"] = {"mse": 13.0 + fold["fold"], "rmse": 3.6, "r2": 0.65, "scatter": scatter}
-    return {**metrics, "task": "regression", "test": {"rmse": 3.61, "rmse_std": 0.04, "r2": 0.652}}
-
-
-def page_of(tmp_path: Path, metrics: dict[str, Any]) -> str:
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    path = write_report(tmp_path)
-    assert path == tmp_path / "report.html"
-    page = path.read_text()
-    for element in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
-        ElementTree.fromstring(element)
-    return page
-
-
-def drawn(tmp_path: Path) -> set[str]:
-    return {path.stem for path in (tmp_path / "figures").glob("*.svg")}
 
 
 def test_classification(tmp_path: Path) -> None:
@@ -161,14 +86,7 @@ def test_equal_metrics_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_nan_anywhere_is_tolerated(tmp_path: Path) -> None:
-    def spoil(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: spoil(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [spoil(v) for v in value]
-        return math.nan if isinstance(value, (int, float)) else value
-
-    for at, metrics in enumerate((spoil(classification(folds=2)), spoil(regression()))):
+    for at, metrics in enumerate((spoilt(classification(folds=2)), spoilt(regression()))):
         folder = tmp_path / str(at)
         folder.mkdir()
         assert "is not finite" in page_of(folder, metrics)
@@ -295,7 +213,7 @@ def test_network_in_words() -> None:
         {"type": "AvgPool", "window": [2, 1]},
         {"type": "Dense"},
     ]
-    assert wording.chain(layers) == "Conv 3 × 3 → (abrelu + identity) → AvgPool 2 × 1 → Dense"
+    assert job_words.chain(layers) == "Conv 3 × 3 → (abrelu + identity) → AvgPool 2 × 1 → Dense"
 
 
 def test_listing_is_toml() -> None:
@@ -306,7 +224,7 @@ def test_listing_is_toml() -> None:
         "network": {"layers": [{"type": "Conv", "size": 3}] * 9, "scale": None},
     }
     job["solver"] = {"alphas": [1e-6, math.inf, 0.1], "nested": {"deep": {"text": 'quote " and ü'}}}
-    read = tomllib.loads(wording.listing(job))
+    read = tomllib.loads(job_words.listing(job))
     assert read.pop("network") == {"layers": job.pop("network")["layers"]}
     assert read == job
 

@@ -2,6 +2,7 @@
 
 from ntkdask.kernels.arccosine import ArcCosine
 from ntkdask.kernels.base import Kernel
-from ntkdask.kernels.neural import NNGP, NTK, both
+from ntkdask.kernels.neural import NNGP, NTK, NNGPAndNTK, both
+from ntkdask.kernels.rbf import RBF
 
-__all__ = ["NNGP", "NTK", "ArcCosine", "Kernel", "both"]
+__all__ = ["NNGP", "NTK", "RBF", "ArcCosine", "Kernel", "NNGPAndNTK", "both"]

@@ -1,44 +1,68 @@
-"""Arc-cosine kernels of orders 0 and 1, the building blocks of every ReLU kernel."""
+"""Arc-cosine kernels, the covariances of one layer of rectified monomials."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from ntkdask.activations import kappa0, kappa1
-from ntkdask.arrays import Array, flatten_rows, namespace, require_float
+from ntkdask.activations.rectified import angular_moment
+from ntkdask.arrays import Array, namespace
 from ntkdask.errors import InputError
-from ntkdask.kernels.base import cosines, flat_pair, row_copies_bytes
+from ntkdask.kernels import general
+from ntkdask.kernels.base import flat_pair, flat_rows, set_diagonal
+from ntkdask.kernels.blocks import Block
+from ntkdask.kernels.correlations import row_squares, unit_rows
 from ntkdask.registry import register
+
+MAX_ORDER = 150
+"""(2·order − 1)!! is a float64 up to here."""
+
+BLOCK_ARRAYS = 8
+"""Float64 arrays of a block that `angular_moment` and its callers hold at once."""
 
 
 @register("kernel")
 @dataclass(frozen=True)
 class ArcCosine:
-    """κ₀(cos) for order 0, ‖x‖‖y‖κ₁(cos) for order 1; κ(1) = 1. A zero row has cosine 0 with every row.
+    """(‖x‖‖y‖)ⁿ κ_n(cos), κ_n(c) = J_n(c)/(π (2n−1)!!), so κ_n(1) = 1: κ₀(cos) for order n = 0, ‖x‖‖y‖κ₁(cos) for order 1.
 
-    Computed in float64, returned in x's dtype. Source: Cho & Saul 2009, normalised as Zandieh et al. 2021, eq. 2.
+    E[σ(⟨w, x⟩)σ(⟨w, y⟩)] for standard normal w and σ(t) = max(t, 0)ⁿ over the root of its second moment: the NNGP of
+    [Dense, normalised rectified monomial]. A zero row has cosine 0 with every row. Computed in float64 block by block, returned in
+    x's dtype. InputError for an order that is no integer from 0 to 150.
+    Source: Cho & Saul 2009, eqs. 4 to 8, normalised as Zandieh et al. 2021, eq. 2; J_n: `angular_moment`.
     """
 
     order: int = 1
 
     def __post_init__(self) -> None:
-        if self.order not in (0, 1):
-            raise InputError(f"ArcCosine: order is {self.order!r}; orders 0 and 1 are there.")
+        if not isinstance(self.order, int) or isinstance(self.order, bool) or not 0 <= self.order <= MAX_ORDER:
+            raise InputError(f"ArcCosine: order is {self.order!r}, expected an integer from 0 to {MAX_ORDER}.")
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m)."""
+        """(n, *s), (m, *s) → (n, m) of x's kind and dtype."""
         x, y = flat_pair(x, y)
-        c, a, b = cosines(x, y)
-        return (kappa0(c) if self.order == 0 else a[:, None] * b * kappa1(c)).astype(x.dtype)
+        left = unit_rows(x, None)
+        right = left if y is None else unit_rows(y, None)
+        a, b = left.squares ** (self.order / 2), right.squares ** (self.order / 2)
+        a /= math.pi * math.prod(range(1, 2 * self.order, 2))
+
+        def entries(c: Array, block: Block) -> list[Array]:
+            value = angular_moment(self.order, c)
+            value *= a[block.rows, None]
+            value *= b[block.columns]
+            return [value]
+
+        (k,) = general.over_correlations(entries, left, right, y is None, x.dtype)
+        return k if y is not None else set_diagonal(k, self.diagonal(x))
 
     def diagonal(self, x: Array) -> Array:
-        """‖x‖² for order 1; for order 0 κ₀(1) = 1, and κ₀(0) = ½ for a zero row."""
-        x = flatten_rows(require_float(x))
-        xp = namespace(x)
+        """‖x‖²ⁿ for order n > 0; for order 0 κ₀(1) = 1, and κ₀(0) = ½ for a zero row."""
+        x = flat_rows(x)
+        squares = row_squares(x)
         if self.order == 0:
-            return xp.where(x.any(axis=1), 1.0, 0.5).astype(x.dtype)
-        return xp.einsum("ij,ij->i", x, x)
+            return namespace(x).where(squares > 0, 1.0, 0.5).astype(x.dtype)
+        return (squares**self.order).astype(x.dtype)
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Six float64 matrices of (n, m) live at the peak, and float64 copies of float32 rows."""
-        return 6 * 8 * n * m + n * m * itemsize + row_copies_bytes(n, m, itemsize, row_shape)
+        """The result and each thread's float64 blocks; bytes."""
+        return general.workspace_bytes(n, m, itemsize, row_shape, 1, 3, BLOCK_ARRAYS)

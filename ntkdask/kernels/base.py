@@ -1,13 +1,10 @@
-"""What a kernel is, the checks that every kernel makes on its inputs, and the correlations that most begin with."""
+"""What a kernel is, and the checks that every kernel makes on its inputs."""
 
 from __future__ import annotations
 
-import math
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
-from ntkdask.arrays import Array, flatten_rows, namespace, require_float
+from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float
 from ntkdask.errors import InputError
 
 
@@ -26,45 +23,31 @@ class Kernel(Protocol):
         shape, copies of the rows."""
 
 
+def flat_rows(x: Array, name: str = "x") -> Array:
+    """`x` as a (rows, features) float matrix; InputError for no features, DtypeError for other dtypes."""
+    x = flatten_rows(require_float(x, name))
+    if not x.shape[1]:
+        raise InputError(f"{name} has shape {x.shape}: rows without features. Give at least one feature a row.")
+    return x
+
+
 def flat_pair(x: Array, y: Array | None) -> tuple[Array, Array | None]:
-    """Both inputs as (rows, features) float matrices of equal width; InputError or DtypeError otherwise."""
-    x = flatten_rows(require_float(x, "x"))
+    """Both inputs as (rows, features) float matrices of equal width and device; InputError or DtypeError otherwise."""
+    x = flat_rows(x)
     if y is None:
         return x, None
-    y = flatten_rows(require_float(y, "y"))
+    y = flat_rows(y, "y")
     if x.shape[1] != y.shape[1]:
         raise InputError(f"x has {x.shape[1]} features a row and y has {y.shape[1]}; they must agree.")
+    if is_device_array(x) != is_device_array(y):
+        raise InputError(
+            "x and y lie on different devices, one NumPy and one CuPy. Move one of them: arrays.to_device."
+        )
     return x, y
 
 
-def cosines(x: Array, y: Array | None, scale: float = 1.0) -> tuple[Array, Array, Array]:
-    """(cos(x_i, y_j), √scale·‖x_i‖, √scale·‖y_j‖) in float64: (n, m), (n,), (m,). A zero row has cosine 0.
-
-    y=None means x: the diagonal is then exactly 1 (0 for zero rows).
-    """
-    xp = namespace(x)
-    x = x.astype(xp.float64, copy=False)
-    other = x if y is None else y.astype(xp.float64, copy=False)
-    a = xp.sqrt(scale * xp.einsum("ij,ij->i", x, x))
-    b = a if y is None else xp.sqrt(scale * xp.einsum("ij,ij->i", other, other))
-    c = x @ other.T
-    c *= scale
-    to_correlation(c, a, b, symmetric=y is None)
-    return c, a, b
-
-
-def to_correlation(s: Array, a: Array, b: Array, symmetric: bool) -> None:
-    """Divide a covariance by both standard deviations in place; 0 where either is 0, diagonal exact, clipped to ±1."""
-    xp = namespace(s)
-    least = math.sqrt(np.finfo(np.float64).tiny)
-    # one division by the product, not two divisions: a symmetric s stays symmetric to the last bit
-    s /= xp.maximum(a, least)[:, None] * xp.maximum(b, least)
-    if symmetric:
-        diagonal = xp.arange(s.shape[0])
-        s[diagonal, diagonal] = (a > 0).astype(s.dtype)
-    xp.clip(s, -1.0, 1.0, out=s)
-
-
-def row_copies_bytes(n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None) -> int:
-    """Bytes of both inputs in float64, which `cosines` makes of float32 rows; 0 for float64 rows or an unknown shape."""
-    return 0 if row_shape is None or itemsize == 8 else 8 * (n + m) * math.prod(row_shape)
+def set_diagonal(k: Array, diagonal: Array) -> Array:
+    """The square matrix `k` with `diagonal` (n,) written onto its own, in place."""
+    index = namespace(k).arange(k.shape[0])
+    k[index, index] = diagonal
+    return k

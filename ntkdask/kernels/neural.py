@@ -1,87 +1,76 @@
-"""NTK and NNGP of fully connected networks, exactly, by the recursion of MATH.md §1.
+"""NTK and NNGP of fully connected networks, exactly. MATH.md §1.
 
-S and T go through the layers as whole (n, m) matrices in float64, whatever the input's dtype: κ₀ loses half the digits
-of its argument near |c| = 1, and float32 has too few. The result is returned in the input's dtype; the diagonal of a
-symmetric call is exact. Called by workflows on tiles and by tests as the target of the feature maps.
+Two ways to the same numbers. Networks whose activations all have one kink at 0 (ReLU, ABReLU, leaky ReLU, abs, identity) take one
+compiled pass in the input's dtype (`rectified`), in which nothing cancels near c = ±1; all others go through their dual activations
+in float64 (`general`). The diagonal of a symmetric call comes from the rows' variances alone, in float64. Called by workflows on
+tiles and by tests as the target of the feature maps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from ntkdask.arrays import Array, flatten_rows, namespace, require_float
+from ntkdask.arrays import Array
 from ntkdask.errors import InputError
-from ntkdask.kernels.base import cosines, flat_pair, row_copies_bytes, to_correlation
-from ntkdask.networks import Activation, Network
+from ntkdask.kernels import general, rectified
+from ntkdask.kernels.base import flat_pair, flat_rows, set_diagonal
+from ntkdask.kernels.correlations import row_squares
+from ntkdask.networks import Activation, Dense, Network
 from ntkdask.registry import register
 
-
-def _recursion(network: Network, x: Array, y: Array | None) -> tuple[Array, Array]:
-    """Final (S, T) of a fully connected network, float64."""
-    xp = namespace(x)
-    c, a, b = cosines(x, y, 1.0 / x.shape[1] if network.scale_inputs else 1.0)
-    s = a[:, None] * b * c
-    t = xp.zeros_like(s)
-    va, vb = a * a, b * b
-    for layer in network.layers:
-        if isinstance(layer, Activation):
-            a, b = xp.sqrt(va), xp.sqrt(vb)
-            to_correlation(s, a, b, symmetric=y is None)
-            t *= layer.gain * layer.sigma.dual_derivative(a[:, None], b, s)
-            s = layer.gain * layer.sigma.dual(a[:, None], b, s)
-            one = xp.ones_like(a), xp.ones_like(b)
-            va = layer.gain * layer.sigma.dual(a, a, one[0])
-            vb = layer.gain * layer.sigma.dual(b, b, one[1])
-        else:
-            s = layer.weight_variance * s + layer.bias_variance
-            t = layer.weight_variance * t + (s if layer.trainable else 0.0)
-            va = layer.weight_variance * va + layer.bias_variance
-            vb = layer.weight_variance * vb + layer.bias_variance
-    return s, t
+PARTS = ("nngp", "ntk")
 
 
-def _diagonal(network: Network, x: Array) -> tuple[Array, Array]:
-    """(S(x_i, x_i), T(x_i, x_i)) in float64, O(n·d)."""
-    xp = namespace(x)
-    x = x.astype(xp.float64)
-    s = xp.einsum("ij,ij->i", x, x) / (x.shape[1] if network.scale_inputs else 1.0)
-    t = xp.zeros_like(s)
-    one = xp.ones_like(s)
-    for layer in network.layers:
-        if isinstance(layer, Activation):
-            a = xp.sqrt(s)
-            # a zero row has no direction: its correlation with itself is 0 by the convention of `cosines`
-            c = xp.where(a > 0, one, 0.0)
-            t = t * layer.gain * layer.sigma.dual_derivative(a, a, c)
-            s = layer.gain * layer.sigma.dual(a, a, one)
-        else:
-            s = layer.weight_variance * s + layer.bias_variance
-            t = layer.weight_variance * t + (s if layer.trainable else 0.0)
-    return s, t
-
-
-def both(network: Network, x: Array | None = None, y: Array | None = None):
-    """(NNGP, NTK) in one pass: two (n, m) matrices of x's dtype. Without x, a function of (x, y=None) that gives them."""
-    if x is None:
-        return lambda x, y=None: both(network, x, y)
+def _matrices(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
+    """The `parts` of (n, *s), (m, *s) → (n, m) each, in x's dtype; exact diagonals where y is None."""
     x, y = flat_pair(x, y)
-    s, t = _recursion(network, x, y)
-    return s.astype(x.dtype), t.astype(x.dtype)
+    found = _found(network, x, y, parts)
+    if y is None:
+        for matrix, diagonal in zip(found, _diagonals(network, x, parts), strict=True):
+            set_diagonal(matrix, diagonal)
+    return found
+
+
+def _found(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
+    steps = rectified.steps(network)
+    if steps is None:
+        return general.matrices(network, x, y, parts)
+    return rectified.matrices(steps, _divisor(network, x), x, y, parts)
+
+
+def _divisor(network: Network, x: Array) -> float:
+    return float(x.shape[1]) if network.scale_inputs else 1.0
+
+
+def _diagonals(network: Network, x: Array, parts: tuple[str, ...]) -> list[Array]:
+    x = flat_rows(x)
+    pair = general.diagonals(network, row_squares(x) / _divisor(network, x))
+    return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
 
 
 @dataclass(frozen=True)
 class _NeuralKernel:
     network: Network
+    parts: ClassVar[tuple[str, ...]] = PARTS
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
         if not isinstance(self.network, Network):
-            raise InputError(
-                f"{type(self).__name__}: network is {self.network!r}; give a Network, for example fully_connected(1)."
-            )
+            raise InputError(f"{name}: network is {self.network!r}; give a Network, for example fully_connected(1).")
+        for position, layer in enumerate(self.network.layers):
+            if not isinstance(layer, (Dense, Activation)):
+                raise InputError(
+                    f"{name}: layer {position} of the network is {layer!r}; this kernel takes rows through Dense and Activation "
+                    "layers only. Use a fully connected network."
+                )
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """S, T and about six float64 temporaries of (n, m), the result, and float64 copies of float32 rows."""
-        return 8 * 8 * n * m + n * m * itemsize + row_copies_bytes(n, m, itemsize, row_shape)
+        """Results, copies of the rows, and each thread's block; bytes."""
+        steps = rectified.steps(self.network)
+        if steps is None:
+            return general.network_bytes(self.network, n, m, itemsize, row_shape, len(self.parts))
+        return rectified.workspace_bytes(steps, n, m, itemsize, row_shape, len(self.parts))
 
 
 @register("kernel")
@@ -89,26 +78,53 @@ class _NeuralKernel:
 class NTK(_NeuralKernel):
     """The neural tangent kernel Θ of a `Network` at infinite width. Source: Jacot et al. 2018; MATH.md §1."""
 
+    parts: ClassVar[tuple[str, ...]] = ("ntk",)
+
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m), computed in float64, returned in x's dtype."""
-        return both(self.network, x, y)[1]
+        """(n, *s), (m, *s) → (n, m) of x's kind and dtype, float32 or float64.
+
+        Raises InputError for rows of different widths, DtypeError for other dtypes. No rows give an empty matrix.
+        """
+        return _matrices(self.network, x, y, self.parts)[0]
 
     def diagonal(self, x: Array) -> Array:
         """(n, *s) → (n,): Θ(x_i, x_i); (depth+1)‖x_i‖² for normalised ReLU."""
-        x = flatten_rows(require_float(x))
-        return _diagonal(self.network, x)[1].astype(x.dtype)
+        return _diagonals(self.network, x, self.parts)[0]
 
 
 @register("kernel")
 @dataclass(frozen=True)
 class NNGP(_NeuralKernel):
-    """The covariance of a random `Network` at infinite width (its Gaussian process at initialisation)."""
+    """The covariance of a random `Network` at infinite width (its Gaussian process at initialisation). Source: MATH.md §1."""
+
+    parts: ClassVar[tuple[str, ...]] = ("nngp",)
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m), computed in float64, returned in x's dtype."""
-        return both(self.network, x, y)[0]
+        """(n, *s), (m, *s) → (n, m) of x's kind and dtype; errors as of `NTK`."""
+        return _matrices(self.network, x, y, self.parts)[0]
 
     def diagonal(self, x: Array) -> Array:
         """(n, *s) → (n,): S(x_i, x_i); ‖x_i‖² for normalised ReLU."""
-        x = flatten_rows(require_float(x))
-        return _diagonal(self.network, x)[0].astype(x.dtype)
+        return _diagonals(self.network, x, self.parts)[0]
+
+
+@register("kernel pair")
+@dataclass(frozen=True)
+class NNGPAndNTK(_NeuralKernel):
+    """Both kernels of a `Network` from one product and one pass. `parts` names what a call gives, in its order."""
+
+    def __call__(self, x: Array, y: Array | None = None) -> tuple[Array, Array]:
+        """(n, *s), (m, *s) → (NNGP, NTK), (n, m) each, of x's kind and dtype; errors as of `NTK`."""
+        nngp, ntk = _matrices(self.network, x, y, self.parts)
+        return nngp, ntk
+
+    def diagonal(self, x: Array) -> tuple[Array, Array]:
+        """(n, *s) → (S(x_i, x_i), Θ(x_i, x_i)), (n,) each."""
+        nngp, ntk = _diagonals(self.network, x, self.parts)
+        return nngp, ntk
+
+
+def both(network: Network, x: Array | None = None, y: Array | None = None) -> Any:
+    """(NNGP, NTK) in one pass: two (n, m) matrices of x's dtype. Without x, the `NNGPAndNTK` that gives them."""
+    pair = NNGPAndNTK(network)
+    return pair if x is None else pair(x, y)

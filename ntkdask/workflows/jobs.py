@@ -74,14 +74,12 @@ class TrainingJob(ABC):
     seed: int = field(default=0, kw_only=True)
     plan: Plan = field(default_factory=Plan, kw_only=True)
 
-    @property
     @abstractmethod
-    def selection(self) -> str:
+    def selection_under(self, plan: RidgePlan) -> str:
         """How alpha is chosen."""
 
-    @property
     @abstractmethod
-    def n_inner(self) -> int:
+    def n_inner(self, plan: RidgePlan) -> int:
         """Into how many groups training rows are dealt for choosing alpha."""
 
     @abstractmethod
@@ -157,15 +155,13 @@ class RidgeJob(TrainingJob):
     features: FeatureMap | None
     options: RidgeOptions
 
-    @property
-    def selection(self) -> str:
+    def selection_under(self, plan: RidgePlan) -> str:
         """How alpha is chosen."""
         return self.options.selection
 
-    @property
-    def n_inner(self) -> int:
+    def n_inner(self, plan: RidgePlan) -> int:
         """Into how many groups training rows are dealt for choosing alpha."""
-        return self.options.n_groups(self.inner_folds)
+        return self._n_groups
 
     def model_config(self) -> dict[str, Any]:
         """Features and solver."""
@@ -177,9 +173,13 @@ class RidgeJob(TrainingJob):
         data = self.train
         m = int(np.prod(data.row_shape)) if self.features is None else self.features.n_components
         return RidgeShape(
-            data.n, self.n_train, data.row_shape, self.row_bytes, m, self.n_targets, self.n_inner, self.options.selection,
+            data.n, self.n_train, data.row_shape, self.row_bytes, m, self.n_targets, self._n_groups, self.options.selection,
             self.n_outer,
         )  # fmt: skip
+
+    @property
+    def _n_groups(self) -> int:
+        return self.options.n_groups(self.inner_folds)
 
     def plan_for(self, resources: Resources) -> tuple[RidgePlan, Costs]:
         """Sizes that fit, and what they cost; MemoryBudgetError when nothing fits."""

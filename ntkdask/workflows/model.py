@@ -1,7 +1,8 @@
-"""A fitted ridge model: preprocessing, feature map, weights; stored as plain arrays and tables, never as pickles."""
+"""Fitted models: preprocessing and ridge on features, or on a kernel; stored as plain arrays and tables, never as pickles."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,19 @@ from typing import Any
 import numpy as np
 
 from ntkdask import registry
-from ntkdask.arrays import Array, namespace
+from ntkdask.arrays import Array, is_device_array, namespace, to_device
 from ntkdask.cache import shared
+from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.features.base import FeatureMap
+from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.rows import Rows
 from ntkdask.states import load_state, save_state
+from ntkdask.workflows.gather import ROWWISE
 from ntkdask.workflows.stream import FeatureStream
+
+POINTS_BYTES = 64 * 2**20
+"""Training rows of a kernel model that a process keeps between batches; more are read for every batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,22 +48,96 @@ class RidgeModel:
 
     def save(self, root: Path | str) -> str:
         """Store the model as a state under `root`; returns its url."""
-        arrays, attributes = self.preprocessor.to_state()
-        arrays = {f"preprocess.{name}": a for name, a in arrays.items()}
-        arrays |= {"weights": self.weights, "intercept": self.intercept}
-        return save_state(root, arrays, {
-            "preprocessor": attributes, "map": registry.to_config(self.map), "alpha": self.alpha, "n_classes": self.n_classes,
-        })  # fmt: skip
+        arrays = {"weights": self.weights, "intercept": self.intercept}
+        attributes = {"map": registry.to_config(self.map), "alpha": self.alpha, "n_classes": self.n_classes}
+        return _save(root, self.preprocessor, arrays, attributes)
 
     @classmethod
     def load(cls, url: str) -> RidgeModel:
         """The model stored at `url`, once per process."""
+        model = load_model(url)
+        assert isinstance(model, cls)
+        return model
 
-        def load() -> RidgeModel:
-            arrays, a = load_state(url)
-            states = {k.removeprefix("preprocess."): v for k, v in arrays.items() if k.startswith("preprocess.")}
-            preprocessor = FittedPreprocessor.from_state(states, a["preprocessor"])
-            feature_map: Any = None if a["map"] is None else registry.from_config(a["map"], "feature map")
-            return cls(preprocessor, feature_map, arrays["weights"], arrays["intercept"], a["alpha"], a["n_classes"])
 
-        return shared.get(("model", url), load)
+@dataclass(frozen=True, eq=False)
+class KernelRidgeModel:
+    """ŷ(x) = Σ_i k(x, x_i)·coefficients_i + intercept. coefficients (n, k), intercept (k,), float64.
+
+    points: the preprocessed training rows x_i, an array (n, *s) or the dataset that holds them. block_rows: how many of them are
+    in memory at a time.
+    """
+
+    preprocessor: FittedPreprocessor
+    kernel: Kernel
+    points: np.ndarray | Dataset
+    coefficients: np.ndarray
+    intercept: np.ndarray
+    alpha: float
+    n_classes: int | None = None
+    block_rows: int = 4096
+
+    def scores(self, x: Array) -> Array:
+        """(b, *s) preprocessed rows → (b, k) float64 scores, block by block of the training rows."""
+        xp = namespace(x)
+        out = xp.zeros((x.shape[0], self.intercept.size)) + xp.asarray(self.intercept)
+        on_device = is_device_array(x)
+        for start in range(0, len(self.coefficients), self.block_rows):
+            stop = min(start + self.block_rows, len(self.coefficients))
+            k = self.kernel(x, to_device(self._points(start, stop), on_device))
+            # float64: coefficients of a small alpha are large and of both signs, their sum is not
+            out += k.astype("float64", copy=False) @ xp.asarray(self.coefficients[start:stop])
+        return out
+
+    def stream(self, rows: Rows, batch_rows: int, device: bool = False) -> FeatureStream:
+        """Preprocessed rows, in their own shape."""
+        return FeatureStream(rows, self.preprocessor, ROWWISE, self.n_classes, batch_rows, device)
+
+    def save(self, root: Path | str) -> str:
+        """Store the model as a state under `root`; returns its url. Points in a dataset stay where they are."""
+        arrays = {"coefficients": self.coefficients, "intercept": self.intercept}
+        attributes = {"kernel": registry.to_config(self.kernel), "alpha": self.alpha, "n_classes": self.n_classes}
+        attributes["block_rows"] = self.block_rows
+        if isinstance(self.points, Dataset):
+            attributes["points"] = self.points.url
+        else:
+            arrays["points"] = self.points
+        return _save(root, self.preprocessor, arrays, attributes)
+
+    def _points(self, start: int, stop: int) -> np.ndarray:
+        points = self.points
+        if isinstance(points, Dataset):
+            if math.prod((points.n, *points.row_shape)) * np.dtype(points.dtype).itemsize > POINTS_BYTES:
+                return points.rows(start, stop)  # a batch of predictions takes longer than reading them
+            return shared.get(("points", points.digest, start, stop), lambda: points.rows(start, stop))
+        return points[start:stop]
+
+
+Model = RidgeModel | KernelRidgeModel
+
+
+def load_model(url: str) -> Model:
+    """The model stored at `url`, once per process."""
+
+    def load() -> Model:
+        arrays, a = load_state(url)
+        states = {k.removeprefix("preprocess."): v for k, v in arrays.items() if k.startswith("preprocess.")}
+        preprocessor = FittedPreprocessor.from_state(states, a["preprocessor"])
+        if "kernel" in a:
+            points = open_dataset(a["points"]) if "points" in a else arrays["points"]
+            return KernelRidgeModel(
+                preprocessor, registry.from_config(a["kernel"], "kernel"), points, arrays["coefficients"], arrays["intercept"],
+                a["alpha"], a["n_classes"], a["block_rows"],
+            )  # fmt: skip
+        feature_map: Any = None if a["map"] is None else registry.from_config(a["map"], "feature map")
+        return RidgeModel(preprocessor, feature_map, arrays["weights"], arrays["intercept"], a["alpha"], a["n_classes"])
+
+    return shared.get(("model", url), load)
+
+
+def _save(
+    root: Path | str, preprocessor: FittedPreprocessor, arrays: dict[str, np.ndarray], attributes: dict[str, Any]
+) -> str:
+    states, described = preprocessor.to_state()
+    named = {f"preprocess.{name}": a for name, a in states.items()}
+    return save_state(root, named | arrays, {"preprocessor": described, **attributes})

@@ -17,7 +17,7 @@ from ntkdask.store import Receipt, TileStore
 from ntkdask.targets import decode, encode_targets
 from ntkdask.tiles import Tile, row_tiles
 from ntkdask.workflows.budget import RidgePlan
-from ntkdask.workflows.model import RidgeModel
+from ntkdask.workflows.model import Model, load_model
 from ntkdask.workflows.progress import Listener, Silent
 
 SCATTER_ROWS = 1000
@@ -28,14 +28,14 @@ class _PredictTask:
     """Scores of one tile of rows; rows that are not selected stay NaN, so that one array serves every fold."""
 
     rows: Rows
-    model: RidgeModel | str
+    model: Model | str
     batch_rows: int
     device: bool
     url: str | None
 
     def __call__(self, tile: Tile) -> Any:
         started = time.perf_counter()
-        model = RidgeModel.load(self.model) if isinstance(self.model, str) else self.model
+        model = load_model(self.model) if isinstance(self.model, str) else self.model
         out = np.full((tile.rows, model.intercept.size), np.nan)
         for batch in model.stream(self.rows, self.batch_rows, self.device).batches(
             tile.start, tile.stop, with_targets=False
@@ -45,7 +45,7 @@ class _PredictTask:
 
 
 def predict(
-    model: RidgeModel | str, rows: Rows, plan: RidgePlan, *, k: int, url: Path | None = None, client: Any = None,
+    model: Model | str, rows: Rows, plan: RidgePlan, *, k: int, url: Path | None = None, client: Any = None,
     listener: Listener | None = None, fingerprint: dict[str, Any] | None = None,
 ) -> np.ndarray | TileStore:  # fmt: skip
     """(n_total, k) float64 scores, NaN for rows that are not selected: in memory, or (url) in a resumable tile store.

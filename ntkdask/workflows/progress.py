@@ -77,6 +77,11 @@ class Record:
             self._write()
         return self.stages[name]
 
+    def put(self, name: str, value: Any) -> None:
+        """Set the result of stage `name`, which may change: a checkpoint."""
+        self.stages[name] = value
+        self._write()
+
     def forget(self, prefix: str) -> None:
         """Drop the stages whose names begin with `prefix`."""
         self.stages = {k: v for k, v in self.stages.items() if not k.startswith(prefix)}

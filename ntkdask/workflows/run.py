@@ -27,6 +27,7 @@ from ntkdask.rows import DatasetRows, selected_count
 from ntkdask.states import load_state, save_state
 from ntkdask.store import TileStore, exclusive, remove, sweep, write_text
 from ntkdask.workflows.budget import Costs, Resources, RidgePlan, require_memory
+from ntkdask.workflows.dual_path import convergence_note
 from ntkdask.workflows.fit_ridge import RidgeFit
 from ntkdask.workflows.jobs import Fold, Site, TrainingJob, require_disk
 from ntkdask.workflows.predict import evaluate, predict
@@ -85,7 +86,7 @@ def run_job(
         costs = job.costs_under(plan)
         require_memory(costs, resources)
         require_disk(folder, costs)
-        folds = _folds(job, folder, record, client)
+        folds = _folds(job, plan, folder, record, client)
         rows = [_run_fold(job, i, fold, folder, plan, record, client, recorder) for i, fold in enumerate(folds)]
         recorder.finish()
         seconds = {**recorder.stage_seconds, "total": time.perf_counter() - started}
@@ -115,7 +116,7 @@ def _run_fold(
     parts = tuple(sorted({p for g in fold.groups for p in g}))
     return {
         "fold": index, "n_train": selected_count(fold.train, parts), "n_test": tested["rows"], "alpha": fit.model.alpha,
-        "selection": job.selection if fit.path else "given", "score_name": fit.score_name, "alpha_path": fit.path,
+        "selection": job.selection_under(plan) if fit.path else "given", "score_name": fit.score_name, "alpha_path": fit.path,
         "model": fit.url, "test": tested, **fit.facts, **_constant(fit),
     }  # fmt: skip
 
@@ -125,10 +126,10 @@ def _constant(fit: RidgeFit) -> dict[str, Any]:
     return {"constant_features": count} if count else {}
 
 
-def _folds(job: TrainingJob, folder: Path, record: Record, client: Any) -> list[Fold]:
+def _folds(job: TrainingJob, plan: RidgePlan, folder: Path, record: Record, client: Any) -> list[Fold]:
     """Outer folds; part number = outer·n_inner + inner, dealt once and stored as a state."""
-    url = record.once("split", lambda: _deal(job, folder, client))
-    inner, train_url = job.n_inner, job.train.url
+    url = record.once("split", lambda: _deal(job, plan, folder, client))
+    inner, train_url = job.n_inner(plan), job.train.url
     rows = DatasetRows(train_url, url, digest=job.train.digest)
     if job.test is not None:
         groups: list[tuple[int, ...]] = [(i,) for i in range(inner)]
@@ -143,7 +144,7 @@ def _folds(job: TrainingJob, folder: Path, record: Record, client: Any) -> list[
     return folds
 
 
-def _deal(job: TrainingJob, folder: Path, client: Any) -> str:
+def _deal(job: TrainingJob, plan: RidgePlan, folder: Path, client: Any) -> str:
     groups = group_rows(DatasetRows(job.train.url, digest=job.train.digest), client)
     outer = np.zeros(len(groups), np.int16)
     if job.split is not None and job.split.folds:
@@ -151,9 +152,10 @@ def _deal(job: TrainingJob, folder: Path, client: Any) -> str:
     elif job.split is not None and job.split.test:
         outer = hold_out(groups, job.split.test, shuffle=job.split.shuffle, seed=job.seed, path=("split", "outer"))
     inner = np.zeros(len(groups), np.int16)
-    if job.n_inner > 1:
-        inner = deal_inner(groups, job.selection, job.n_inner, job.holdout, job.seed)
-    return save_state(folder / "state", state_of(outer * job.n_inner + inner))
+    count = job.n_inner(plan)
+    if count > 1:
+        inner = deal_inner(groups, job.selection_under(plan), count, job.holdout, job.seed)
+    return save_state(folder / "state", state_of(outer * count + inner))
 
 
 def _metrics(
@@ -175,6 +177,8 @@ def _metrics(
         for f in folds
         if "constant_features" in f
     ]
+    short = [(f["fold"], convergence_note(f)) for f in folds]
+    notes += [f"fold {fold}: {note}" for fold, note in short if note]
     return {
         "name": job.name, "task": "classification" if job.n_classes else "regression",
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
