@@ -1,0 +1,228 @@
+"""What the estimators share: frozen parts in their parameters, where a fit keeps what it writes, checked inputs, folds.
+
+Nothing is computed here: `inputs.py` checks what comes in and puts it where tasks read it, `workflows/` compute. Without a
+client and a url everything happens in this process's memory and nothing is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.validation import check_is_fitted
+
+from ntkdask import threads
+from ntkdask.arrays import device_memory_bytes, is_device_array
+from ntkdask.datasets import Dataset
+from ntkdask.errors import InputError, nearest
+from ntkdask.inputs import as_input, check_targets, check_weights, check_x, is_lazy, locate, to_memory
+from ntkdask.rows import DatasetRows, MemoryRows, Rows
+from ntkdask.states import save_state
+from ntkdask.store import exclusive, local_path, sweep
+from ntkdask.workers import resources
+from ntkdask.workflows.budget import Resources, RidgePlan
+from ntkdask.workflows.fit_ridge import RidgeFit
+from ntkdask.workflows.jobs import require_labels
+from ntkdask.workflows.predict import predict
+from ntkdask.workflows.progress import Record
+from ntkdask.workflows.split import HOLDOUT, deal_inner, group_rows, state_of
+
+SEED = 0
+"""Of the folds that selection="kfold" and "holdout" deal; features have their own."""
+
+
+class WithParts(BaseEstimator):
+    """An estimator with frozen parts (feature maps, kernels): `part__name` in set_params goes through the part's replace."""
+
+    _parts: tuple[str, ...] = ()
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; `features__n_components=512` gives the features that number of components."""
+        nested: dict[str, dict[str, Any]] = defaultdict(dict)
+        own = {}
+        for name, value in params.items():
+            part, _, inner = name.partition("__")
+            if inner and part in self._parts:
+                nested[part][inner] = value
+            else:
+                own[name] = value
+        super().set_params(**own)
+        for part, changes in nested.items():
+            held = getattr(self, part)
+            if not dataclasses.is_dataclass(held) or isinstance(held, type):
+                raise InputError(
+                    f"{type(self).__name__}: {part} is {held!r}, which has no parameter {next(iter(changes))!r}."
+                )
+            changed = held.replace(**changes) if hasattr(held, "replace") else _replaced(held, changes)
+            setattr(self, part, changed)
+        return self
+
+    def __sklearn_clone__(self) -> Self:
+        # a connection cannot be copied: clones share the client
+        shared = ("client", *self._parts)
+        params = self.get_params(deep=False)
+        new = type(self)(**{k: v if k in shared else clone(v, safe=False) for k, v in params.items()})
+        for name in ("_metadata_request", "_sklearn_output_config"):
+            if name in vars(self):
+                setattr(new, name, clone(vars(self)[name], safe=False))
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "client" in state:
+            state["client"] = None
+        return state
+
+
+def _replaced(part: Any, changes: dict[str, Any]) -> Any:
+    """A kernel with other parameters; InputError naming those it has."""
+    known = [f.name for f in dataclasses.fields(part) if f.init]
+    unknown = [name for name in changes if name not in known]
+    if unknown:
+        raise InputError(f"{type(part).__name__} has no parameter {unknown[0]!r}{nearest(unknown[0], known)}")
+    return replace(part, **changes)
+
+
+@dataclasses.dataclass
+class Source:
+    """Checked x and targets, the rows and digest they became, the folder of the fit, the cluster, and what to close after it."""
+
+    x: Any
+    targets: Any
+    rows: Rows
+    digest: str
+    folder: Path | None
+    client: Any
+    held: contextlib.ExitStack
+
+    def dealt(self, selection: str, n_groups: int, record: Record) -> tuple[Rows, list[tuple[int, ...]]]:
+        """Rows with a part number each, and the parts as groups, when alpha is chosen by folds or a holdout; else no groups."""
+        rows, folder = self.rows, self.folder
+        if n_groups == 1:
+            return rows, []
+
+        def numbers() -> np.ndarray:
+            return deal_inner(group_rows(rows, self.client), selection, n_groups, HOLDOUT, SEED)
+
+        groups: list[tuple[int, ...]] = [(i,) for i in range(n_groups)]
+        if isinstance(rows, MemoryRows):
+            return replace(rows, numbers=numbers()), groups
+        assert isinstance(rows, DatasetRows)
+        # tasks read a dataset's part numbers from a state; without a folder it goes with this fit
+        states = (
+            folder / "state"
+            if folder
+            else Path(self.held.enter_context(tempfile.TemporaryDirectory(prefix="ntkdask-")))
+        )
+        return replace(rows, parts_url=record.once("split", lambda: save_state(states, state_of(numbers())))), groups
+
+
+class RidgeBase(WithParts):
+    """What ridge on features and on kernels share; a subclass fits rows and plans predictions."""
+
+    client: Any
+    url: Any
+    model_: Any
+
+    @abstractmethod
+    def _takes_images(self, fitted: bool) -> bool:
+        """Whether rows may have more than one axis: of the fitted model, or in a fit to come."""
+
+    @abstractmethod
+    def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
+        """Fit to located rows; the source's folder is held."""
+
+    @abstractmethod
+    def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
+        """Sizes for predicting `rows`."""
+
+    def _fit(self, x: Any, targets: Any, weights: Any, n_classes: int | None, k: int) -> Self:
+        """Fit to checked x; targets None: those of the dataset x."""
+        with _folder(self.client, self.url) as folder, contextlib.ExitStack() as held:
+            if folder is not None:
+                held.enter_context(exclusive(folder))
+                sweep(folder)
+            rows, digest = locate(x, targets, weights, folder=folder, client=self.client)
+            fit = self._fit_rows(Source(x, targets, rows, digest, folder, self.client, held), n_classes, k)
+        self.model_, self.alpha_, self.alpha_path_ = fit.model, fit.model.alpha, fit.path
+        return self
+
+    def _scores(self, X: Any) -> np.ndarray:
+        """(n, k) float64 outputs of the model."""
+        check_is_fitted(self)
+        x = check_x(self, as_input(X), reset=False, allow_images=self._takes_images(fitted=True))
+        if is_lazy(x) and self.client is None:
+            return np.concatenate([self._scores(x.blocks[i].compute()) for i in range(x.numblocks[0])])
+        client = self.client
+        with _folder(client, self.url) if client is not None else contextlib.nullcontext() as folder:
+            rows, _ = locate(x, folder=folder, client=client)
+            model = self.model_ if folder is None else self.model_.save(folder / "state")
+            scores = predict(model, rows, self._predict_plan(rows, x), k=self.model_.intercept.size, client=client)
+        return np.asarray(scores)
+
+    def _truth(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+        """y and sample_weight in memory; those of the dataset X when y is None."""
+        x = as_input(X)
+        if y is None and isinstance(x, Dataset):
+            require_kind(self, x)
+            return x.targets(0, x.n), x.weights(0, x.n) if sample_weight is None else to_memory(sample_weight)
+        return to_memory(y), to_memory(sample_weight)
+
+    def _opened(self, X: Any, y: Any, sample_weight: Any, *, classes: bool) -> tuple[Any, Any, np.ndarray | None]:
+        """(x, targets, weights), checked; targets None: a dataset brings its own."""
+        x = as_input(X)
+        if isinstance(x, Dataset) and y is None:
+            require_kind(self, x)
+            x = check_x(self, x, reset=True, allow_images=self._takes_images(fitted=False))
+            if sample_weight is not None:
+                raise InputError(
+                    "a dataset brings its own weights: leave sample_weight out (write_dataset takes weights)."
+                )
+            return x, None, None
+        if isinstance(x, Dataset):
+            raise InputError(f"dataset {x.url} brings its own targets: leave y out, or give arrays (dataset.x, y).")
+        targets = check_targets(self, y, classes=classes)
+        x = check_x(self, x, reset=True, allow_images=self._takes_images(fitted=False))
+        return x, targets, check_weights(sample_weight, len(targets))
+
+
+@contextlib.contextmanager
+def _folder(client: Any, url: Any) -> Iterator[Path | None]:
+    """Where a fit keeps what it writes: url, with a client alone a temporary folder, else nowhere."""
+    if url is not None:
+        yield local_path(url)
+    elif client is not None:
+        with tempfile.TemporaryDirectory(prefix="ntkdask-") as folder:
+            yield Path(folder)
+    else:
+        yield None
+
+
+def found_resources(client: Any, x: Any) -> Resources:
+    """What a plan may count on. Here: the threads BLAS has now (joblib lowers them), and the GPU when x lives there."""
+    if client is not None:
+        return resources(client)
+    n_threads = threads.ambient()
+    device_bytes = device_memory_bytes() if is_device_array(x) else 0
+    return replace(Resources.here(), threads=n_threads, solve_threads=n_threads, device_bytes=device_bytes)
+
+
+def require_kind(estimator: Any, dataset: Dataset) -> None:
+    """InputError unless the dataset's targets are what the estimator learns."""
+    require_labels(dataset)
+    wanted = "classification" if isinstance(estimator, ClassifierMixin) else "regression"
+    if dataset.kind != wanted:
+        ours, theirs = ("Classifier", "Regressor") if wanted == "classification" else ("Regressor", "Classifier")
+        other = type(estimator).__name__.replace(ours, theirs)
+        raise InputError(
+            f"dataset {dataset.url} is for {dataset.kind}, {type(estimator).__name__} is for {wanted}: use {other}."
+        )

@@ -1,0 +1,170 @@
+"""How large the pieces of a kernel ridge run are: tiles of the matrix, the solver that fits, memory of every task, flops, disk.
+
+Pure arithmetic over declared workspaces, like `budget`; refuses, with the numbers, before anything runs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ntkdask.cache import DEFAULT_BYTES
+from ntkdask.kernels import Kernel
+from ntkdask.preprocessing import FittedPreprocessor, Step
+from ntkdask.solvers.preconditioners import rank_for_bytes
+from ntkdask.tiles import Plan, largest_rows, slab_rows
+from ntkdask.workflows.budget import BASE_BYTES, BATCH_ROWS, Costs, Resources, RidgePlan
+from ntkdask.workflows.kernel_options import (
+    TYPICAL_ITERATIONS,
+    KernelRidgeOptions,
+    Sizes,
+    candidate,
+    candidates,
+    choose_solver,
+)
+from ntkdask.workflows.matrix_plan import MatrixPlan, plan_kernel_matrix
+from ntkdask.workflows.model import POINTS_BYTES
+
+PREDICT_ROWS = 2048
+"""Rows of a batch of predictions, and of the training rows that it meets at a time."""
+SHARE_CACHED = 0.7
+"""Share of a worker's free memory that keeps tiles between products."""
+RANK_BYTES, MAX_RANK = 2**30, 1500
+"""Of the preconditioner: its factor is (n, rank) float64 and lives with the driver."""
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """What the sizes depend on: all rows, rows of a fit, a row's shape and stored bytes, targets, fits, inner folds."""
+
+    n_total: int
+    n_train: int
+    row_shape: tuple[int, ...]
+    row_bytes: int
+    k: int
+    n_runs: int = 1
+    inner_folds: int = 5
+
+
+@dataclass(frozen=True)
+class KernelRidgePlan(RidgePlan):
+    """Sizes of a kernel ridge run, chosen once, stored, and used again on resume.
+
+    matrix_tile: rows and columns of a stored tile. solver and reason: see `kernel_options`. rank: of the preconditioner.
+    cache_bytes: what a worker keeps of the matrix between products. held_bytes: of training rows in its cache, whatever it does.
+    memory_bytes, device_bytes: what a task was planned for.
+    """
+
+    matrix_tile: int = 2048
+    solver: str = "eigh"
+    reason: str = ""
+    rank: int = 0
+    cache_bytes: int = 0
+    memory_bytes: int | None = None
+    device_bytes: int = 0
+    held_bytes: int = 0
+
+    @property
+    def free_bytes(self) -> int | None:
+        """What a task may take beside the rows that its process keeps; None: not bounded."""
+        return None if self.memory_bytes is None else self.memory_bytes - self.held_bytes
+
+
+def plan_kernel_ridge(
+    shape: KernelShape, kernel: Kernel, options: KernelRidgeOptions, steps: tuple[Step, ...], *, plan: Plan, resources: Resources,
+    stored: bool = True,
+) -> KernelRidgePlan:  # fmt: skip
+    """Tiles, solver and batches so that every task fits; MemoryBudgetError with the numbers when none does.
+
+    stored: whether the matrix goes to tiles; without, it stays in this process.
+    """
+    dtype, n = plan.dtype or "float32", shape.n_train
+    limit = plan.memory_bytes or resources.memory_bytes
+    matrix = _matrix_plan(shape, kernel, dtype, limit, plan.tile_cols)
+    rank = max(1, rank_for_bytes(n, RANK_BYTES, MAX_RANK))
+    held = _held_bytes(shape, dtype) if stored and matrix.keeps_rows else 0
+    sizes = Sizes(n, shape.k, np.dtype(dtype).itemsize, matrix.tile_rows, shape.inner_folds, held)
+    found = candidates(options, sizes, replace(resources, memory_bytes=limit), stored=stored)
+    best, reason = choose_solver(found, limit, n)
+    slab, whole = slab_rows(shape.n_total), n * n * sizes.itemsize
+    chosen = KernelRidgePlan(
+        dtype, slab, min(slab, BATCH_ROWS), min(slab, 8192), resources.threads, resources.solve_threads,
+        resources.device_bytes > 0, matrix.tile_rows, best.solver, reason, rank, 0, limit, resources.device_bytes, held,
+    )  # fmt: skip
+    if best.solver == "cg":
+        # tiles stay in a worker's cache while it does anything else
+        others = max(
+            best.bytes, matrix.memory_bytes + held, *_row_tasks(shape, kernel, steps, _batched(chosen, 1)).values()
+        )
+        cache = whole if limit is None else min(whole, max(0, int(SHARE_CACHED * (limit - others))))
+        chosen = replace(chosen, cache_bytes=cache)
+    if limit is None:
+        return chosen
+    rows = largest_rows(
+        limit, lambda r: max(_row_tasks(shape, kernel, steps, _batched(chosen, r)).values()), chosen.batch_rows,
+        "a batch of rows for kernel ridge",
+    )  # fmt: skip
+    return _batched(chosen, rows)
+
+
+def kernel_costs(
+    shape: KernelShape, kernel: Kernel, options: KernelRidgeOptions, steps: tuple[Step, ...], plan: KernelRidgePlan
+) -> Costs:
+    """Memory, flops, tasks and disk of a run under `plan`."""
+    n, matrix = shape.n_train, _matrix_plan(shape, kernel, plan.dtype, plan.memory_bytes, plan.matrix_tile)
+    sizes = Sizes(n, shape.k, np.dtype(plan.dtype).itemsize, plan.matrix_tile, shape.inner_folds, plan.held_bytes)
+    solve = candidate(plan.solver, options, sizes, Resources(plan.memory_bytes, threads=plan.threads))
+    fits = options.n_fits(plan.solver, shape.inner_folds)
+    # other folds' rows beside this one's, which the matrix plan counts
+    others = plan.held_bytes and plan.held_bytes - _held_bytes(replace(shape, n_runs=1), plan.dtype)
+    tile = matrix.memory_bytes + others + plan.cache_bytes
+    memory = {
+        **_row_tasks(shape, kernel, steps, plan),
+        "kernel-tile": tile,
+        solve.label: solve.bytes + plan.cache_bytes,
+    }
+    cubic = {"eigh": 9.0, "cholesky": 1 / 3, "tiled_cholesky": 1 / 3, "cg": 0.0}[plan.solver]
+    flops = matrix.flops + fits * (cubic * n**3 + (0.0 if cubic else 2.0 * TYPICAL_ITERATIONS * n * n * (shape.k + 1)))
+    per_fit = {"tiled_cholesky": matrix.tasks, "cg": TYPICAL_ITERATIONS}.get(plan.solver, 1)
+    tasks = 1 + matrix.tasks + fits * per_fit + -(-shape.n_total // plan.tile_rows)
+    tasks += len(steps) * -(-shape.n_total // plan.slab_rows)
+    d = math.prod(shape.row_shape)
+    disk = matrix.disk_bytes + n * d * sizes.itemsize + 8 * shape.n_total * shape.k + 8 * fits * n * (shape.k + 1)
+    disk += 8 * matrix.tasks * plan.matrix_tile**2 if plan.solver == "tiled_cholesky" else 0
+    return Costs(memory, 0, shape.n_runs * flops, shape.n_runs * tasks, shape.n_runs * disk)
+
+
+def _row_tasks(shape: KernelShape, kernel: Kernel, steps: tuple[Step, ...], plan: KernelRidgePlan) -> dict[str, int]:
+    """Peak bytes of the tasks that walk rows: preprocessing, gathering, predicting."""
+    itemsize, rows, d = np.dtype(plan.dtype).itemsize, plan.batch_rows, math.prod(shape.row_shape)
+    fitted = FittedPreprocessor(shape.row_shape, plan.dtype)
+    work = fitted.workspace_bytes(rows, shape.row_shape, itemsize)
+    work += max((step.workspace_bytes(rows, shape.row_shape, itemsize) for step in steps), default=0)
+    states = 2 * sum(8 * d * (d if step.needs == "covariance" else 2) for step in steps)
+    batch = 2 * rows * shape.row_bytes + work + states + rows * d * itemsize
+    labels = 8 * shape.n_train * (shape.k + 1)
+    block = min(PREDICT_ROWS, shape.n_train)
+    predict = kernel.workspace_bytes(rows, block, itemsize, shape.row_shape) + 8 * rows * block
+    # a block of points is read twice over, and small ones stay
+    predict += 3 * block * d * itemsize + min(POINTS_BYTES, shape.n_train * d * itemsize)
+    memory = {"gather-rows": batch + 3 * labels + 8 * 2**20, "predict": batch + 2 * labels + predict}
+    if any(step.needs == "covariance" for step in steps):
+        memory["preprocess-fit"] = 9 * 8 * d * d
+    held = BASE_BYTES + plan.held_bytes + plan.cache_bytes
+    return {name: held + size for name, size in memory.items()}
+
+
+def _batched(plan: KernelRidgePlan, rows: int) -> KernelRidgePlan:
+    return replace(plan, batch_rows=rows)
+
+
+def _held_bytes(shape: KernelShape, dtype: str) -> int:
+    """Preprocessed training rows that building the matrices leaves in a worker's cache, fold by fold."""
+    return min(DEFAULT_BYTES, shape.n_runs * shape.n_train * math.prod(shape.row_shape) * np.dtype(dtype).itemsize)
+
+
+def _matrix_plan(shape: KernelShape, kernel: Kernel, dtype: str, limit: int | None, tile: int | None) -> MatrixPlan:
+    row_bytes = math.prod(shape.row_shape) * np.dtype(dtype).itemsize
+    return plan_kernel_matrix(kernel, shape.n_train, None, shape.row_shape, row_bytes, dtype, limit, tile_rows=tile)

@@ -1,0 +1,393 @@
+"""Kernel ridge on the rows' own tiles: every solver against the bordered system, brute-force scores, what is refused."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.kernel_ridge import KernelRidge
+
+from jobs import ONE_THREAD, Counter, regression_data, stored
+from ntkdask.errors import InputError
+from ntkdask.kernels import NTK, RBF
+from ntkdask.networks import fully_connected
+from ntkdask.preprocessing import parse_steps
+from ntkdask.rows import DatasetRows, MemoryRows
+from ntkdask.solvers.traces import inverse_trace, sign_probes
+from ntkdask.states import save_state
+from ntkdask.store import TileStore
+from ntkdask.targets import encode_targets
+from ntkdask.tiles import Plan
+from ntkdask.workflows import dual_systems
+from ntkdask.workflows.dual_path import convergence_note
+from ntkdask.workflows.fit_kernel_ridge import SCORE_NAMES, fit_kernel_ridge
+from ntkdask.workflows.fit_ridge import RidgeOptions, fit_ridge
+from ntkdask.workflows.kernel_options import PROBES, KernelRidgeOptions
+from ntkdask.workflows.kernel_ridge_plan import KernelShape, plan_kernel_ridge
+from ntkdask.workflows.model import KernelRidgeModel, load_model
+from ntkdask.workflows.predict import predict
+from ntkdask.workflows.progress import Record
+from ntkdask.workflows.split import state_of
+
+N, ALPHAS = 83, (1e-3, 0.1, 10.0)
+KERNEL = RBF(0.5)
+RNG = np.random.default_rng(5)
+X = RNG.normal(size=(N, 3))
+Y = np.sin(X @ RNG.normal(size=(3, 2))) + 0.3 * RNG.normal(size=(N, 2)) + 2.0
+WEIGHTS = RNG.uniform(0.2, 2.0, N)
+WEIGHTS[[0, 17, N - 1]] = 0.0
+GROUPS = RNG.integers(0, 3, N).astype(np.int16)
+SOLVERS = ("eigh", "cholesky", "tiled_cholesky", "cg")
+STORED = [("eigh", "loop"), ("cholesky", "loop"), ("tiled_cholesky", "loop"), ("cg", "loop"), ("eigh", "cluster"),
+          ("cholesky", "cluster"), ("tiled_cholesky", "cluster"), ("cg", "cluster")]  # fmt: skip
+PLACES = [("eigh", "memory"), ("cholesky", "memory"), ("cg", "memory"), *STORED]
+
+
+def options(solver, alphas=(0.1,), **keywords):
+    return KernelRidgeOptions(alphas, solver=solver, **{"tolerance": 1e-12, "selection": "auto", **keywords})
+
+
+def plan_of(choices, n=N, k=2, tile=16, rank=20, dtype="float64", batch_rows=20, **changes):
+    """Ragged tiles, and a preconditioner of so low a rank that gradients iterate."""
+    plan = plan_kernel_ridge(KernelShape(n, n, (3,), 24, k, 1, 3), KERNEL, choices, (), plan=Plan(tile_cols=tile, dtype=dtype),
+                             resources=ONE_THREAD)  # fmt: skip
+    return replace(plan, rank=rank, batch_rows=batch_rows, tile_rows=30, **changes)
+
+
+def fitted(choices, place, folder, client, *, x=X, y=Y, weights=None, groups=None, kernel=KERNEL, plan=None, **keywords):
+    """fit_kernel_ridge here in memory, here with tiles, or with tiles on a cluster; groups: part of every row, dealt to 0, 1, ..."""
+    parts = () if groups is None else tuple((int(g),) for g in np.unique(groups))
+    plan = plan or plan_of(choices, len(x), y.shape[1] if y.ndim == 2 else 1)
+    if place == "memory":
+        rows = MemoryRows(x, y, weights, groups)
+        return fit_kernel_ridge(rows, parts, choices, plan, kernel=kernel, **keywords)
+    data = stored(folder, x, y, f"{len(list(folder.iterdir()))}.zarr", weights=weights)
+    parts_url = None if groups is None else save_state(folder / "parts", state_of(groups))
+    return fit_kernel_ridge(
+        DatasetRows(data.url, parts_url, digest=data.digest), parts, choices, plan, kernel=kernel, url=folder / "run",
+        client=client if place == "cluster" else None, **keywords,
+    )  # fmt: skip
+
+
+def naive(kernel, y, alpha, weights=None, intercept=True):
+    """(coefficients (n, k), intercept (k,)): the weighted problem with a free intercept, as one bordered dense system."""
+    y = y.reshape(len(y), -1)
+    s = np.sqrt(np.ones(len(y)) if weights is None else weights)
+    n = len(y)
+    matrix = np.zeros((n + 1, n + 1))
+    matrix[:n, :n] = s[:, None] * kernel * s + alpha * np.eye(n)
+    matrix[:n, n] = matrix[n, :n] = s
+    right = np.concatenate([s[:, None] * y, np.zeros((1, y.shape[1]))])
+    if not intercept:
+        matrix, right = matrix[:n, :n], right[:n]
+    solved = np.linalg.solve(matrix, right)
+    return s[:, None] * solved[:n], solved[n] if intercept else np.zeros(y.shape[1])
+
+
+def assert_equals_naive(model: KernelRidgeModel, kernel, y, alpha, weights=None, intercept=True, rtol=1e-8):
+    coefficients, b = naive(kernel, y, alpha, weights, intercept)
+    np.testing.assert_allclose(model.coefficients, coefficients, atol=rtol * np.abs(coefficients).max(), rtol=0)
+    np.testing.assert_allclose(model.intercept, b, rtol=rtol, atol=rtol)
+
+
+# every solver against one dense system
+
+
+@pytest.mark.parametrize(("solver", "place"), PLACES)
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_against_the_bordered_system(tmp_path, client, solver, place, weights, intercept):
+    fit = fitted(options(solver, fit_intercept=intercept), place, tmp_path, client, weights=weights)
+    assert_equals_naive(fit.model, KERNEL(X), Y, 0.1, weights, intercept)
+    probe = X[:7] + 0.1
+    found = predict(fit.model if place == "memory" else fit.url, MemoryRows(probe), plan_of(options(solver)), k=2)
+    coefficients, b = naive(KERNEL(X), Y, 0.1, weights, intercept)
+    np.testing.assert_allclose(found, KERNEL(probe, X) @ coefficients + b, rtol=1e-8)
+    assert fit.path == []
+    assert fit.facts["solver"] == solver
+    if solver == "cg":
+        (solve,) = fit.facts["solves"]
+        assert solve["converged"]
+        assert solve["residual"] <= 1e-12
+        assert solve["iterations"] > 3
+
+
+@pytest.mark.parametrize("solver", ["tiled_cholesky", "cg"])
+def test_loop_and_cluster_give_the_same_bits(tmp_path, client, solver):
+    fits = []
+    for place in ("loop", "cluster"):
+        (tmp_path / place).mkdir()
+        fits.append(fitted(options(solver, ALPHAS, selection="kfold"), place, tmp_path / place, client, groups=GROUPS,
+                           weights=WEIGHTS))  # fmt: skip
+    one, two = fits
+    np.testing.assert_array_equal(one.model.coefficients, two.model.coefficients)
+    np.testing.assert_array_equal(one.model.intercept, two.model.intercept)
+    assert one.path == two.path
+
+
+@pytest.mark.parametrize("tile", [1, 7, 40, 83, 500])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_tiles_of_any_size(tmp_path, solver, tile):
+    x, y = X[:20], Y[:20]
+    plan = plan_of(options(solver), 20, tile=min(tile, 19), rank=6)
+    fit = fitted(options(solver), "loop", tmp_path, None, x=x, y=y, plan=plan)
+    assert_equals_naive(fit.model, KERNEL(x), y, 0.1)
+    store = TileStore.open(tmp_path / "run" / "kernel")
+    assert store.tile_shape == (min(tile, 19),) * 2
+    assert store.pending() == []
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_few_rows(tmp_path, solver, n):
+    fit = fitted(options(solver), "loop", tmp_path, None, x=X[:n], y=Y[:n], plan=plan_of(options(solver), n, rank=1))
+    assert_equals_naive(fit.model, KERNEL(X[:n]), Y[:n], 0.1)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_classes_are_zero_mean_one_hot(tmp_path, solver):
+    labels = np.arange(N) % 3
+    fit = fitted(options(solver), "loop", tmp_path, None, y=labels, plan=plan_of(options(solver), k=3), n_classes=3)
+    assert_equals_naive(fit.model, KERNEL(X), encode_targets(labels, 3, "float64"), 0.1)
+    assert fit.model.n_classes == 3
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_float32_tiles(tmp_path, solver):
+    """The matrix is stored in float32, everything after it is float64: the solution of the stored matrix."""
+    choices = options(solver)
+    fit = fitted(choices, "loop", tmp_path, None, plan=plan_of(choices, dtype="float32"))
+    kernel = TileStore.open(tmp_path / "run" / "kernel")
+    assert kernel.dtype == "float32"
+    single = KERNEL(X.astype(np.float32)).astype(float)
+    assert_equals_naive(fit.model, single, Y, 0.1, rtol=1e-5)
+    assert_equals_naive(fit.model, KERNEL(X), Y, 0.1, rtol=1e-4)
+
+
+def test_preprocessing_and_groups_order_the_rows(tmp_path):
+    """Coefficients follow the gathered rows: group after group, standardised by the training rows."""
+    fit = fitted(options("eigh", ALPHAS, selection="kfold"), "loop", tmp_path, None, groups=GROUPS, steps=parse_steps(["standardize"]))
+    order = np.argsort(GROUPS, kind="stable")
+    x = ((X - X.mean(axis=0)) / X.std(axis=0))[order]
+    np.testing.assert_allclose(fit.model.points.rows(0, N), x, rtol=1e-12, atol=1e-12)
+    assert_equals_naive(fit.model, KERNEL(x), Y[order], fit.model.alpha)
+
+
+# against other implementations
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
+def test_a_linear_kernel_is_ridge_on_the_rows(tmp_path, solver, weights):
+    """NTK(Dense) = ⟨x, z⟩: the same predictions and scores as the primal, whatever the solver."""
+    linear, selection = NTK(fully_connected(1, "identity", normalize=False)), "kfold"
+    np.testing.assert_allclose(linear(X), 2 * X @ X.T, rtol=1e-12)
+    alphas = tuple(2 * a for a in ALPHAS)
+    groups = np.where(WEIGHTS > 0, GROUPS, 0).astype(np.int16)
+    fit = fitted(options(solver, alphas, selection=selection), "loop", tmp_path, None, kernel=linear, weights=weights, groups=groups,
+                 plan=plan_of(options(solver), rank=2))  # fmt: skip
+    plan = plan_of(options(solver))
+    primal = fit_ridge(
+        MemoryRows(X, Y, weights, groups), [(0,), (1,), (2,)], RidgeOptions(ALPHAS, selection=selection), plan, features=None, k=2
+    )
+    assert fit.model.alpha == 2 * primal.model.alpha
+    np.testing.assert_allclose(
+        [row["score"] for row in fit.path], [row["score"] for row in primal.path], rtol=1e-7
+    )
+    expected = predict(primal.model, MemoryRows(X), plan, k=2)
+    np.testing.assert_allclose(predict(fit.url, MemoryRows(X), plan, k=2), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_scikit_learns_kernel_ridge(tmp_path, solver):
+    fit = fitted(options(solver, fit_intercept=False), "loop", tmp_path, None, weights=WEIGHTS)
+    theirs = KernelRidge(alpha=0.1, kernel="precomputed").fit(KERNEL(X), Y, WEIGHTS)
+    np.testing.assert_allclose(fit.model.coefficients, theirs.dual_coef_, atol=1e-8)
+
+
+# scores, by fits that never saw the rows
+
+
+def refits(alpha, held, weights=None):
+    """Mean squared error per target and unit of weight on each group of rows in turn, from a fit without it; their mean."""
+    w = np.ones(N) if weights is None else weights
+    errors = []
+    for rows in held:
+        rest = np.setdiff1d(np.arange(N), rows)
+        coefficients, b = naive(KERNEL(X[rest]), Y[rest], alpha, w[rest])
+        error = Y[rows] - KERNEL(X[rows], X[rest]) @ coefficients - b
+        errors.append(np.average((error**2).mean(axis=1), weights=w[rows]))
+    return np.mean(errors)
+
+
+def hat_matrix(alpha, weights=None):
+    coefficients, b = naive(KERNEL(X), np.eye(N), alpha, weights)
+    return KERNEL(X) @ coefficients + b
+
+
+def exact_gcv(alpha, weights=None):
+    """n·Σw(y − Hy)²/(n − tr H)² over the rows of positive weight."""
+    w = np.ones(N) if weights is None else weights
+    hat = hat_matrix(alpha, weights)
+    residual = (w[:, None] * (Y - hat @ Y) ** 2).sum(axis=0).mean()
+    n = (w > 0).sum()
+    return n * residual / (n - np.trace(hat)) ** 2
+
+
+def assert_path(fit, expected, rtol=1e-6):
+    assert [row["alpha"] for row in fit.path] == list(ALPHAS)
+    np.testing.assert_allclose([row["score"] for row in fit.path], expected, rtol=rtol)
+    assert fit.model.alpha == ALPHAS[int(np.argmin(expected))]
+
+
+@pytest.mark.parametrize(("solver", "place"), [*PLACES[:3], *STORED[:4], STORED[-1]])
+@pytest.mark.parametrize("selection", ["kfold", "holdout"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
+def test_folds_and_holdout_are_refits(tmp_path, client, solver, place, selection, weights):
+    groups = GROUPS if selection == "kfold" else (GROUPS == 2).astype(np.int16)
+    fit = fitted(options(solver, ALPHAS, selection=selection), place, tmp_path, client, weights=weights, groups=groups)
+    held = [np.flatnonzero(groups == g) for g in ((0, 1, 2) if selection == "kfold" else (1,))]
+    assert_path(fit, [refits(a, held, weights) for a in ALPHAS])
+    order = np.argsort(groups, kind="stable")
+    assert_equals_naive(fit.model, KERNEL(X[order]), Y[order], fit.model.alpha, None if weights is None else weights[order])
+    assert fit.score_name == SCORE_NAMES[selection]
+
+
+@pytest.mark.parametrize("solver", ["eigh", "cholesky"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
+def test_leave_one_out_and_gcv_are_exact(tmp_path, solver, weights):
+    w = np.ones(N) if weights is None else weights
+    fit = fitted(options(solver, ALPHAS, selection="loo"), "memory", tmp_path, None, weights=weights)
+    kept = np.flatnonzero(w > 0)
+    one_by_one = [sum(w[i] * refits(a, [[i]], weights) for i in kept) / w.sum() for a in ALPHAS]
+    assert_path(fit, one_by_one)
+    fit = fitted(options(solver, ALPHAS, selection="gcv"), "memory", tmp_path, None, weights=weights)
+    assert_path(fit, [exact_gcv(a, weights) for a in ALPHAS])
+    if solver == "eigh":
+        np.testing.assert_allclose(
+            [row["effective_dimension"] for row in fit.path], [np.trace(hat_matrix(a, weights)) for a in ALPHAS], rtol=1e-7
+        )
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
+def test_stochastic_gcv(tmp_path, client, weights):
+    """Equal for both out-of-core solvers, in every place; near the exact one by as much as its standard error says."""
+    found = {}
+    for solver, place in (("tiled_cholesky", "loop"), ("cg", "loop"), ("cg", "cluster"), ("cg", "memory")):
+        folder = tmp_path / f"{solver}-{place}"
+        folder.mkdir()
+        fit = found[solver, place] = fitted(options(solver, ALPHAS, selection="gcv"), place, folder, client, weights=weights)
+        assert fit.score_name == "GCV"
+        assert_equals_naive(fit.model, KERNEL(X), Y, fit.model.alpha, weights)
+    first = found["tiled_cholesky", "loop"]
+    for fit in found.values():
+        np.testing.assert_allclose([r["score"] for r in fit.path], [r["score"] for r in first.path], rtol=1e-7)
+        assert fit.model.alpha == first.model.alpha
+    s = np.sqrt(np.ones(N) if weights is None else weights)
+    probes = sign_probes(N, PROBES, 0, weights)
+    for alpha, solve in zip(ALPHAS, first.facts["solves"], strict=True):
+        inverse = np.linalg.inv(s[:, None] * KERNEL(X) * s + alpha * np.eye(N))
+        exact = np.trace(inverse[np.ix_(s > 0, s > 0)])
+        assert solve["alpha"] == alpha
+        assert abs(solve["inverse_trace"] - exact) <= 4 * solve["trace_error"]
+        np.testing.assert_allclose(inverse_trace(probes, inverse @ probes), (solve["inverse_trace"], solve["trace_error"]), rtol=1e-6)
+
+
+def test_an_infinite_score_is_never_chosen(tmp_path):
+    """GCV at alpha=0 with an invertible matrix interpolates: infinite, so another alpha wins."""
+    fit = fitted(options("eigh", (0.0, 0.1), selection="gcv"), "memory", tmp_path, None)
+    assert fit.path[0]["score"] == np.inf
+    assert fit.model.alpha == 0.1
+    with pytest.raises(InputError, match="no alpha has a finite score"):
+        fitted(options("eigh", (0.0, 0.0), selection="gcv"), "memory", tmp_path, None)
+
+
+def test_groups_without_rows_or_weight_are_named(tmp_path):
+    weights = np.where(GROUPS == 1, 0.0, 1.0)
+    for solver, place in (("eigh", "memory"), ("cg", "loop")):
+        with pytest.raises(InputError, match="fold 1 has no rows"):
+            fitted(options(solver, ALPHAS, selection="kfold"), place, tmp_path, None, weights=weights, groups=GROUPS)
+
+
+# singular, indefinite, not converging
+
+
+def duplicates(differ=0.0):
+    x, y = X.copy(), Y.copy()
+    x[30], y[30] = x[4], y[4] + differ
+    return x, y
+
+
+def test_duplicates_at_alpha_zero_have_a_solution_of_minimum_norm(tmp_path):
+    x, y = duplicates()
+    fit = fitted(options("eigh", (0.0,)), "loop", tmp_path, None, x=x, y=y)
+    scores = predict(fit.url, MemoryRows(x), plan_of(options("eigh")), k=2)
+    np.testing.assert_allclose(scores, y, atol=1e-6)
+    np.testing.assert_allclose(fit.model.coefficients[4], fit.model.coefficients[30], atol=1e-6)
+    gradients = fitted(options("cg", (0.0,), tolerance=1e-7), "memory", tmp_path, None, x=x, y=y)
+    assert gradients.facts["solves"][0]["converged"]
+
+
+@pytest.mark.parametrize(
+    ("solver", "differ", "words"),
+    [
+        ("eigh", 1.0, r"rows 4 and 30: duplicate rows with different targets\? Merge them, or use alpha > "),
+        ("cholesky", 1.0, r"singular to rounding.*Use alpha=\S+ or more, or solver=\"eigh\""),
+        ("cholesky", 0.0, r"singular to rounding.*Use alpha=\S+ or more, or solver=\"eigh\""),
+        ("tiled_cholesky", 1.0, r"first at row 30.*Repeated rows do this at alpha=0. Use alpha >= "),
+    ],
+)
+def test_duplicates_that_differ_at_alpha_zero(tmp_path, client, solver, differ, words):
+    """A clear error here and on a cluster; the matrix stays."""
+    x, y = duplicates(differ)
+    for place in ("loop", "cluster"):
+        with pytest.raises(InputError, match=words):
+            fitted(options(solver, (0.0,)), place, tmp_path, client, x=x, y=y, record=Record())
+    assert TileStore.open(tmp_path / "run" / "kernel").pending() == []
+    before = tiles_written(tmp_path)
+    listener = Counter()
+    fit = fitted(options(solver, (1e-3,)), "loop", tmp_path, None, x=x, y=y, listener=listener)
+    assert_equals_naive(fit.model, KERNEL(x), y, 1e-3)
+    assert listener.count("kernel-tile") == 0
+    assert tiles_written(tmp_path) == before
+
+
+def tiles_written(folder: Path) -> dict:
+    return {p: p.stat().st_mtime_ns for p in (folder / "run" / "kernel").rglob("*") if p.is_file()}
+
+
+def test_gradients_at_alpha_zero_keep_their_iterate(tmp_path):
+    x, y = duplicates(1.0)
+    fit = fitted(options("cg", (0.0,)), "memory", tmp_path, None, x=x, y=y)
+    (solve,) = fit.facts["solves"]
+    assert not solve["converged"]
+    assert 0.05 < solve["residual"] < 1
+    assert np.isfinite(fit.model.coefficients).all()
+    assert "use alpha > 0" in convergence_note(fit.facts)
+
+
+@pytest.mark.parametrize(
+    ("solver", "words"),
+    [
+        ("eigh", r"smallest eigenvalue is -0\.[\d]+.*use alpha=(\S+) or more"),
+        ("cholesky", r"smallest eigenvalue is -0\.[\d]+.*use alpha=(\S+) or more"),
+        ("tiled_cholesky", r"smallest eigenvalue -[\d.e-]+.*Use alpha >= (\S+) \("),
+        ("cg", r"a direction has curvature -[\d.e-]+.*Use alpha=(\S+) or more"),
+    ],
+)
+def test_what_is_not_positive_definite(tmp_path, client, solver, words):
+    """A "kernel" with an eigenvalue near −0.9: by how much it fails, and an alpha that does."""
+    kernel = _Indefinite(gamma=0.5)
+    lowest = np.linalg.eigvalsh(kernel(X))[0]
+    assert -2 < lowest < -0.2
+    for place in ("loop", "cluster", "memory")[: 2 if solver == "tiled_cholesky" else 3]:
+        folder = tmp_path / place
+        folder.mkdir()
+        with pytest.raises(InputError, match=words) as refusal:
+            fitted(options(solver, (0.01,), fit_intercept=False), place, folder, client, kernel=RBF(0.5), plan=None) if False else _fit_indefinite(solver, place, folder, client, kernel)
+        assert "alpha=0.01" in str(refusal.value)
+
+
+def _fit_indefinite(solver, place, folder, client, kernel):
+    raise NotImplementedError
