@@ -88,23 +88,22 @@ def spectra(folds: Sequence[Metrics]) -> list[Spectrum]:
 
 
 def spectrum_remark(found: Sequence[Spectrum]) -> str:
-    """What the drawing cannot show: notes of the run, eigenvalues below or at 0, an alpha of 0."""
-    said = []
-    for spectrum in found:
-        where = spectrum.fold[:1].upper() + spectrum.fold[1:] + ": " if len(found) > 1 else ""
-        said += [where + text[:1].upper() + text[1:] for text in _spectrum_remarks(spectrum)]
-    return " ".join(dict.fromkeys(said))
+    """What the drawing cannot show: notes of the run, eigenvalues below or at 0, an alpha of 0; once where folds agree."""
+    said = [(s.fold[:1].upper() + s.fold[1:] + ": ", " ".join(_spectrum_remarks(s))) for s in found]
+    if len({text for _, text in said}) == 1:
+        return said[0][1]
+    return " ".join(fold + text for fold, text in said if text)
 
 
 def _spectrum_remarks(spectrum: Spectrum) -> list[str]:
     known = "those known" if spectrum.note else f"{number(int(spectrum.ranks[-1]))} eigenvalues"
-    said = [spectrum.note.rstrip(".") + "."] if spectrum.note else []
+    said = [spectrum.note[:1].upper() + spectrum.note[1:].rstrip(".") + "."] if spectrum.note else []
     negative, zero = (_count(spectrum.ranks, inside) for inside in (spectrum.values < 0, spectrum.values == 0))
     if negative:
         lowest = number(float(spectrum.values.min()), 3)
-        said.append(f"Below 0: {negative} of {known}, the lowest {lowest}; they are drawn by their size.")
+        said.append(f"{negative} of {known} below 0, the lowest {lowest} (drawn by their size).")
     if zero:
-        said.append(f"0 to rounding: {zero} of {known}.")
+        said.append(f"{zero} of {known} 0 to rounding.")
     if spectrum.smallest_alpha > 0:
         said.append(f"From α = {number(spectrum.smallest_alpha, 3)} on K + αI is safely positive definite.")
     return said + (["The chosen α is 0, below the axis."] if spectrum.alpha == 0 else [])

@@ -188,19 +188,20 @@ def test_damaged_parts_of_the_job_do_not_break_the_page(part: str) -> None:
 
 
 def test_negative_eigenvalues_are_counted() -> None:
-    (whole,) = summary_kernel.spectra([{"spectrum": [[i + 1, v] for i, v in enumerate([3.0, 1.0, 0.0, -1e-7, -3e-6])]}])
-    remark = summary_kernel.spectrum_remark([whole])
-    assert (
-        remark
-        == "Below 0: 2 of 5 eigenvalues, the lowest −3×10⁻⁶; they are drawn by their size. 0 to rounding: 1 of 5 eigenvalues."
-    )
+    values = [3.0, 1.0, 0.0, -1e-7, -3e-6]
+    fold = {"spectrum": [[i + 1, v] for i, v in enumerate(values)]}
+    remark = "2 of 5 eigenvalues below 0, the lowest −3×10⁻⁶ (drawn by their size). 1 of 5 eigenvalues 0 to rounding."
+    for folds in ([fold], [fold, {**fold, "fold": 1}]):
+        assert summary_kernel.spectrum_remark(summary_kernel.spectra(folds)) == remark
+    assert summary_kernel.spectrum_remark([]) == ""
 
 
 @pytest.mark.parametrize("negative", [1, 7, 60, 500])
 def test_a_thinned_spectrum_brackets_their_number(negative: int) -> None:
     (found,) = summary_kernel.spectra([{"spectrum": spectrum(1437, negative)}])
     match = re.match(
-        r"Below 0: (\d+)(?: to (\d+))? of 1 437", summary_kernel.spectrum_remark([found]).replace("\u202f", " ")
+        r"(\d+)(?: to (\d+))? of 1 437 eigenvalues below 0",
+        summary_kernel.spectrum_remark([found]).replace("\u202f", " "),
     )
     assert match is not None
     least, most = int(match[1]), int(match[2] or match[1])
@@ -210,8 +211,8 @@ def test_a_thinned_spectrum_brackets_their_number(negative: int) -> None:
 def test_a_note_says_that_a_spectrum_is_not_whole() -> None:
     fold = {"spectrum": [[1, 3.0], [2, -1.0]], "spectrum_note": "the leading 2, approximate"}
     remark = summary_kernel.spectrum_remark(summary_kernel.spectra([fold, {**fold, "fold": 7, "alpha": 0.0}]))
-    assert remark.startswith("Fold 0: The leading 2, approximate. Fold 0: Below 0: 1 of those known, the lowest −1;")
-    assert remark.endswith("Fold 7: The chosen α is 0, below the axis.")
+    note = "The leading 2, approximate. 1 of those known below 0, the lowest −1 (drawn by their size)."
+    assert remark == f"Fold 0: {note} Fold 7: {note} The chosen α is 0, below the axis."
 
 
 def test_the_spectrum_shows_every_sign_and_the_chosen_alpha() -> None:

@@ -23,6 +23,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, With
     it depends on data, fitted to X (dask arrays and datasets: fit the map first).
     X: as in `RidgeClassifier`. CuPy arrays give CuPy arrays; dask arrays and datasets a lazy dask array.
 
+    >>> import numpy as np
     >>> from ntkdask.features import ArcCosineFeatures
     >>> FeatureTransformer(ArcCosineFeatures(8)).fit_transform(np.eye(3)).shape
     (3, 8)

@@ -87,7 +87,8 @@ class ArcCosineFeatures(FeatureMapBase):
     def __post_init__(self) -> None:
         require_components(self.n_components)
         require_sampling(self.sampling)
-        ArcCosine(self.order)
+        if self.order not in (0, 1):
+            raise InputError(f"ArcCosineFeatures: order is {self.order!r}; there are features of orders 0 and 1.")
 
     @property
     def target(self) -> ArcCosine:

@@ -47,8 +47,8 @@ def fill(
     module, count = cuda_module(cuda_source()), xp.zeros(1, xp.uint64)
     grid = (-(-m // THREADS), min(n, ROWS))
     sizes = np.int32(n), np.int32(m)
-    arguments = (v, *sizes, dtype.type(near), np.int32(symmetric), count)
-    module.get_function(f"half_deficits_{dtype.name}")(grid, (THREADS,), arguments)
+    first = module.get_function(f"half_deficits_{dtype.name}")
+    first(grid, (THREADS,), (v, *sizes, dtype.type(near), np.int32(symmetric), count))
     found = int(count[0])
     step = max(1, STRIP_ENTRIES // m)
     for top in range(0, n if found else 0, step):

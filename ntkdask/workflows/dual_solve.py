@@ -141,5 +141,13 @@ def solve_stored(
         return DualFit(solution, found[0]["path"], found[0]["facts"])
 
     site = Site(matrix, plan, folder, client, listener, record, name)
-    systems = Factors(site) if plan.solver == "tiled_cholesky" else Gradients(site, options)
-    return solve_path(systems, gathered.load(), options, plan.solver)
+    if plan.solver == "tiled_cholesky":
+        return solve_path(Factors(site), gathered.load(), options, plan.solver)
+    gradients = Gradients(site, options)
+    fit = solve_path(gradients, gathered.load(), options, plan.solver)
+    known = gradients.leading_eigenvalues()
+    fit.facts["spectrum"] = _drawn(known[::-1])
+    fit.facts["spectrum_note"] = (
+        f"The leading {known.size} eigenvalues are approximate: those of the preconditioner, lower bounds."
+    )
+    return fit

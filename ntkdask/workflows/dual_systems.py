@@ -17,6 +17,7 @@ import numpy as np
 
 from ntkdask.arrays import Array, is_device_array, namespace, to_device, to_host
 from ntkdask.errors import InputError
+from ntkdask.execution import Done, peak_bytes
 from ntkdask.operators import StoredKernel
 from ntkdask.solvers.conjugate_gradients import (
     Solved,
@@ -32,7 +33,7 @@ from ntkdask.workflows.dual_path import Facts
 from ntkdask.workflows.factorize import factorize
 from ntkdask.workflows.kernel_options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge_plan import KernelRidgePlan
-from ntkdask.workflows.progress import Listener, Record
+from ntkdask.workflows.progress import DRIVER, Listener, Record
 
 CHECKPOINT_SECONDS = 60.0
 GRADIENT_BYTES = 2**30
@@ -123,6 +124,10 @@ class Gradients:
         """K @ vectors."""
         return self._site.operator() @ vectors
 
+    def leading_eigenvalues(self) -> np.ndarray:
+        """Descending eigenvalues of the preconditioner's F Fᵀ, none above K's own of the same rank."""
+        return LowRankPreconditioner.of(self._factor()).eigenvalues
+
     def _iterated(
         self, alphas: list[float], scale: np.ndarray, rhs: np.ndarray, key: str, start: np.ndarray | None
     ) -> tuple[np.ndarray, list[Facts]]:
@@ -152,12 +157,16 @@ class Gradients:
 
 
 class _Checkpoint:
-    """Stores the state of conjugate gradients once a minute; the last one replaces the one before."""
+    """Tells the listener of every iteration, and stores the state once a minute; the last one replaces the one before."""
 
     def __init__(self, site: Site, stage: str) -> None:
-        self._site, self._stage, self._last = site, stage, time.monotonic()
+        self._site, self._stage = site, stage
+        self._last = self._iterated = time.monotonic()
 
     def __call__(self, iteration: int, state: State) -> None:
+        now = time.monotonic()
+        self._site.listener.task("cg", Done(None, now - self._iterated, peak_bytes(), DRIVER))
+        self._iterated = now
         if time.monotonic() - self._last < CHECKPOINT_SECONDS:
             return
         record = self._site.record

@@ -13,6 +13,9 @@ from ntkdask.execution import Done
 from ntkdask.registry import differences
 from ntkdask.store import write_text
 
+DRIVER = "driver"
+"""The worker of a step that the driver itself takes between its tasks: no worker's memory."""
+
 
 class Listener(Protocol):
     """Hears of stages and of their tasks; the command line draws progress bars from it."""

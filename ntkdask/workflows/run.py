@@ -31,7 +31,7 @@ from ntkdask.workflows.dual_path import convergence_note
 from ntkdask.workflows.fit_ridge import RidgeFit
 from ntkdask.workflows.jobs import Fold, Site, TrainingJob, require_disk
 from ntkdask.workflows.predict import evaluate, predict
-from ntkdask.workflows.progress import Listener, Record, Silent
+from ntkdask.workflows.progress import DRIVER, Listener, Record, Silent
 from ntkdask.workflows.split import deal, deal_inner, group_rows, hold_out, state_of
 
 
@@ -52,7 +52,8 @@ class _Recorder:
 
     def task(self, label: str, done: Done) -> None:
         self.seconds[label].append(done.seconds)
-        self.peaks[label] = max(self.peaks[label], done.peak_bytes)
+        if done.worker != DRIVER:
+            self.peaks[label] = max(self.peaks[label], done.peak_bytes)
         self.listener.task(label, done)
 
     def finish(self) -> None:
