@@ -14,6 +14,9 @@ if [ "$threads" -lt 1 ]; then threads=1; fi
 
 export OMP_NUM_THREADS="$threads" OPENBLAS_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads" NUMBA_NUM_THREADS="$threads"
 
+# glibc keeps the memory of a batch for the next one; Dask's default gives every array back to the system
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-268435456}" MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-33554432}"
+
 # results are receipts of a few bytes: there is nothing to spill, and a full worker is a working one
 export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False
 export DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False
