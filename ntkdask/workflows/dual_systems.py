@@ -38,6 +38,8 @@ from ntkdask.workflows.progress import DRIVER, Listener, Record
 CHECKPOINT_SECONDS = 60.0
 GRADIENT_BYTES = 2**30
 """Vectors of conjugate gradients that the driver holds; more alphas than fit are solved in several turns."""
+PIVOTS = 256
+"""Columns read at a time for the preconditioner: each round reads the whole matrix."""
 SEED = 0
 """Of the preconditioner's pivots."""
 
@@ -150,7 +152,10 @@ class Gradients:
         site = self._site
 
         def make() -> str:
-            factor = pivoted_cholesky(site.operator(), site.plan.rank, seed=SEED)
+            site.listener.stage("preconditioner", 1)
+            started = time.perf_counter()
+            factor = pivoted_cholesky(site.operator(), site.plan.rank, seed=SEED, block=PIVOTS)
+            site.listener.task("preconditioner", Done(None, time.perf_counter() - started, peak_bytes(), DRIVER))
             return save_state(site.folder / "state", {"factor": factor}, {"rank": factor.shape[1]})
 
         return load_state(site.record.once(f"{site.name}preconditioner", make))[0]["factor"]
