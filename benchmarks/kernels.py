@@ -1,9 +1,9 @@
 """Exact kernels against the bare product of the same rows, in one process with the same threads.
 
-    python -m benchmarks.kernels [--rows 4000] [--features 784] [--repeats 9] [--threads 2]
+    python -m benchmarks.kernels [--rows 4000] [--features 784] [--repeats 9] [--threads 2] [--peer PYTHON]
 
 Symmetric and rectangular NTK of ReLU networks over `x @ x.T` and `x @ y.T`, where NumPy computes half of a symmetric product
-too; beside them neural-tangents, jitted, where it can be imported. Prints the best and the median seconds and their ratios.
+too; beside them neural-tangents, jitted, in the interpreter PYTHON. Prints the best and the median seconds and their ratios.
 Every timed call follows an untimed one of its own: OpenBLAS's threads spin for some 25 ms after a product and would slow down
 what comes next.
 """
@@ -11,11 +11,12 @@ what comes next.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -52,17 +53,19 @@ def compare(label: str, product: Callable[[], object], calls: dict[str, Callable
         )
 
 
-def neural_tangents(x: np.ndarray, depth: int) -> Callable[[], object] | None:
-    """The jitted symmetric NTK of the same network by neural-tangents; None where it is not installed."""
-    if importlib.util.find_spec("neural_tangents") is None:
-        return None
-    import jax
-    from neural_tangents import stax
-
-    layers = [layer for _ in range(depth) for layer in (stax.Dense(1, W_std=2**0.5), stax.Relu())]
-    kernel = stax.serial(*layers, stax.Dense(1))[2]
-    jitted = jax.jit(lambda rows: kernel(rows, None, "ntk"))
-    return lambda: jitted(x).block_until_ready()
+def print_peer(python: str, arguments: argparse.Namespace, depth: int) -> None:
+    """Print the seconds of neural-tangents in another interpreter, on as many threads, after everything else of this run."""
+    cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
+    script = Path(__file__).with_name("_neural_tangents.py")
+    sizes = [str(n) for n in (arguments.rows, arguments.features, depth, arguments.repeats)]
+    command = [python, str(script), *sizes]
+    answer = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+    )
+    taken = [float(line) for line in answer.stdout.split()]
+    print(
+        f"neural-tangents, float32 symmetric, depth {depth}: best {min(taken):.4f} s, median {statistics.median(taken):.4f} s"
+    )
 
 
 def main() -> None:
@@ -72,6 +75,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=784)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=threads.current())
+    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that can import neural_tangents")
     a = parser.parse_args()
     print(
         f"BLAS {threads.blas_name()}, OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}, Numba {numba.__version__}, "
@@ -87,11 +91,11 @@ def main() -> None:
                 "NTK depth 3": lambda x=x: three(x),
                 "NNGP and NTK depth 3": lambda x=x: both(three.network)(x),
             }
-            if dtype == "float32" and (peer := neural_tangents(x, 3)):
-                calls["neural-tangents depth 3"] = peer
             compare(f"{dtype} symmetric", lambda x=x: x @ x.T, calls, a.repeats)
             rectangular = {"NTK depth 3": lambda x=x, y=y: three(x, y)}
             compare(f"{dtype} rectangular", lambda x=x, y=y: x @ y.T, rectangular, a.repeats)
+    if a.peer:
+        print_peer(a.peer, a, 3)
 
 
 if __name__ == "__main__":

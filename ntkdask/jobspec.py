@@ -18,7 +18,7 @@ from dask.utils import parse_bytes
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ntkdask import networks, registry
+from ntkdask import activations, networks, registry
 from ntkdask.errors import JobError, UserError, nearest
 from ntkdask.features.base import FeatureMap
 from ntkdask.kernels import Kernel
@@ -203,10 +203,23 @@ def build_network(table: Mapping[str, Any]) -> Network:
     for key in arguments:
         if key not in known:
             raise JobError(f"unknown key {key!r} for preset {preset}{nearest(key, known)}")
+    if isinstance(arguments.get("activation"), Mapping):
+        arguments["activation"] = _activation(arguments["activation"])
     try:
         return PRESETS[preset](**arguments)
     except TypeError as error:
         raise JobError(f"network preset {preset}: {error}") from error
+
+
+def _activation(table: Mapping[str, Any]) -> Any:
+    """An activation from { name = "leaky_relu", slope = 0.1 }, or with `type` as a resolved job spells it."""
+    if "type" in table:
+        return registry.from_config(table, "activation")
+    parameters = dict(table)
+    name = parameters.pop("name", None)
+    if name is None:
+        raise JobError(f'activation is {dict(table)!r}: write a name, or {{ name = "leaky_relu", slope = 0.1 }}.')
+    return activations.get(name, **parameters)
 
 
 def _features(spec: JobSpec) -> FeatureMap | None:

@@ -293,6 +293,76 @@ def test_a_run_from_beginning_to_end(call):
     assert json.loads((run / "metrics.json").read_text())["folds"] != first["folds"]
 
 
+KERNEL_JOB = """
+name = "kernel"
+[data]
+url = "d.zarr"
+split = { test = 0.2 }
+preprocess = ["standardize"]
+[kernel]
+type = "RBF"
+gamma = 0.2
+[solver]
+alphas = { logspace = [-3, 1, 5] }
+[run]
+n_workers = 1
+worker_memory = "1 GiB"
+tile_rows = 40
+"""
+
+
+def test_a_kernel_job_from_beginning_to_end(call):
+    """plan, run, status, report, a damaged tile, repair, run again; another gamma in the same folder."""
+    Path("kernel.toml").write_text(KERNEL_JOB)
+    answer = call("plan", "kernel.toml")
+    assert answer.code == 0, answer.err
+    for words in ("120 × 120 (float32)", "6 of 40 × 40, one triangle", "eigh (about", "memory of kernel-tile"):
+        assert words in answer.out
+    answer = call("run", "kernel.toml")
+    assert answer.code == 0, answer.err
+    assert "test accuracy" in answer.out
+    run = Path("runs/kernel")
+    first = json.loads((run / "metrics.json").read_text())
+    assert first["job"]["kernel"] == {"type": "RBF", "gamma": 0.2}
+    assert first["folds"][0]["solver"] == "eigh"
+    assert "RBF" in (run / "report.html").read_text()
+    answer = call("status", "kernel")
+    assert "fold-0/kernel" in answer.out
+    assert "pending" not in answer.out
+
+    chunk = TileStore.open(run / "fold-0" / "kernel").chunk_path((2, 1))
+    content = bytearray(chunk.read_bytes())
+    content[3] ^= 1
+    chunk.write_bytes(content)
+    answer = call("verify", "kernel")
+    assert answer.code == 1
+    assert "fold-0/kernel tile (2, 1)" in answer.out
+    assert call("verify", "kernel", "--repair").code == 0
+    assert call("run", "kernel.toml").code == 0
+    again = json.loads((run / "metrics.json").read_text())
+    assert again["folds"] == first["folds"]
+    assert again["tasks"]["kernel-tile"]["count"] == 1
+
+    answer = call("run", "kernel.toml", "--set", "kernel.gamma=0.3")
+    assert answer.code == 2
+    assert "kernel.gamma: stored 0.2, asked 0.3" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["kernel.type=RBFF"], "unknown kernel 'RBFF'; did you mean 'RBF'?"),
+        (["solver.solver=chol"], "unknown solver 'chol'; did you mean 'cholesky'?"),
+        (["solver.solver=eigh", "run.worker_memory=300 MiB"], "but a task has 270 MiB"),
+    ],
+)
+def test_mistakes_in_a_kernel_job(call, settings, words):
+    Path("kernel.toml").write_text(KERNEL_JOB)
+    answer = call("plan", "kernel.toml", *[a for s in settings for a in ("--set", s)])
+    assert answer.code == 2
+    assert words in answer.err
+
+
 def test_interrupting_a_run_says_how_to_go_on(folder):
     """Ctrl-C in a real process: no traceback, and what to do next."""
     x, labels = class_data(2000, 32)

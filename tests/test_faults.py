@@ -17,6 +17,7 @@ import pytest
 from ntkdask.datasets import import_dataset
 from ntkdask.store import RECEIPTS
 from ntkdask.workflows.inspect import verify
+from ntkdask.workflows.model import load_model
 
 JOB = """
 name = "faults"
@@ -38,18 +39,18 @@ worker_memory = "2 GiB"
 slab_rows = 12
 """
 NODES = 2 * 150 - 1  # 1797 rows in slabs of 12
-COMMAND = [sys.executable, "-c", "from ntkdask.cli import main; main()", "run", "job.toml", "--folder"]
+COMMAND = [sys.executable, "-c", "from ntkdask.cli import main; main()", "run"]
 
 
 class Run:
     """`ntkdask run` in a process group of its own."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, job: str = "job.toml") -> None:
         self.folder = folder / name
         self.receipts = self.folder / "fold-0" / "gram-0" / RECEIPTS
         self.log = open(folder / f"{name}.log", "a")  # noqa: SIM115 (closed in finish)
         self.process = subprocess.Popen(
-            [*COMMAND, name], cwd=folder, stdout=self.log, stderr=self.log, start_new_session=True
+            [*COMMAND, job, "--folder", name], cwd=folder, stdout=self.log, stderr=self.log, start_new_session=True
         )  # fmt: skip
 
     def computed(self) -> Counter:
@@ -175,4 +176,103 @@ def test_five_kills_at_random_moments(undisturbed):
     assert model(metrics) == model(expected)
     assert metrics["test"] == expected["test"]
     assert run.computed() == Counter(range(NODES))
+    assert verify(run.folder) == []
+
+
+# a kernel matrix and its factorisation
+
+
+KERNEL_JOB = """
+name = "kernel"
+[data]
+url = "digits.zarr"
+split = { test = 0.2 }
+preprocess = ["unit_norm"]
+[network]
+preset = "fully_connected"
+depth = 1
+[kernel]
+type = "NTK"
+[solver]
+alphas = [0.01]
+solver = "tiled_cholesky"
+[run]
+n_workers = 2
+worker_memory = "1 GiB"
+tile_rows = 72
+"""
+SIDE = 20  # 1 437 training rows in tiles of 72
+TRIANGLE = SIDE * (SIDE + 1) // 2
+
+
+class KernelRun(Run):
+    """A run of the kernel job; receipts of its matrix, or of its factor while it is there."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        super().__init__(folder, name, "kernel.toml")
+
+    def receipts_of(self, what: str) -> Counter:
+        found = self.folder.glob(f"fold-0/{what}/{RECEIPTS}")
+        return sum((_indices(path) for path in found), Counter())
+
+
+def _indices(path: Path) -> Counter:
+    """How often each tile has a receipt."""
+    found: Counter = Counter()
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                if "checksum" in row:
+                    found[tuple(row["index"])] += 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def kernel_run(undisturbed):
+    """(folder with data and both jobs, metrics of the kernel job without faults)"""
+    folder, _ = undisturbed
+    (folder / "kernel.toml").write_text(KERNEL_JOB)
+    run = KernelRun(folder, "kernel-undisturbed")
+    metrics = run.finish()
+    assert set(run.receipts_of("kernel").values()) == {1}
+    assert run.receipts_of("kernel").total() == TRIANGLE
+    return folder, metrics
+
+
+def coefficients(metrics: dict) -> np.ndarray:
+    found = load_model(metrics["folds"][0]["model"])
+    return np.concatenate([found.coefficients, found.intercept[None]])
+
+
+def test_kernel_run_killed_in_its_matrix_and_in_its_factorisation(kernel_run):
+    """SIGKILL of driver, scheduler and workers: half the matrix, then half the factor, then a worker alone."""
+    folder, expected = kernel_run
+    run = KernelRun(folder, "kernel-driver")
+    assert run.wait_for(lambda: run.receipts_of("kernel").total() >= TRIANGLE // 2)
+    run.kill_group()
+    assert run.receipts_of("kernel").total() < TRIANGLE
+    run = KernelRun(folder, "kernel-driver")
+    assert run.wait_for(lambda: run.receipts_of("factors/*").total() >= TRIANGLE // 3)
+    run.kill_group()
+    kept = run.receipts_of("factors/*")
+    assert 0 < kept.total() < TRIANGLE
+    run = KernelRun(folder, "kernel-driver")
+    seen: list[Counter] = []
+
+    def further() -> bool:
+        seen.append(run.receipts_of("factors/*"))
+        return seen[-1].total() > kept.total()
+
+    if run.wait_for(further):
+        run.workers()[0].kill()
+    metrics = run.finish()
+    np.testing.assert_array_equal(coefficients(metrics), coefficients(expected))
+    assert metrics["test"] == expected["test"]
+    # one receipt a tile: what had one was not computed again
+    assert run.receipts_of("kernel") == Counter(dict.fromkeys(run.receipts_of("kernel"), 1))
+    assert run.receipts_of("kernel").total() == TRIANGLE
+    assert all(set(counter.values()) == {1} for counter in seen if counter)
+    assert "kernel-tile" not in metrics["tasks"]
+    assert not list(run.folder.glob("fold-0/factors/*"))
     assert verify(run.folder) == []

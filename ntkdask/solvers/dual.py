@@ -70,16 +70,17 @@ class DualEigh:
     @classmethod
     def factorise(
         cls, kernel: Array, targets: np.ndarray, weights: np.ndarray | None = None, fit_intercept: bool = True, *,
-        dtype: str = "float64", overwrite: bool = False,
+        dtype: str = "float64", overwrite: bool = False, data_dtype: Any = None,
     ) -> DualEigh:  # fmt: skip
         """LAPACK's divide and conquer, about 9 n³ flops; rows of weight 0 are left out first. Memory: `eigh_bytes`.
 
         kernel (n, n) float32 or float64, symmetric, both triangles; targets (n, k) or (n,); weights (n,) ≥ 0.
-        overwrite=True consumes a kernel of `dtype`. dtype="float32" halves the memory; then eigenvalues, and with them
+        overwrite=True consumes a kernel of `dtype`. data_dtype: the dtype K was computed in, where that is coarser than what it came
+        in: its rounding says what is noise. dtype="float32" halves the memory; then eigenvalues, and with them
         alpha, mean something only above about 1e-6·λ_max. InputError for shapes, NaN, negative weights.
         """
         problem = DualProblem.of(targets, weights, fit_intercept, rows=len(kernel))
-        data_eps = float(np.finfo(require_float(kernel, "kernel").dtype).eps)
+        data_eps = float(np.finfo(data_dtype or require_float(kernel, "kernel").dtype).eps)
         matrix = scaled_kernel(kernel, problem, dtype, overwrite)
         right = problem.right_hand_sides()[problem.kept, : problem.targets.shape[1]]
         pull, rest = np.empty(0), np.zeros(right.shape[1])

@@ -7,6 +7,7 @@ takes another 2/3 n³. The problem, with weights and intercept, is that of `solv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.linalg import eigvalsh, lapack
@@ -45,16 +46,17 @@ class DualCholesky:
     @classmethod
     def factorise(
         cls, kernel: Array, targets: np.ndarray, alpha: float, weights: np.ndarray | None = None, fit_intercept: bool = True, *,
-        dtype: str = "float64", overwrite: bool = False,
+        dtype: str = "float64", overwrite: bool = False, data_dtype: Any = None,
     ) -> DualCholesky:  # fmt: skip
         """Factorise in place: n³/3 flops, memory `cholesky_bytes`; rows of weight 0 are left out first.
 
         kernel (n, n) float32 or float64, symmetric, both triangles; targets (n, k) or (n,); weights (n,) ≥ 0. overwrite=True
-        consumes a kernel of `dtype`. dtype="float32" halves memory and time; its solutions are right to about 1e-7·λ_max/α.
+        consumes a kernel of `dtype`. data_dtype: as in `DualEigh.factorise`. dtype="float32" halves memory and time; its solutions
+        are right to about 1e-7·λ_max/α.
         InputError when S K S + αI is not positive definite to rounding: by how much, and which alpha to use.
         """
         problem = DualProblem.of(targets, weights, fit_intercept, rows=len(kernel))
-        given = require_float(kernel, "kernel").dtype
+        given = np.dtype(data_dtype or require_float(kernel, "kernel").dtype)
         if not alpha >= 0:
             raise not_definite(alpha, 0.0, 0.0, float(np.finfo(given).eps))
         matrix = scaled_kernel(kernel, problem, dtype, overwrite)

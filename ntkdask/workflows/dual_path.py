@@ -20,6 +20,8 @@ from ntkdask.workflows.gather import Labels
 from ntkdask.workflows.kernel_options import PROBES, KernelRidgeOptions
 
 Facts = dict[str, Any]
+SINGULAR = "At alpha=0 a singular K (duplicate rows) has no solution but for consistent targets: use alpha > 0."
+"""Advice where conjugate gradients fail on K itself."""
 
 
 class Systems(Protocol):
@@ -50,9 +52,7 @@ def convergence_note(facts: Facts) -> str:
     if not short:
         return ""
     worst = max(short, key=lambda s: s["residual"])
-    advice = "Use a larger alpha, more max_iterations, or a factorisation."
-    if worst["alpha"] == 0:
-        advice = "At alpha=0 a singular K (duplicate rows) has no solution but for consistent targets: use alpha > 0."
+    advice = SINGULAR if worst["alpha"] == 0 else "Use a larger alpha, more max_iterations, or a factorisation."
     return (
         f"conjugate gradients did not converge in {len(short)} of {len(solves)} solves: at alpha={worst['alpha']:g} the relative "
         f"residual is {worst['residual']:.2g} ({worst['reason']}). The best iterates are kept. {advice}"

@@ -33,18 +33,19 @@ SPECTRUM_POINTS = 200
 
 
 def solve_in_memory(matrix: Array, labels: Labels, options: KernelRidgeOptions, plan: KernelRidgePlan) -> DualFit:
-    """Fit on a symmetric matrix (n, n), which is consumed."""
+    """Fit on a symmetric matrix (n, n) that was computed in the plan's dtype; it is consumed."""
     if plan.solver == "cg":
         return solve_path(DenseGradients(matrix, options, plan.rank), labels, options, plan.solver)
     fit = _by_spectrum if plan.solver == "eigh" else _by_cholesky
-    return fit(matrix, labels, options)
+    return fit(matrix, labels, options, plan.dtype)
 
 
-def _by_spectrum(matrix: Array, labels: Labels, options: KernelRidgeOptions) -> DualFit:
+def _by_spectrum(matrix: Array, labels: Labels, options: KernelRidgeOptions, dtype: str) -> DualFit:
     """Every alpha and every held-out group from one eigendecomposition."""
     eigh = DualEigh.factorise(
-        matrix, labels.targets, labels.weights, options.fit_intercept, overwrite=matrix.dtype.name == "float64"
-    )
+        matrix, labels.targets, labels.weights, options.fit_intercept, overwrite=matrix.dtype.name == "float64",
+        data_dtype=dtype,
+    )  # fmt: skip
     facts = {"spectrum": _drawn(eigh.eigenvalues), "smallest_alpha": eigh.smallest_alpha}
     if not options.chooses:
         return DualFit(eigh.solve(options.alphas[0]), [], facts)
@@ -60,7 +61,7 @@ def _by_spectrum(matrix: Array, labels: Labels, options: KernelRidgeOptions) -> 
     return DualFit(eigh.solve(best_alpha(path)), path, facts)
 
 
-def _by_cholesky(matrix: Array, labels: Labels, options: KernelRidgeOptions) -> DualFit:
+def _by_cholesky(matrix: Array, labels: Labels, options: KernelRidgeOptions, dtype: str) -> DualFit:
     """A factorisation per alpha; GCV and leave-one-out from its inverse, folds by factorisations without them."""
 
     def factorised(alpha: float, weights: np.ndarray | None, last: bool = False) -> DualCholesky:
@@ -71,6 +72,7 @@ def _by_cholesky(matrix: Array, labels: Labels, options: KernelRidgeOptions) -> 
             weights,
             options.fit_intercept,
             overwrite=last and matrix.dtype.name == "float64",
+            data_dtype=dtype,
         )
 
     if not options.chooses:

@@ -29,7 +29,7 @@ from ntkdask.solvers.conjugate_gradients import (
 from ntkdask.solvers.preconditioners import LowRankPreconditioner, pivoted_cholesky
 from ntkdask.states import load_state, save_state
 from ntkdask.store import remove
-from ntkdask.workflows.dual_path import Facts
+from ntkdask.workflows.dual_path import SINGULAR, Facts
 from ntkdask.workflows.factorize import factorize
 from ntkdask.workflows.kernel_options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge_plan import KernelRidgePlan
@@ -261,12 +261,18 @@ def _turns(alphas: list[float], n: int, columns: int) -> Iterator[list[float]]:
 
 
 def _checked(result: Solved, alphas: list[float], matrix: Any, dtype: Any) -> tuple[np.ndarray, list[Facts]]:
-    """(solutions, facts) per alpha; InputError where S K S + αI turned out not to be positive definite. matrix: S K S, dtype: K's."""
+    """(solutions, facts) per alpha; InputError where S K S + αI turned out not to be positive definite, or no iterate is better than
+    zero. matrix: S K S, dtype: K's."""
     facts: list[Facts] = []
     for i, alpha in enumerate(alphas):
         if np.isfinite(result.curvatures[i]):
             raise _not_positive(alpha, float(result.curvatures[i]), matrix, np.dtype(dtype))
         residual = float(result.residuals[i].max())
+        if not residual < 1:
+            raise InputError(
+                f"kernel ridge: conjugate gradients got nowhere at alpha={alpha:g}: {result.reasons[i]}. "
+                + (SINGULAR if alpha == 0 else "Use a larger alpha, more max_iterations, or a factorisation.")
+            )
         facts.append({
             "iterations": result.iterations, "residual": residual, "converged": bool(result.converged[i].all()),
             "reason": result.reasons[i],

@@ -29,7 +29,7 @@ from ntkdask.workflows.gather import ROWWISE, Gathered, gather, gather_in_memory
 from ntkdask.workflows.heat_map import heat_map
 from ntkdask.workflows.kernel_matrix import kernel_matrix
 from ntkdask.workflows.kernel_options import KernelRidgeOptions
-from ntkdask.workflows.kernel_ridge_plan import PREDICT_ROWS, KernelRidgePlan
+from ntkdask.workflows.kernel_ridge_plan import KernelRidgePlan
 from ntkdask.workflows.model import KernelRidgeModel, load_model
 from ntkdask.workflows.preprocess import fit_preprocessing
 from ntkdask.workflows.progress import Listener, Record, Silent
@@ -58,21 +58,23 @@ def fit_kernel_ridge(
         points, labels = gather_in_memory(stream, groups)
         matrix = kernel(to_device(points, plan.device))
         fit = solve_in_memory(matrix, labels, options, plan)
-        return RidgeFit(_model(fitted, kernel, points, fit, n_classes), fit.path, score_name, None, _facts(fit, plan))
+        return RidgeFit(
+            _model(fitted, kernel, points, fit, n_classes, plan), fit.path, score_name, None, _facts(fit, plan)
+        )
     states = url / "state"
     preprocessor = record.once(f"{name}preprocess", lambda: store_preprocessor(
         states, fit_preprocessing(everything, steps, plan, states=states, client=client, listener=listener)))  # fmt: skip
     stream = FeatureStream(everything, preprocessor, ROWWISE, n_classes, plan.batch_rows)
     gathered = Gathered(**record.once(f"{name}gather", lambda: asdict(gather(stream, groups, url, client, listener))))
     kernel_matrix(
-        kernel, gathered.points, url=url / "kernel", client=client, plan=Plan(plan.matrix_tile, dtype=plan.dtype),
-        listener=listener, threads=plan.threads,
+        kernel, gathered.points, url=url / "kernel", client=client, listener=listener, threads=plan.threads,
+        plan=Plan(plan.matrix_tile, memory_bytes=plan.build_bytes, dtype=plan.dtype),
     )  # fmt: skip
 
     def solve() -> dict[str, Any]:
         fit = solve_stored(url / "kernel", gathered, options, plan, url, client, listener, record, name)
         fitted = FittedPreprocessor.from_state(*load_state(preprocessor))
-        model = _model(fitted, kernel, gathered.dataset, fit, n_classes)
+        model = _model(fitted, kernel, gathered.dataset, fit, n_classes, plan)
         facts = _facts(fit, plan)
         facts["heat_map"] = heat_map(kernel, gathered.dataset, gathered.load(), n_classes)
         return {"model": model.save(states), "path": fit.path, "facts": facts}
@@ -82,12 +84,17 @@ def fit_kernel_ridge(
 
 
 def _model(
-    preprocessor: FittedPreprocessor, kernel: Kernel, points: Any, fit: DualFit, n_classes: int | None
+    preprocessor: FittedPreprocessor,
+    kernel: Kernel,
+    points: Any,
+    fit: DualFit,
+    n_classes: int | None,
+    plan: KernelRidgePlan,
 ) -> KernelRidgeModel:
     solution = fit.solution
     return KernelRidgeModel(
         preprocessor, kernel, points, np.ascontiguousarray(to_host(solution.coefficients)), to_host(solution.intercept),
-        solution.alpha, n_classes, PREDICT_ROWS,
+        solution.alpha, n_classes, plan.block_rows,
     )  # fmt: skip
 
 

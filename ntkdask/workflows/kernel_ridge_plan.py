@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ntkdask.cache import DEFAULT_BYTES
+from ntkdask.errors import MemoryBudgetError
 from ntkdask.kernels import Kernel
+from ntkdask.matrices import PANEL_BYTES
 from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.solvers.preconditioners import rank_for_bytes
 from ntkdask.tiles import Plan, largest_rows, slab_rows
@@ -27,8 +29,8 @@ from ntkdask.workflows.kernel_options import (
 from ntkdask.workflows.matrix_plan import MatrixPlan, plan_kernel_matrix
 from ntkdask.workflows.model import POINTS_BYTES
 
-PREDICT_ROWS = 2048
-"""Rows of a batch of predictions, and of the training rows that it meets at a time."""
+PREDICT_ROWS, BLOCK_BYTES = 2048, 64 * 2**20
+"""Training rows that a batch of predictions meets at a time, at most, and their bytes."""
 SHARE_CACHED = 0.7
 """Share of a worker's free memory that keeps tiles between products."""
 RANK_BYTES, MAX_RANK = 2**30, 1500
@@ -54,7 +56,8 @@ class KernelRidgePlan(RidgePlan):
 
     matrix_tile: rows and columns of a stored tile. solver and reason: see `kernel_options`. rank: of the preconditioner.
     cache_bytes: what a worker keeps of the matrix between products. held_bytes: of training rows in its cache, whatever it does.
-    memory_bytes, device_bytes: what a task was planned for.
+    memory_bytes, device_bytes: what a task was planned for; build_bytes: what one that computes a tile may take, which decides whether
+    it keeps rows. block_rows: training rows that predictions hold at a time.
     """
 
     matrix_tile: int = 2048
@@ -65,6 +68,8 @@ class KernelRidgePlan(RidgePlan):
     memory_bytes: int | None = None
     device_bytes: int = 0
     held_bytes: int = 0
+    build_bytes: int | None = None
+    block_rows: int = PREDICT_ROWS
 
     @property
     def free_bytes(self) -> int | None:
@@ -80,9 +85,26 @@ def plan_kernel_ridge(
 
     stored: whether the matrix goes to tiles; without, it stays in this process.
     """
-    dtype, n = plan.dtype or "float32", shape.n_train
+    dtype = plan.dtype or "float32"
     limit = plan.memory_bytes or resources.memory_bytes
     matrix = _matrix_plan(shape, kernel, dtype, limit, plan.tile_cols)
+    if stored and limit is not None and matrix.keeps_rows:
+        try:
+            return _planned(shape, kernel, options, steps, dtype, matrix, limit, resources, limit, stored)
+        except MemoryBudgetError:
+            # rows that are not kept leave more to the solver, and are read again for every tile
+            bound = matrix.memory_bytes - 1
+            matrix = _matrix_plan(shape, kernel, dtype, bound, matrix.tile_rows)
+            return _planned(shape, kernel, options, steps, dtype, matrix, limit, resources, bound, stored)
+    return _planned(shape, kernel, options, steps, dtype, matrix, limit, resources, limit, stored)
+
+
+def _planned(
+    shape: KernelShape, kernel: Kernel, options: KernelRidgeOptions, steps: tuple[Step, ...], dtype: str, matrix: MatrixPlan,
+    limit: int | None, resources: Resources, build_bytes: int | None, stored: bool,
+) -> KernelRidgePlan:  # fmt: skip
+    """The plan around a matrix in these tiles."""
+    n = shape.n_train
     rank = max(1, rank_for_bytes(n, RANK_BYTES, MAX_RANK))
     held = _held_bytes(shape, dtype) if stored and matrix.keeps_rows else 0
     sizes = Sizes(n, shape.k, np.dtype(dtype).itemsize, matrix.tile_rows, shape.inner_folds, held)
@@ -92,12 +114,13 @@ def plan_kernel_ridge(
     chosen = KernelRidgePlan(
         dtype, slab, min(slab, BATCH_ROWS), min(slab, 8192), resources.threads, resources.solve_threads,
         resources.device_bytes > 0, matrix.tile_rows, best.solver, reason, rank, 0, limit, resources.device_bytes, held,
+        build_bytes, predict_block(shape, dtype),
     )  # fmt: skip
     if best.solver == "cg":
         # tiles stay in a worker's cache while it does anything else
-        others = max(
-            best.bytes, matrix.memory_bytes + held, *_row_tasks(shape, kernel, steps, _batched(chosen, 1)).values()
-        )
+        least = _row_tasks(shape, kernel, steps, _batched(chosen, 1)).values()
+        others = max(best.bytes, matrix.memory_bytes + held, *least)
+        whole = -(-whole // PANEL_BYTES) * PANEL_BYTES  # kept panel by panel
         cache = whole if limit is None else min(whole, max(0, int(SHARE_CACHED * (limit - others))))
         chosen = replace(chosen, cache_bytes=cache)
     if limit is None:
@@ -109,11 +132,17 @@ def plan_kernel_ridge(
     return _batched(chosen, rows)
 
 
+def predict_block(shape: KernelShape, dtype: str) -> int:
+    """Training rows that predictions hold at a time: fewer where rows are wide."""
+    row_bytes = math.prod(shape.row_shape) * np.dtype(dtype).itemsize
+    return max(1, min(PREDICT_ROWS, shape.n_train, BLOCK_BYTES // max(1, row_bytes)))
+
+
 def kernel_costs(
     shape: KernelShape, kernel: Kernel, options: KernelRidgeOptions, steps: tuple[Step, ...], plan: KernelRidgePlan
 ) -> Costs:
     """Memory, flops, tasks and disk of a run under `plan`."""
-    n, matrix = shape.n_train, _matrix_plan(shape, kernel, plan.dtype, plan.memory_bytes, plan.matrix_tile)
+    n, matrix = shape.n_train, _matrix_plan(shape, kernel, plan.dtype, plan.build_bytes, plan.matrix_tile)
     sizes = Sizes(n, shape.k, np.dtype(plan.dtype).itemsize, plan.matrix_tile, shape.inner_folds, plan.held_bytes)
     solve = candidate(plan.solver, options, sizes, Resources(plan.memory_bytes, threads=plan.threads))
     fits = options.n_fits(plan.solver, shape.inner_folds)
@@ -145,7 +174,7 @@ def _row_tasks(shape: KernelShape, kernel: Kernel, steps: tuple[Step, ...], plan
     states = 2 * sum(8 * d * (d if step.needs == "covariance" else 2) for step in steps)
     batch = 2 * rows * shape.row_bytes + work + states + rows * d * itemsize
     labels = 8 * shape.n_train * (shape.k + 1)
-    block = min(PREDICT_ROWS, shape.n_train)
+    block = plan.block_rows
     predict = kernel.workspace_bytes(rows, block, itemsize, shape.row_shape) + 8 * rows * block
     # a block of points is read twice over, and small ones stay
     predict += 3 * block * d * itemsize + min(POINTS_BYTES, shape.n_train * d * itemsize)
