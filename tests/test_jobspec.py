@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from ntkdask import activations, registry
 from ntkdask.errors import JobError, UserError
 from ntkdask.features import NTKRandomFeatures
 from ntkdask.jobspec import build_job, load_job, memory_bytes, to_training_job
@@ -102,6 +103,32 @@ def test_layers_in_place_of_a_preset():
     assert isinstance(network, Network)
     assert network.scale_inputs
     assert network.layers[2].weight_variance == 2.0
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [{"name": "leaky_relu", "slope": 0.1}, {"type": "LeakyReLU", "slope": 0.1}, activations.LeakyReLU(0.1)],
+)
+def test_an_activation_with_parameters(activation):
+    """By its name, or as a resolved job spells it."""
+    network = {"preset": "fully_connected", "depth": 1, "activation": activation}
+    job = build_job({k: v for k, v in table(network=network, kernel={"type": "NTK"}).items() if k != "features"})
+    assert job.kernel.network.layers[1].sigma == activations.LeakyReLU(0.1)
+    assert registry.from_config(registry.to_config(job.kernel)) == job.kernel
+
+
+@pytest.mark.parametrize(
+    ("activation", "words"),
+    [
+        ({"slope": 0.1}, "write a name"),
+        ({"name": "leaky_relu", "slop": 0.1}, "does not take 'slop'; it takes slope"),
+        ({"name": "leakyrelu"}, "did you mean 'leaky_relu'?"),
+        ({"type": "LeakyRelu"}, "did you mean 'LeakyReLU'?"),
+    ],
+)
+def test_activation_tables_that_say_too_little(activation, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        build_job(table(network={"preset": "fully_connected", "depth": 1, "activation": activation}))
 
 
 def test_the_maps_own_seed_wins():

@@ -190,7 +190,7 @@ def test_zero_rows_and_constant_features(tmp_path):
 # kills and damage
 
 
-def stop_and_go_on(job, folder, monkeypatch, stops):
+def stop_and_go_on(job, folder, stops):
     """Kill the driver at those tasks, then let it finish; (metrics, labels of all tasks that any run did, kills)."""
     labels, kills = [], 0
     for stop_at in stops:
@@ -206,7 +206,7 @@ def stop_and_go_on(job, folder, monkeypatch, stops):
 
 
 @pytest.mark.parametrize("solver", ["tiled_cholesky", "cg", "eigh"])
-def test_a_killed_run_goes_on(tmp_path, monkeypatch, solver):
+def test_a_killed_run_goes_on(tmp_path, solver):
     """Killed after tasks of every stage; what has a receipt is not computed again."""
     job = job_of(stored(tmp_path, *class_data(110)), solver=solver, selection="kfold")
     whole = Counter()
@@ -214,7 +214,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch, solver):
     n_first = whole.labels.index("kernel-tile")
     n_solve = len(whole.labels) - whole.count("predict")
     stops = [n_first + 1, 4, {"tiled_cholesky": 12}.get(solver, 3), n_solve + 1]
-    found, labels, kills = stop_and_go_on(job, tmp_path / "killed", monkeypatch, stops)
+    found, labels, kills = stop_and_go_on(job, tmp_path / "killed", stops)
     assert kills >= 3
     assert_equal_models(found, expected)
     for label in ("kernel-tile", "cholesky-tile", "predict"):
@@ -225,7 +225,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch, solver):
     assert verify(tmp_path / "killed") == []
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("share", [0.3, 0.7])
 def test_killed_within_a_factorisation(tmp_path, share):
     """In the middle of cholesky tiles: each tile of each factor once, in all runs together."""
     job = job_of(stored(tmp_path, *class_data(110)), solver="tiled_cholesky", selection="holdout")
@@ -236,7 +236,7 @@ def test_killed_within_a_factorisation(tmp_path, share):
     with pytest.raises(Killed):
         run(job, tmp_path / "killed", listener=killed)
     pending = [s for s in status(tmp_path / "killed") if not s.finished]
-    assert any("factors" in s.name and 0 < s.done < s.total for s in pending) or share == 0.8
+    assert any("factors" in s.name and 0 < s.done < s.total for s in pending)
     resumed = Counter()
     found = run(job, tmp_path / "killed", listener=resumed)
     assert killed.count("cholesky-tile") + resumed.count("cholesky-tile") == whole.count("cholesky-tile")

@@ -124,7 +124,7 @@ def test_loop_and_cluster_give_the_same_bits(tmp_path, client, solver):
     fits = []
     for place in ("loop", "cluster"):
         (tmp_path / place).mkdir()
-        fits.append(fitted(options(solver, ALPHAS, selection="kfold"), place, tmp_path / place, client, groups=GROUPS,
+        fits.append(fitted(options(solver, ALPHAS, selection="holdout"), place, tmp_path / place, client, groups=GROUPS,
                            weights=WEIGHTS))  # fmt: skip
     one, two = fits
     np.testing.assert_array_equal(one.model.coefficients, two.model.coefficients)
@@ -257,9 +257,13 @@ def assert_path(fit, expected, rtol=1e-6):
     assert fit.model.alpha == ALPHAS[int(np.argmin(expected))]
 
 
-@pytest.mark.parametrize(("solver", "place"), [*PLACES[:3], *STORED[:4], STORED[-1]])
+@pytest.mark.parametrize(
+    ("solver", "place", "weights"),
+    [(solver, "memory", w) for solver in ("eigh", "cholesky", "cg") for w in (None, WEIGHTS)]
+    + [(solver, "loop", WEIGHTS) for solver in SOLVERS],
+    ids=lambda v: v if isinstance(v, str) else "unweighted" if v is None else "weighted",
+)
 @pytest.mark.parametrize("selection", ["kfold", "holdout"])
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
 def test_folds_and_holdout_are_refits(tmp_path, client, solver, place, selection, weights):
     groups = GROUPS if selection == "kfold" else (GROUPS == 2).astype(np.int16)
     fit = fitted(options(solver, ALPHAS, selection=selection), place, tmp_path, client, weights=weights, groups=groups)
