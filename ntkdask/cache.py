@@ -50,6 +50,12 @@ class ByteCache:
                     larger[key] = value
                 self._entries = larger
 
+    def discard(self, is_stale: Callable[[Hashable], bool]) -> None:
+        """Forget the values whose keys are stale: what no task will ask for again, but would stay until others need its bytes."""
+        with self._lock:
+            for key in [key for key in self._entries if is_stale(key)]:
+                del self._entries[key]
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -129,6 +129,8 @@ class _PanelTask:
     def __call__(self, walk: _Walk) -> list[Piece]:
         if walk.keep:
             shared.reserve(DEFAULT_BYTES + self.cache_bytes)
+            # an earlier fold's matrix: the plan counts one matrix in the cache, not two
+            shared.discard(lambda key: isinstance(key, tuple) and key[0] == "tile" and key[1] != self.matrix.token)
         action = self.action.begin(self.device)
 
         def contribution(index: Index) -> list[Piece]:

@@ -84,3 +84,14 @@ def test_a_failed_make_leaves_nothing():
 
 def test_there_is_one_for_the_process():
     assert isinstance(shared, ByteCache)
+
+
+def test_discard_forgets_what_is_stale():
+    cache = ByteCache(1000)
+    for key in (("tile", "a", 0), ("tile", "b", 0), "other"):
+        cache.get(key, lambda: np.zeros(10))
+    cache.discard(lambda key: isinstance(key, tuple) and key[1] == "a")
+    made = []
+    for key in (("tile", "a", 0), ("tile", "b", 0), "other"):
+        cache.get(key, lambda key=key: made.append(key))
+    assert made == [("tile", "a", 0)]

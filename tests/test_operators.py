@@ -190,6 +190,25 @@ def test_a_cache_keeps_the_same_panels(tmp_path, monkeypatch, small_panels):
             assert sorted(reads) == sorted(index for panel in expected for index in panel)
 
 
+def test_the_cache_holds_one_matrix(tmp_path, monkeypatch):
+    """The next fold's tiles take the place of the last one's: a plan counts one matrix."""
+    monkeypatch.setattr(operators, "shared", ByteCache(0))
+    monkeypatch.setattr(operators, "DEFAULT_BYTES", 2**30)
+    kept = []
+    monkeypatch.setattr(
+        operators.shared, "discard", lambda stale: kept.append(ByteCache.discard(operators.shared, stale))
+    )
+    tokens = []
+    for name in ("first", "second"):
+        a = StoredKernel(stored(tmp_path / name, symmetric(), (16, 16), "symmetric"), cache_bytes=2**30)
+        a @ vectors(70)
+        tokens.append(a.matrix.token)
+    assert kept
+    found = []
+    operators.shared.discard(lambda key: found.append(key[1]))
+    assert set(found) == {tokens[1]} != {tokens[0]}
+
+
 def test_a_matrix_written_anew_is_not_taken_for_the_old_one(tmp_path):
     for seed in (0, 1):
         matrix = symmetric(seed=seed)
