@@ -353,7 +353,6 @@ def test_bytes_grow_with_what_is_held():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status()[1])
 @pytest.mark.parametrize("preconditioned", [True, False])
 def test_on_a_gpu_as_on_the_host(cases, preconditioned):
     """Dependent columns included; interrupted and resumed on the device."""

@@ -396,7 +396,6 @@ def test_bad_input(change, words):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status()[1])
 @pytest.mark.parametrize("weighted", [True, False])
 def test_on_a_gpu_as_on_the_host(weighted):
     phi, y, weights = case()

@@ -16,7 +16,7 @@ from ntkdask.tiles import Tile
 from ntkdask.workflows.gram import accumulate
 from ntkdask.workflows.stream import FeatureStream
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status()[1])]
+pytestmark = pytest.mark.gpu
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 

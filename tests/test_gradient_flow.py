@@ -451,7 +451,6 @@ def test_test_blocks_that_do_not_fit():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status()[1])
 @REG
 @PRIOR
 def test_on_a_gpu_as_on_the_host(kind, reg):

@@ -226,7 +226,6 @@ def test_bad_input(factor):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status()[1])
 @every_factor
 def test_on_a_gpu_as_on_the_host(factor):
     matrix = rbf(rng(13).normal(size=(60, 3)))

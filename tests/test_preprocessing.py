@@ -545,7 +545,6 @@ def test_labels_out_of_range_are_named():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not arrays.gpu_usable(), reason="no GPU")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("source", ["uint8", "float32", "float64"])
 @pytest.mark.parametrize("step", STEPS, ids=str)
@@ -563,7 +562,6 @@ def test_gpu_fits_and_applies_as_the_cpu(step, source, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not arrays.gpu_usable(), reason="no GPU")
 def test_gpu_targets_and_row_checks():
     labels = arrays.to_device(np.array([2, 0, 1], dtype="uint8"))
     encoded = targets.encode_targets(labels, 3)

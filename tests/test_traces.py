@@ -167,7 +167,6 @@ def test_bad_input():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status()[1])
 def test_on_a_gpu_as_on_the_host(matrix):
     here, there = (statistical_dimensions(m, ALPHAS, 4, 30) for m in (matrix, arrays.to_device(matrix)))
     np.testing.assert_allclose(there, here, rtol=1e-6)

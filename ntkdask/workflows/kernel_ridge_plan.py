@@ -33,8 +33,9 @@ PREDICT_ROWS, BLOCK_BYTES = 2048, 64 * 2**20
 """Training rows that a batch of predictions meets at a time, at most, and their bytes."""
 SHARE_CACHED = 0.7
 """Share of a worker's free memory that keeps tiles between products."""
-RANK_BYTES, MAX_RANK = 2**30, 1500
-"""Of the preconditioner: its factor is (n, rank) float64 and lives with the driver."""
+RANK_BYTES, MAX_RANK, RANK_SHARE = 2**30, 1500, 4
+"""Of the preconditioner: its factor is (n, rank) float64 and lives with the driver. Beyond n / RANK_SHARE, decomposing it would take
+longer than factorising the matrix."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _planned(
 ) -> KernelRidgePlan:  # fmt: skip
     """The plan around a matrix in these tiles."""
     n = shape.n_train
-    rank = max(1, rank_for_bytes(n, RANK_BYTES, MAX_RANK))
+    rank = max(1, rank_for_bytes(n, RANK_BYTES, min(MAX_RANK, n // RANK_SHARE)))
     held = _held_bytes(shape, dtype) if stored and matrix.keeps_rows else 0
     sizes = Sizes(n, shape.k, np.dtype(dtype).itemsize, matrix.tile_rows, shape.inner_folds, held)
     found = candidates(options, sizes, replace(resources, memory_bytes=limit), stored=stored)

@@ -38,11 +38,7 @@ def test_special_follows_the_array():
     assert arrays.special(np.zeros(1)).__name__ == "scipy.special"
 
 
-needs_gpu = pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status()[1])
-
-
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("name", "parameters"), ALL, ids=ALL_IDS)
 def test_the_gpu_agrees_with_the_cpu(name, parameters, dtype):
@@ -61,7 +57,6 @@ def test_the_gpu_agrees_with_the_cpu(name, parameters, dtype):
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("method", ["hermite", "quadrature"])
 def test_functions_on_the_gpu(method):
     a, b, c = RNG.uniform(0, 1, (6, 1)), RNG.uniform(0, 1, 5), RNG.uniform(-1, 1, (6, 5))

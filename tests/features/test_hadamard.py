@@ -88,7 +88,6 @@ def test_other_inputs_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status()[1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("p", [1, 16, 4096, 2**17])
 def test_gpu_matches_cpu(p, dtype):

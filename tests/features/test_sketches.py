@@ -160,7 +160,6 @@ def test_other_inputs_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status()[1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("d1", "d2"), [(9, 784), (3000, 2000), (100_000, 9)])
 def test_gpu_matches_cpu(d1, d2, dtype):
