@@ -41,8 +41,9 @@ SOLVERS = ("eigh", "cholesky", "tiled_cholesky", "cg")
 
 
 @parametrize_with_checks(
-    [KernelRidgeClassifier(), KernelRidgeRegressor(), KernelRidgeClassifier(KERNEL, alphas=ALPHAS, solver="cholesky"),
-     KernelRidgeRegressor(KERNEL, solver="cg", tolerance=1e-10), KernelRidgeRegressor(KERNEL, ALPHAS, selection="loo")],
+    [KernelRidgeClassifier(), KernelRidgeRegressor(), KernelRidgeClassifier(KERNEL, alphas=ALPHAS),
+     KernelRidgeRegressor(KERNEL, solver="cg", tolerance=1e-10),
+     KernelRidgeRegressor(KERNEL, ALPHAS, selection="loo", solver="cholesky")],
     # by definition: a row of weight k is not k rows when rows are left out one at a time
     expected_failed_checks=lambda e: {
         "check_sample_weight_equivalence_on_dense_data": "leaving out a row of weight 2 leaves out both of two equal rows",

@@ -27,6 +27,8 @@ TYPICAL_ITERATIONS = 150
 """Conjugate-gradient iterations an alpha is assumed to take when solvers are compared; nothing depends on its being right."""
 FLOPS_PER_THREAD, BYTES_PER_SLOT = 4e10, 2e9
 """Rates for comparing solvers: float64 products of one core, tiles read, checked and multiplied by one worker."""
+ALLOCATOR_KEEPS = 256 * 2**20
+"""As `cluster.connect` sets it for workers (MALLOC_TRIM_THRESHOLD_)."""
 WORTH_A_SPECTRUM = 20.0
 """Seconds up to which an eigendecomposition is preferred to whatever is cheaper."""
 EIGH_FLOPS, EIGH_SHARE, TILED_SHARE = 9.0, 0.2, 0.7
@@ -198,6 +200,8 @@ def _why_not(other: Candidate, limit: int | None) -> str:
 
 
 def product_bytes(sizes: Sizes, columns: int, threads: int) -> int:
-    """A product's task: the vectors in, a panel's pieces out, and per thread a tile, its checksummed file and float64 strips."""
+    """A product's task: the vectors in, a panel's pieces out, and per thread a tile, its checksummed file and float64 strips; and
+    what the allocator keeps of tiles that came and went beside those in the cache."""
     tile = sizes.tile_rows**2
-    return 4 * 8 * sizes.n * columns + threads * (3 * sizes.itemsize + 2) * tile
+    passing = min(ALLOCATOR_KEEPS, sizes.n * sizes.n * sizes.itemsize // 2)
+    return 4 * 8 * sizes.n * columns + threads * (3 * sizes.itemsize + 2) * tile + passing
