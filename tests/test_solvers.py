@@ -95,7 +95,7 @@ def test_float64_sums_against_their_definition(n, m, batch, weighted):
 def test_float32_sums_lose_only_one_batch_of_rounding(weighted):
     phi, y, weights = problem(4000, 20)
     phi, weights = phi.astype("float32"), weights if weighted else None
-    product = np.empty((20, 20), "float32", order="F")
+    product = np.zeros((20, 20), "float32", order="F")
     sums = GramSums.zeros(20, 2)
     for start in range(0, 4000, 250):
         rows = slice(start, start + 250)
