@@ -103,7 +103,8 @@ def predict_ensemble(
     kernels = ComputedKernels(network, training.last_layer, *streams, sizes.width)
     small = Plan(memory_bytes=plan.memory_bytes, dtype=dtype)
     run = EnsembleRun(
-        training, kernels, lambda: kernels if folder is None else _build(kernels, folder, client, small, listener), sizes,
+        training, kernels,
+        lambda: kernels if folder is None else _build(kernels, folder, client, small, listener, sizes.threads), sizes,
         training.flow_times(*y.shape), n_rows, test is None, folder, client, listener,
     )  # fmt: skip
     identity = {"network": registry.to_config(network), "kind": kind, "train": digest, "dtype": dtype}
@@ -138,14 +139,16 @@ def predict_stored_ensemble(
     return run.predict(y, {"kind": kind, "matrices": digests[:2]}, digests[2:])
 
 
-def _build(kernels: ComputedKernels, folder: Path, client: Any, plan: Plan, listener: Listener) -> Kernels:
+def _build(
+    kernels: ComputedKernels, folder: Path, client: Any, plan: Plan, listener: Listener, threads: int | None
+) -> Kernels:
     """Θ_DD and K_DD in tiles under folder/kernel, resumed, and what reads them."""
     rows, url = kernels.train.rows, folder / "kernel"
     x = rows.url if isinstance(rows, DatasetRows) else rows.x  # type: ignore[attr-defined]
     if kernels.last_layer:
-        kernel_matrix(NNGP(kernels.network), x, url=url, client=client, plan=plan, listener=listener)
+        kernel_matrix(NNGP(kernels.network), x, url=url, client=client, plan=plan, listener=listener, threads=threads)
         return StoredKernels(StoredMatrix.open(url), None, None, None, None, kernels.width)
-    kernel_matrix(both(kernels.network), x, url=url, client=client, plan=plan, listener=listener)
+    kernel_matrix(both(kernels.network), x, url=url, client=client, plan=plan, listener=listener, threads=threads)
     nngp, ntk = (StoredMatrix.open(url / part) for part in ("nngp", "ntk"))
     return StoredKernels(ntk, nngp, None, None, None, kernels.width)
 
