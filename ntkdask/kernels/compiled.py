@@ -13,10 +13,23 @@ from numba.extending import intrinsic
 def compiled(function: Callable) -> Any:
     """`function` compiled without the GIL, with fused multiply-adds and sums in any order; cached where a directory can be written.
 
-    The order of a sum is fixed when the code is made, so equal inputs give equal bits in every thread. NaN and infinities keep
-    their meaning.
+    The order of a sum is fixed when the code is made, so equal inputs give equal bits in every thread and process, as long as the
+    compiled functions that it calls are `inlined`. NaN and infinities keep their meaning.
     """
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
+    return _compile(function, {})
+
+
+def inlined(function: Callable) -> Any:
+    """`compiled`, for functions that compiled loops call: always part of the caller's code.
+
+    A call that is left to the linker finds another copy in the process that compiled it than in one that loads the caller from
+    disk; the copies are vectorised and contracted apart, and their results differ in the last bits.
+    """
+    return _compile(function, {"forceinline": True})
+
+
+def _compile(function: Callable, more: dict[str, Any]) -> Any:
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}, **more}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # a read-only installation and home: compile in each process

@@ -22,7 +22,7 @@ import numpy as np
 from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.kernels import device
 from ntkdask.kernels.blocks import Block, cut, over_blocks, place, workers
-from ntkdask.kernels.compiled import compiled, polynomial
+from ntkdask.kernels.compiled import compiled, inlined, polynomial
 from ntkdask.kernels.correlations import half_deficits, refining_bytes, unit_rows
 from ntkdask.networks import Activation, Dense, Network
 
@@ -224,14 +224,14 @@ def recursion(v, t, kinds, constants, alpha_rows, beta_rows, top, alpha_columns,
                 general += 1
 
 
-@compiled
+@inlined
 def _linear(v, t, trainable):
     one, two = v.dtype.type(1), v.dtype.type(2)
     for j in range(v.size):
         t[j] += trainable * math.copysign(one - two * abs(v[j]), v[j])
 
 
-@compiled
+@inlined
 def _positive(v, t, p, trainable):
     one, two = v.dtype.type(1), v.dtype.type(2)
     for j in range(v.size):
@@ -242,7 +242,7 @@ def _positive(v, t, p, trainable):
         v[j] = new
 
 
-@compiled
+@inlined
 def _general(v, t, step, alpha, beta, alphas, betas):
     zero, quarter, one, two = v.dtype.type(0), v.dtype.type(0.25), v.dtype.type(1), v.dtype.type(2)
     p, q, less, more, trainable = step[0], step[1], step[2], step[3], step[4]
