@@ -20,7 +20,20 @@ if TYPE_CHECKING:
         RidgeClassifier,
         RidgeRegressor,
     )
-    from ntkdask.networks import Activation, Dense, Network, fully_connected
+    from ntkdask.networks import (
+        Activation,
+        AvgPool,
+        Conv,
+        Dense,
+        Flatten,
+        GlobalAvgPool,
+        LayerNorm,
+        Network,
+        Residual,
+        convolutional,
+        fully_connected,
+        myrtle,
+    )
     from ntkdask.tiles import Plan
     from ntkdask.workflows.ensemble import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
     from ntkdask.workflows.ensemble_converged import predict_converged
@@ -31,7 +44,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "networks": ("Activation", "Dense", "Network", "fully_connected"),
+    "networks": (
+        "Activation",
+        "AvgPool",
+        "Conv",
+        "Dense",
+        "Flatten",
+        "GlobalAvgPool",
+        "LayerNorm",
+        "Network",
+        "Residual",
+        "convolutional",
+        "fully_connected",
+        "myrtle",
+    ),
     "tiles": ("Plan",),
     "datasets": ("import_dataset", "open_dataset", "write_dataset"),
     "cluster": ("connect",),
@@ -53,23 +79,31 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Activation",
+    "AvgPool",
+    "Conv",
     "Dense",
     "EnsembleMatrices",
     "FeatureTransformer",
+    "Flatten",
+    "GlobalAvgPool",
     "KernelRidgeClassifier",
     "KernelRidgeRegressor",
+    "LayerNorm",
     "Network",
     "Plan",
+    "Residual",
     "RidgeClassifier",
     "RidgeRegressor",
     "activations",
     "connect",
+    "convolutional",
     "features",
     "featurize",
     "fully_connected",
     "import_dataset",
     "kernel_matrix",
     "kernels",
+    "myrtle",
     "open_dataset",
     "open_matrix",
     "predict_converged",

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "ntkdask"
 
 FLOORS = [
     ["errors", "registry", "arrays", "seeds", "cache", "threads"],
-    ["activations*", "networks", "kernels*", "features*", "preprocessing*", "targets", "solvers*", "tiles"],
+    ["activations*", "networks*", "kernels*", "features*", "preprocessing*", "targets", "solvers*", "tiles"],
     ["store", "states", "datasets*", "rows", "matrices"],
     ["execution", "operators"],
     ["workflows*"],

@@ -47,7 +47,7 @@ def test_bias_variance_is_not_negative(value):
         ((), "no layers"),
         ((Activation("relu"), Dense()), r"layer 0 \(relu\) is an Activation without a Dense"),
         ((Dense(), Activation("relu"), Activation("relu"), Dense()), r"layer 2 \(relu\) is an Activation without"),
-        ((Dense(), "relu"), "layer 1 is 'relu', expected Dense or Activation"),
+        ((Dense(), "relu"), "layer 1 is 'relu', expected Dense, Conv, Activation"),
         (Dense(), "expected a sequence of layers"),
     ],
 )

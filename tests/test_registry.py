@@ -60,7 +60,7 @@ def test_given_arguments_come_from_elsewhere():
     ("table", "kind", "message"),
     [
         ({"type": "Dens"}, "layer", "unknown layer 'Dens'; did you mean 'Dense'"),
-        ({"type": "NTK"}, "layer", "unknown layer 'NTK'; there are: Activation, Dense"),
+        ({"type": "NTK"}, "layer", "unknown layer 'NTK'; there are: Activation, AvgPool, Conv, Dense, Flatten"),
         ({"type": "Qwxyz"}, None, "unknown type 'Qwxyz'; there are: .*NTK"),
         (
             {"type": "Dense", "weight_varianc": 1},

@@ -1,0 +1,212 @@
+"""The layers that networks are made of, as descriptions: how S and T pass through each is in MATH.md §1 and its docstring.
+
+Images are NHWC. A convolution moves both pixels of a pair together, so it keeps the offset δ = p' − p; its geometry for an image
+(`Conv.output_shape`, `Conv.before`) is here, the numbers are in `kernels/`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ntkdask import activations
+from ntkdask.activations import ActivationFunction
+from ntkdask.errors import InputError
+from ntkdask.registry import register
+
+PADDINGS = ("same", "valid", "circular")
+
+
+def _require_variances(layer: Dense | Conv) -> None:
+    name = type(layer).__name__
+    if not (layer.weight_variance > 0 and math.isfinite(layer.weight_variance)):
+        raise InputError(f"{name}: weight_variance is {layer.weight_variance}, expected a positive number.")
+    if not (layer.bias_variance >= 0 and math.isfinite(layer.bias_variance)):
+        raise InputError(f"{name}: bias_variance is {layer.bias_variance}, expected a number >= 0.")
+
+
+def _pair(name: str, key: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """A length, or one for rows and one for columns, as two integers >= 1; InputError otherwise."""
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in pair):
+        raise InputError(f"{name}: {key} is {value!r}, expected an integer >= 1, or two of them for rows and columns.")
+    return pair[0], pair[1]
+
+
+@register("layer")
+@dataclass(frozen=True)
+class Dense:
+    """A fully connected layer in NTK parameterisation: z = σ_w·W h/√width + σ_b·b, W and b standard normal.
+
+    S' = Λ = σ_w²·S + σ_b², T' = σ_w²·T + (Λ if trainable else 0). Source: Jacot et al. 2018; MATH.md §1.
+    """
+
+    weight_variance: float = 1.0
+    bias_variance: float = 0.0
+    trainable: bool = True
+
+    def __post_init__(self) -> None:
+        _require_variances(self)
+
+
+@register("layer")
+@dataclass(frozen=True)
+class Conv:
+    """A convolution in NTK parameterisation, σ_w·W/√(width·q²): S' = Λ = σ_w²·A[S] + σ_b², T' = σ_w²·A[T] + (Λ if trainable else 0).
+
+    A[S](p, p') = q⁻²·Σ_a S(sp + a − l, sp' + a − l), a over the filter. filter_size q and stride s: one number, or (rows, columns).
+    padding: "same", zeros outside the image, output ⌈H/s⌉, l = ⌊max((⌈H/s⌉ − 1)s + q − H, 0)/2⌋ (as JAX and TensorFlow; torch
+    differs at stride 2); "valid", l = 0, output ⌊(H − q)/s⌋ + 1; "circular", indices modulo (H, W), l = ⌊(q − 1)/2⌋, output ⌈H/s⌉.
+    Borders are divided by q² like the rest. Source: Arora et al. 2019; MATH.md §1.
+    """
+
+    filter_size: int | tuple[int, int] = 3
+    padding: str = "same"
+    stride: int | tuple[int, int] = 1
+    weight_variance: float = 1.0
+    bias_variance: float = 0.0
+    trainable: bool = True
+
+    def __post_init__(self) -> None:
+        _require_variances(self)
+        for key in ("filter_size", "stride"):
+            value = getattr(self, key)
+            _pair("Conv", key, value)
+            if isinstance(value, list):
+                object.__setattr__(self, key, tuple(value))
+        if self.padding not in PADDINGS:
+            raise InputError(f"Conv: padding is {self.padding!r}, expected one of {', '.join(map(repr, PADDINGS))}.")
+
+    @property
+    def filter(self) -> tuple[int, int]:
+        """(rows, columns) of the filter."""
+        return _pair("Conv", "filter_size", self.filter_size)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """(rows, columns) of the stride."""
+        return _pair("Conv", "stride", self.stride)
+
+    def output_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) → that of the output; InputError where a "valid" filter is larger than the image."""
+        sizes = []
+        for length, q, s in zip(shape, self.filter, self.strides, strict=True):
+            if self.padding == "valid" and length < q:
+                raise InputError(
+                    f"Conv: a filter of {self.filter[0]}×{self.filter[1]} with padding 'valid' does not fit an image of "
+                    f"{shape[0]}×{shape[1]}. Use a smaller filter, larger images or padding='same'."
+                )
+            sizes.append((length - q) // s + 1 if self.padding == "valid" else -(-length // s))
+        return sizes[0], sizes[1]
+
+    def before(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """l: rows and columns of the filter before the pixel it stands on, for images of (H, W)."""
+        found = []
+        for length, out, q, s in zip(shape, self.output_shape(shape), self.filter, self.strides, strict=True):
+            same = max((out - 1) * s + q - length, 0) // 2
+            found.append({"same": same, "valid": 0, "circular": (q - 1) // 2}[self.padding])
+        return found[0], found[1]
+
+
+@register("layer")
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise σ, given by name or object: S' = k_σ(Λ), T' = T·k_σ'(Λ).
+
+    `normalize` multiplies σ by n_σ = (E σ(t)²)^(−1/2), t ~ N(0, 1): k and k' scale by n_σ² (`gain`).
+    """
+
+    function: str | ActivationFunction = "relu"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "function", activations.get(self.function))
+        if not isinstance(self.normalize, bool):
+            raise InputError(f"Activation: normalize is {self.normalize!r}, expected true or false.")
+        moment = self.sigma.second_moment() if self.normalize else 1.0
+        if not 0 < moment < math.inf:
+            raise InputError(
+                f"Activation: E σ² of {self.sigma} is {moment}, so it cannot be normalised. Use normalize=False or other "
+                "parameters."
+            )
+
+    @property
+    def sigma(self) -> ActivationFunction:
+        """The activation as an object."""
+        return activations.get(self.function)
+
+    @property
+    def gain(self) -> float:
+        """n_σ² when normalised, else 1: the factor on k_σ and k_σ'."""
+        return 1.0 / self.sigma.second_moment() if self.normalize else 1.0
+
+
+@register("layer")
+@dataclass(frozen=True)
+class LayerNorm:
+    """Normalisation over channels, right after Dense or Conv: S/√(S_xx(p, p)·S_yy(p', p')), 0 where a variance is 0; T alike."""
+
+
+@register("layer")
+@dataclass(frozen=True)
+class AvgPool:
+    """Mean over windows of size×size pixels that do not overlap: S and T are averaged over both windows of a pair.
+
+    size: one number, or (rows, columns). Images whose height or width it does not divide raise InputError.
+    """
+
+    size: int | tuple[int, int] = 2
+
+    def __post_init__(self) -> None:
+        _pair("AvgPool", "size", self.size)
+        if isinstance(self.size, list):
+            object.__setattr__(self, "size", tuple(self.size))
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """(rows, columns) of the window."""
+        return _pair("AvgPool", "size", self.size)
+
+    def output_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) → that of the output; InputError where the window does not divide it."""
+        (h, w), (a, b) = shape, self.window
+        if h % a or w % b:
+            raise InputError(
+                f"AvgPool: windows of {a}×{b} do not divide images of {h}×{w}. Use another size, or GlobalAvgPool()."
+            )
+        return h // a, w // b
+
+
+@register("layer")
+@dataclass(frozen=True)
+class GlobalAvgPool:
+    """Mean over all pixels: S and T are averaged over all pixel pairs (p, p'). Images become vectors."""
+
+
+@register("layer")
+@dataclass(frozen=True)
+class Flatten:
+    """Pixels become features: S and T are averaged over the pairs p = p'. Images become vectors."""
+
+
+@register("layer")
+@dataclass(frozen=True)
+class Residual:
+    """branch(x) + shortcut(x), each a sequence of layers; an empty shortcut is the identity: S and T of the two are added."""
+
+    branch: tuple[Layer, ...] = field(default=())
+    shortcut: tuple[Layer, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for key in ("branch", "shortcut"):
+            layers = getattr(self, key)
+            if isinstance(layers, str) or not isinstance(layers, Iterable):
+                raise InputError(f"Residual: {key} is {layers!r}, expected a sequence of layers.")
+            object.__setattr__(self, key, tuple(layers))
+        if not self.branch:
+            raise InputError("Residual: the branch has no layers. Give at least one, such as Conv() or Dense().")
+
+
+Layer: TypeAlias = Dense | Conv | Activation | LayerNorm | AvgPool | GlobalAvgPool | Flatten | Residual

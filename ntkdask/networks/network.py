@@ -1,0 +1,197 @@
+"""A `Network`: a sequence of layers, checked to have a centred Gaussian infinite-width limit, and the shapes of its images.
+
+Covariance S and tangent kernel T travel through the layers by the rules of MATH.md §1; the numbers are computed in `kernels/`
+and `features/`.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ntkdask.errors import InputError
+from ntkdask.networks.layers import (
+    Activation,
+    AvgPool,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    Layer,
+    LayerNorm,
+    Residual,
+)
+from ntkdask.registry import register
+
+LAYERS = typing.get_args(Layer)
+WEIGHTS = (Dense, Conv)
+READOUTS = (Flatten, GlobalAvgPool)
+ON_IMAGES = (Conv, AvgPool, *READOUTS)
+
+
+@register("network")
+@dataclass(frozen=True)
+class Network:
+    """A sequence of layers. Inputs enter as S = ⟨x, z⟩, or ⟨x, z⟩/d with `scale_inputs` (neural-tangents' convention); for images,
+    which every network with a Conv, a pooling or a Flatten takes, per pixel: ⟨x_p, z_p'⟩, or that over the number of channels.
+
+    NNGP = final S, NTK = final T. Raises InputError, naming the layer, for sequences whose infinite-width limit is not a centred
+    Gaussian (MATH.md §1): an Activation needs a Dense or Conv before it, with at most AvgPool, LayerNorm or a Residual of such in
+    between; a LayerNorm stands right after Dense or Conv; in a Residual at most one path ends otherwise than in Dense or Conv, and
+    an empty shortcut needs a Dense or Conv earlier. Images become vectors by one GlobalAvgPool or Flatten, before any Dense.
+    """
+
+    layers: tuple[Layer, ...] = field(default=())
+    scale_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, Iterable):
+            raise InputError(f"Network: layers is {self.layers!r}, expected a sequence of layers.")
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise InputError("Network: there are no layers. Give at least one Dense.")
+        _require_gaussian(self.layers)
+        _require_readout(self.layers)
+
+    @property
+    def depth(self) -> int:
+        """Number of hidden activations."""
+        return sum(isinstance(layer, Activation) for layer in every_layer(self.layers))
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether rows are images (H, W, C); vectors otherwise, to which any row is flattened."""
+        return any(isinstance(layer, ON_IMAGES) for layer in every_layer(self.layers))
+
+    @property
+    def readout_position(self) -> int:
+        """Position of the layer that turns images into vectors; −1 for a network of vectors."""
+        return next((i for i, layer in enumerate(self.layers) if isinstance(layer, READOUTS)), -1)
+
+    def image_shapes(self, shape: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """(H, W) of the image before every layer up to the readout and before it; InputError, naming the layer, where one does
+        not fit."""
+        return tuple(_shapes(self.layers[: self.readout_position], shape, ""))
+
+
+def every_layer(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """All layers in order, those of residual paths after their Residual."""
+    for layer in layers:
+        yield layer
+        if isinstance(layer, Residual):
+            yield from every_layer((*layer.branch, *layer.shortcut))
+
+
+def output_shape(layers: Iterable[Layer], shape: tuple[int, int], where: str = "") -> tuple[int, int]:
+    """(H, W) after the layers; InputError, naming the layer, where one does not fit."""
+    return _shapes(tuple(layers), shape, where)[-1]
+
+
+def _shapes(layers: tuple[Layer, ...], shape: tuple[int, int], where: str) -> list[tuple[int, int]]:
+    found = [shape]
+    for position, layer in enumerate(layers):
+        name = f"layer {where}{position}"
+        if isinstance(layer, (Conv, AvgPool)):
+            try:
+                shape = layer.output_shape(shape)
+            except InputError as error:
+                raise InputError(f"Network: {name}: {error}") from None
+        elif isinstance(layer, Residual):
+            branch = output_shape(layer.branch, shape, f"{where}{position}.branch.")
+            shortcut = output_shape(layer.shortcut, shape, f"{where}{position}.shortcut.")
+            if branch != shortcut:
+                raise InputError(
+                    f"Network: {name}: the branch of the Residual gives images of {branch[0]}×{branch[1]}, its shortcut "
+                    f"{shortcut[0]}×{shortcut[1]}. Give both the same strides, or a 1×1 Conv with the stride as shortcut."
+                )
+            shape = branch
+        found.append(shape)
+    return found
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the layers so far leave. gaussian: an Activation may follow. fresh: the last layer is a Dense or Conv. seen: there was
+    one."""
+
+    gaussian: bool = False
+    fresh: bool = False
+    seen: bool = False
+
+
+def _require_gaussian(layers: tuple[Layer, ...], state: _State | None = None, where: str = "") -> _State:
+    """The state after the layers; InputError for the first that breaks the rules."""
+    state = state or _State()
+    for position, layer in enumerate(layers):
+        name = f"layer {where}{position}"
+        if isinstance(layer, WEIGHTS):
+            state = _State(True, True, True)
+        elif isinstance(layer, Activation):
+            if not state.gaussian:
+                raise InputError(
+                    f"Network: {name} ({layer.sigma.name or layer.sigma}) is an Activation without a Dense or Conv before it; its "
+                    "input is not Gaussian. Put one in between."
+                )
+            state = _State(False, False, state.seen)
+        elif isinstance(layer, LayerNorm):
+            if not state.fresh:
+                raise InputError(f"Network: {name} is a LayerNorm that does not stand right after a Dense or Conv.")
+            state = _State(True, False, True)
+        elif isinstance(layer, AvgPool):
+            state = _State(state.gaussian, False, state.seen)
+        elif isinstance(layer, READOUTS):
+            state = _State(False, False, state.seen)
+        elif isinstance(layer, Residual):
+            state = _after_residual(layer, state, where, position)
+        else:
+            known = ", ".join(kind.__name__ for kind in LAYERS[:-1])
+            raise InputError(f"Network: {name} is {layer!r}, expected {known} or {LAYERS[-1].__name__}.")
+    return state
+
+
+def _after_residual(layer: Residual, state: _State, where: str, position: int) -> _State:
+    name = f"layer {where}{position}"
+    branch = _require_gaussian(layer.branch, state, f"{where}{position}.branch.")
+    if not layer.shortcut and not state.seen:
+        raise InputError(
+            f"Network: {name} is a Residual whose identity shortcut adds the input itself, which is not random. Put a Dense or Conv "
+            "before it, or one into the shortcut."
+        )
+    shortcut = _require_gaussian(layer.shortcut, state, f"{where}{position}.shortcut.") if layer.shortcut else state
+    fresh = [branch.fresh, bool(layer.shortcut) and shortcut.fresh]
+    if not any(fresh):
+        raise InputError(
+            f"Network: {name} is a Residual of which neither path ends in a Dense or Conv: the two are not independent, and the "
+            "kernel of their sum is not the sum of their kernels. End the branch in a Dense or Conv."
+        )
+    return _State(branch.gaussian and shortcut.gaussian, all(fresh), True)
+
+
+def _require_readout(layers: tuple[Layer, ...]) -> None:
+    """InputError unless images, if any, become vectors once, outside residual paths, and each layer gets what it takes."""
+    for layer in layers:
+        if isinstance(layer, Residual) and any(isinstance(inner, READOUTS) for inner in every_layer([layer])):
+            raise InputError(
+                "Network: GlobalAvgPool or Flatten within a Residual. Put it after the sum, where it gives the same kernel."
+            )
+    if not any(isinstance(layer, ON_IMAGES) for layer in every_layer(layers)):
+        return
+    readout = next((i for i, layer in enumerate(layers) if isinstance(layer, READOUTS)), len(layers))
+    for position, layer in enumerate(layers):
+        kinds = [type(inner) for inner in every_layer([layer])]
+        if position < readout and Dense in kinds:
+            raise InputError(
+                f"Network: layer {position} has a Dense where pixels are still apart. Put GlobalAvgPool() or Flatten() before it; a "
+                "Conv(1) is a Dense for each pixel."
+            )
+        if position > readout and any(kind in ON_IMAGES for kind in kinds):
+            raise InputError(
+                f"Network: layer {position} ({kinds[0].__name__}) takes images, but layer {readout} "
+                f"({type(layers[readout]).__name__}) has made them vectors."
+            )
+    if readout == len(layers):
+        raise InputError(
+            f"Network: after its last layer, {type(layers[-1]).__name__}, pixels are still apart. End with GlobalAvgPool() or "
+            "Flatten(), and Dense()."
+        )
