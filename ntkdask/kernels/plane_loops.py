@@ -1,0 +1,315 @@
+"""Compiled loops over one folded slab of offset planes: what a convolution, an activation, a pooling do to its S and T.
+
+A slab (dy, dx) of images of H×W holds all pixel pairs with p' = p + (dy, dx) modulo (H, W), one entry a pixel p: the plane of offset
+(dy, dx) and up to three partners that wrap. So every slab is a dense H×W array; a convolution moves along it and stops, or wraps if
+it is circular, at the image's border and at the cuts, in row H − dy and column W − dx, where p' wraps. S and T of a slab and two
+buffers stay in a core's first cache through all layers of a stage. MATH.md §3. Called by `plane_stage`; arrays are C-ordered and flat.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from ntkdask.compiled import inlined, polynomial
+
+# Chebyshev interpolation on [0, 1] of arccos(u)/(π√(1 − u²)), angles are right to 2.4e-7 and 1.3e-13
+ANGLE = {
+    "float32": (
+        0.499999762, -0.318279177, 0.249331459, -0.20646438, 0.162037104, -0.10311076, 0.0432746373, -0.00847886875,
+    ),
+    "float64": (
+        0.49999999999987016, -0.318309886117158, 0.249999994283156, -0.21220639536031208, 0.18749646112089569,
+        -0.16972612573327364, 0.15596214414385523, -0.14402642476572364, 0.13111479399069992, -0.11347738507886575,
+        0.08847717925602258, -0.05823336089169229, 0.030101833999011212, -0.011206349271916438, 0.0026345946750395183,
+        -0.0002911880658848941,
+    ),
+}  # fmt: skip
+_angle = polynomial(ANGLE["float32"], ANGLE["float64"])
+
+NEAREST = 7.5e-8
+"""1 − c² of float32 that is no more than rounding: what 1/√(1 − c²) is bounded by."""
+
+PARALLEL = 4e-15
+"""1 − c² of float64 that is no more than rounding: equal patches have c = 1."""
+
+
+@intrinsic
+def _inverse_root(typing_context: Any, x: Any) -> Any:
+    """1/√x for x > 0; in float32 by the processor's estimate and a Newton step, which is several times faster than a division."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kind = context.get_value_type(x)
+        root = builder.call(builder.module.declare_intrinsic("llvm.sqrt", [kind]), [args[0]], fastmath=("fast",))
+        return builder.fdiv(ir.Constant(kind, 1.0), root, flags=("fast",))
+
+    return x(x), generate
+
+
+@intrinsic
+def _times(typing_context: Any, x: Any, y: Any) -> Any:
+    """x·y without leave to reorder, so that x·(1/√x) does not become √x again."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.fmul(args[0], args[1], flags=("contract",))
+
+    return x(x, y), generate
+
+
+@inlined
+def products(x, z, first, out):
+    """out (N,) = Σ_c x[c]·z[c, first:]: S of the inputs. x: (C, ≥ N), z: (C, ≥ first + N)."""
+    n = out.size
+    if x.shape[0] == 3:
+        a, b, c, d, e, f = x[0], x[1], x[2], z[0, first : first + n], z[1, first : first + n], z[2, first : first + n]
+        for i in range(n):
+            out[i] = a[i] * d[i] + b[i] * e[i] + c[i] * f[i]
+        return
+    out[:] = 0
+    for channel in range(x.shape[0]):
+        a, d = x[channel], z[channel, first : first + n]
+        for i in range(n):
+            out[i] += a[i] * d[i]
+
+
+@inlined
+def roll(z, out, h, w, dx):
+    """out (2hw,) = z (hw,) with its columns moved by dx, twice one below the other: entry p of slab (dy, dx) is out[dy·w + p]."""
+    for row in range(h):
+        first = row * w
+        a, b = out[first : first + w - dx], z[first + dx : first + w]
+        for i in range(w - dx):
+            a[i] = b[i]
+        a, b = out[first + w - dx : first + w], z[first : first + dx]
+        for i in range(dx):
+            a[i] = b[i]
+    a, b = out[h * w : 2 * h * w], out[: h * w]
+    for i in range(h * w):
+        a[i] = b[i]
+
+
+@inlined
+def masks(left, right, h, w, dx):
+    """1 where the neighbour on the left, or right, is of the same plane, else 0; (hw,) each."""
+    for row in range(h):
+        a, b = left[row * w : row * w + w], right[row * w : row * w + w]
+        a[:] = 1
+        b[:] = 1
+        a[0] = 0
+        b[w - 1] = 0
+        if dx:
+            a[w - dx] = 0
+            b[w - dx - 1] = 0
+
+
+@inlined
+def _sum_of_two(a, b, out):
+    for i in range(out.size):
+        out[i] = a[i] + b[i]
+
+
+@inlined
+def _copy(a, out):
+    for i in range(out.size):
+        out[i] = a[i]
+
+
+@inlined
+def _add(a, out):
+    for i in range(out.size):
+        out[i] += a[i]
+
+
+@inlined
+def _end_rows(src, out, first, last, w):
+    """Rows first and last − 1 of a plane: sums of two rows, or of one."""
+    if last - first == 1:
+        _copy(src[first * w : last * w], out[first * w : last * w])
+    elif last > first:
+        a = src[first * w : (first + 2) * w]
+        _sum_of_two(a[:w], a[w:], out[first * w : first * w + w])
+        a = src[(last - 2) * w : last * w]
+        _sum_of_two(a[:w], a[w:], out[(last - 1) * w : last * w])
+
+
+@inlined
+def three_rows(src, out, h, w, dy):
+    """out = sums of each row with those above and below it of the same plane."""
+    n = (h - 2) * w
+    if n > 0:
+        a, b, c, o = src[:n], src[w : w + n], src[2 * w : 2 * w + n], out[w : w + n]
+        for i in range(n):
+            o[i] = a[i] + b[i] + c[i]
+    _end_rows(src, out, 0, h - dy, w)
+    _end_rows(src, out, h - dy, h, w)
+
+
+@inlined
+def rows_sum(src, out, h, w, dy, q, before, circular):
+    """out = sums over q rows, from `before` above, of the same plane, or of all rows modulo h when circular."""
+    out[: h * w] = 0
+    cut = h - dy
+    for row in range(h):
+        o = out[row * w : row * w + w]
+        first, last = (0, cut) if row < cut else (cut, h)
+        for a in range(q):
+            other = row + a - before
+            if circular:
+                other %= h
+            elif other < first or other >= last:
+                continue
+            _add(src[other * w : other * w + w], o)
+
+
+@inlined
+def columns_sum(src, out, h, w, dx, q, before, circular):
+    """The same over q columns."""
+    out[: h * w] = 0
+    cut = w - dx
+    for row in range(h):
+        o, s = out[row * w : row * w + w], src[row * w : row * w + w]
+        for a in range(q):
+            shift = a - before
+            if circular:
+                shift %= w
+                _add(s[shift:], o[: w - shift])
+                _add(s[:shift], o[w - shift :])
+                continue
+            for first, last in ((0, cut), (cut, w)):
+                low, high = max(first, first - shift), min(last, last - shift)
+                if high > low:
+                    _add(s[low + shift : high + shift], o[low:high])
+
+
+@inlined
+def affine(s, t, k, bias, trainable, tangent):
+    """S ← k·S + bias, T ← k·T + trainable·S; without `tangent` T counts as 0."""
+    if tangent:
+        for i in range(s.size):
+            value = k * s[i] + bias
+            s[i] = value
+            t[i] = k * t[i] + trainable * value
+    else:
+        for i in range(s.size):
+            value = k * s[i] + bias
+            s[i] = value
+            t[i] = trainable * value
+
+
+def _root(x):
+    """(√x, 1/√x) for x = 1 − c² ≥ 0, in float32 the latter bounded; in float64 (√x, 0), √x = 0 for what is rounding."""
+    if isinstance(x, np.float32):
+        inverse = 1 / math.sqrt(max(x, NEAREST))
+        return x * inverse, inverse
+    return (math.sqrt(x) if x > PARALLEL else 0.0), 0.0
+
+
+@overload(_root, jit_options={"fastmath": {"contract", "reassoc", "nsz"}, "forceinline": True})
+def _compiled_root(x):
+    if x == types.float32:
+
+        def single(x):
+            inverse = _inverse_root(max(x, np.float32(NEAREST)))
+            return _times(x, inverse), inverse
+
+        return single
+
+    def double(x):
+        return (math.sqrt(x) if x > PARALLEL else 0.0), 0.0
+
+    return double
+
+
+@inlined
+def convolve_rectify(v, u, left, right, rx, rz, sx, sz, s, t, constants, tangent):
+    """Three columns of the row sums v, u of S and T, then an activation: the inner loop of most networks. Σ 1/√(1 − c²) in float32.
+
+    v, u: one entry before, N, one after. rx, rz: 1/√v of either image at each entry; sx·sz: curve·√(vv')/π. constants: k, bias,
+    trainable, curve, line.
+    """
+    zero, one = s.dtype.type(0), s.dtype.type(1)
+    k, bias, trainable, curve, line = constants[0], constants[1], constants[2], constants[3], constants[4]
+    n, total = s.size, zero
+    v0, v1, v2, u0, u1, u2 = v[:n], v[1 : n + 1], v[2 : n + 2], u[:n], u[1 : n + 1], u[2 : n + 2]
+    if tangent:
+        for i in range(n):
+            cov = (left[i] * v0[i] + v1[i] + right[i] * v2[i]) * k + bias
+            tan = (left[i] * u0[i] + u1[i] + right[i] * u2[i]) * k + trainable * cov
+            c = cov * (rx[i] * rz[i])
+            root, inverse = _root(max(one - c * c, zero))
+            angle = root * _angle(abs(c))
+            slope = curve * (one - angle if c > zero else angle) - line
+            s[i] = cov * slope + (sx[i] * sz[i]) * root
+            t[i] = tan * slope
+            total += inverse
+    else:
+        for i in range(n):
+            cov = (left[i] * v0[i] + v1[i] + right[i] * v2[i]) * k + bias
+            c = cov * (rx[i] * rz[i])
+            root, inverse = _root(max(one - c * c, zero))
+            angle = root * _angle(abs(c))
+            slope = curve * (one - angle if c > zero else angle) - line
+            s[i] = cov * slope + (sx[i] * sz[i]) * root
+            t[i] = (trainable * cov) * slope
+            total += inverse
+    return total
+
+
+@inlined
+def rectify(s, t, rx, rz, sx, sz, curve, line):
+    """An activation on its own, in place; Σ 1/√(1 − c²) in float32."""
+    zero, one = s.dtype.type(0), s.dtype.type(1)
+    total = zero
+    for i in range(s.size):
+        c = s[i] * (rx[i] * rz[i])
+        root, inverse = _root(max(one - c * c, zero))
+        angle = root * _angle(abs(c))
+        slope = curve * (one - angle if c > zero else angle) - line
+        s[i] = s[i] * slope + (sx[i] * sz[i]) * root
+        t[i] = t[i] * slope
+        total += inverse
+    return total
+
+
+@inlined
+def normalise(s, t, rx, rz):
+    """S and T over √(vv'), in place."""
+    for i in range(s.size):
+        scale = rx[i] * rz[i]
+        s[i] *= scale
+        t[i] *= scale
+
+
+@inlined
+def total(a):
+    """Σ a, in the order the compiler chose, as float64."""
+    found = a.dtype.type(0)
+    for i in range(a.size):
+        found += a[i]
+    return float(found)
+
+
+@inlined
+def pool(src, out, h, w, dy, dx, rows, columns):
+    """Add a slab (hw,) to the slabs (h/rows, w/columns, h/rows · w/columns) of the image pooled by windows of rows×columns.
+
+    Pixels p = window·P + (b, a) and p' of slab (dy, dx) lie in windows at the offset ((b + dy)//rows, (a + dx)//columns), modulo.
+    """
+    high, wide = h // rows, w // columns
+    for b in range(rows):
+        for a in range(columns):
+            target = out[((b + dy) // rows) % high, ((a + dx) // columns) % wide]
+            for row in range(high):
+                s = src[(rows * row + b) * w : (rows * row + b + 1) * w]
+                o = target[row * wide : row * wide + wide]
+                if columns == 2:
+                    for i in range(wide):
+                        o[i] += s[2 * i + a]
+                else:
+                    for i in range(wide):
+                        o[i] += s[columns * i + a]

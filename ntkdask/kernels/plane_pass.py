@@ -1,0 +1,298 @@
+"""S and T of pairs of images at the readout of a convolutional network, on the CPU: stages of compiled loops over folded slabs.
+
+For networks of activations with one kink at 0 whose convolutions keep the image's size (`takes`); the rest goes through `planes`.
+The first stage runs in the images' dtype; of float32 slabs in which too many correlations are near ±1, where κ₀ turns an error ε
+into ε/√(1 − c²), and all later stages, which are small, are float64. Sums over pixels are float64. Called by `convolutional`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from ntkdask import threads
+from ntkdask.kernels import plane_stage as codes
+from ntkdask.kernels.stages import Add, Convolve, Exchange, Normalise, Op, Program, Rectify, Save, Shape, Stage
+
+ROWS, POOLED_ROWS, PLANE_ROWS = 16, 4, 256
+"""Images x that meet one image z at a time: their maps stay in a core's second cache, beside pooled slabs where there are any; for a
+Flatten readout one slab of each is all there is."""
+
+LIMIT = 100.0
+"""Mean of 1/√(1 − c²) in a slab above which float32 is not enough: the error of κ₀ is up to 1.5e-7/π times that, 5e-6."""
+
+ALIGNED = 64
+"""Bytes of a vector and of a cache line."""
+
+_NONE = np.zeros((0, 0, 0))
+
+
+def takes(program: Program) -> bool:
+    """Whether every convolution keeps the image's size, so that offsets fold modulo the image."""
+    convolutions = [op for stage in program.stages for op in stage.ops if isinstance(op, Convolve)]
+    return all(op.shape_in == op.shape_out and op.conv.strides == (1, 1) for op in convolutions)
+
+
+def readout(
+    program: Program,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    maps_x: list[np.ndarray],
+    maps_y: list[np.ndarray],
+    divisor: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(S, T) float64 (n, m) at the readout of images (n, H, W, C), (m, H, W, C), float32 or float64.
+
+    maps: variances (n, H_k, W_k) float64 before every activation and LayerNorm. y None: x with itself; the diagonal is left 0. divisor:
+    of the inputs' products.
+    """
+    compiled_stages = tuple(_compile_stages(program))
+    left = _side(compiled_stages, x, maps_x, divisor, True)
+    right = _side(compiled_stages, x if y is None else y, maps_x if y is None else maps_y, 1.0, False)
+    found = np.zeros((2, x.shape[0], right.images.shape[0]))
+    size = _rows_at_a_time(program)
+    blocks: SimpleQueue[tuple[int, int, int]] = SimpleQueue()
+    count = 0
+    for block in _blocks(x.shape[0], right.images.shape[0], size, y is None):
+        blocks.put(block)
+        count += 1
+    run = [_Worker(program, compiled_stages, left, right, size).run for _ in range(min(threads.current(), count))]
+
+    def work(pair_block: Callable[[tuple[int, int, int], np.ndarray], None]) -> None:
+        while True:
+            try:
+                block = blocks.get_nowait()
+            except Empty:
+                return
+            pair_block(block, found)
+
+    threads.on_threads(work, run)
+    pixels = math.prod(program.stages[-1].shape_out)
+    found /= pixels**2 if program.gap else pixels
+    if y is None:
+        found += found.transpose(0, 2, 1)
+    return found[0], found[1]
+
+
+def _rows_at_a_time(program: Program) -> int:
+    if len(program.stages) > 1:
+        return POOLED_ROWS
+    return ROWS if program.gap else PLANE_ROWS
+
+
+def _blocks(n: int, m: int, size: int, symmetric: bool) -> Iterator[tuple[int, int, int]]:
+    """(first row, last row, column), long ones first; of a symmetric matrix only what lies above the diagonal."""
+    for column in range(m - 1, -1, -1):
+        last = column if symmetric else n
+        for first in range(0, last, size):
+            yield first, min(first + size, last), column
+
+
+@dataclass(frozen=True)
+class _CompiledStage:
+    """A stage as tables: ops (count, 7) int64 and constants (count, 5) float64 of `plane_stage`. nodes: its variance maps. curves:
+    what sx of each is multiplied by. wanted: (H, W) slabs to compute. depth: of residual paths."""
+
+    stage: Stage
+    ops: np.ndarray
+    constants: np.ndarray
+    nodes: slice
+    curves: tuple[float, ...]
+    wanted: np.ndarray
+    depth: int
+
+
+def _compile_stages(program: Program) -> Iterator[_CompiledStage]:
+    first = 0
+    for stage in program.stages:
+        rows: list[tuple[int, ...]] = []
+        constants: list[tuple[float, ...]] = []
+        curves: list[float] = []
+        depth = deepest = 0
+        for op in stage.ops:
+            if isinstance(op, (Rectify, Normalise)):
+                curves.append(op.curve / math.pi if isinstance(op, Rectify) else 1.0)
+            depth += isinstance(op, Save) - isinstance(op, Add)
+            deepest = max(depth, deepest)
+            row, constant = _table(op, len(curves) - 1)
+            if isinstance(op, Rectify) and rows and rows[-1][: codes.NODE] == _THREE:
+                rows[-1] = (codes.CONVOLVE_RECTIFY, *_THREE[1:], row[codes.NODE])
+                constants[-1] = (*constants[-1][: codes.CURVE], *constant[codes.CURVE :])
+            else:
+                rows.append(row)
+                constants.append(constant)
+        ops = np.array(rows, np.int64).reshape(-1, 7)
+        table = np.array(constants, np.float64).reshape(-1, 5)
+        nodes = slice(first, first + len(curves))
+        yield _CompiledStage(stage, ops, table, nodes, tuple(curves), _wanted(stage), deepest)
+        first += len(curves)
+
+
+_THREE = (codes.CONVOLVE, 3, 3, 1, 1, 0)
+"""The convolution that has a loop of its own, with the activation after it."""
+
+
+def _table(op: Op, node: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    if isinstance(op, Convolve):
+        (rows, columns), conv = op.conv.filter, op.conv
+        scale = conv.weight_variance / (rows * columns)
+        row = (codes.CONVOLVE, rows, columns, *op.before, int(conv.padding == "circular"), 0)
+        return row, (scale, conv.bias_variance, float(conv.trainable), 0.0, 0.0)
+    if isinstance(op, Rectify):
+        return (codes.RECTIFY, 0, 0, 0, 0, 0, node), (0.0, 0.0, 0.0, op.curve, op.line)
+    code = {Normalise: codes.NORMALISE, Save: codes.SAVE, Exchange: codes.EXCHANGE, Add: codes.ADD}[type(op)]
+    return (code, 0, 0, 0, 0, 0, node), (0.0,) * 5
+
+
+def _wanted(stage: Stage) -> np.ndarray:
+    """(H, W) uint8: slabs that hold a plane within the stage's reach."""
+    near = []
+    for length, reach in zip(stage.shape_in, stage.reach, strict=True):
+        offsets = np.arange(length)
+        near.append((offsets <= reach) | (length - offsets <= reach))
+    return (near[0][:, None] & near[1]).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Images (n, C, HW) as given, and for each stage 1/√v and √v (n, nodes, HW) of its variance maps, float64."""
+
+    images: np.ndarray
+    inverse: list[np.ndarray]
+    root: list[np.ndarray]
+    single: tuple[np.ndarray, np.ndarray] | None
+
+    def maps(self, stage: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """(1/√v, √v) of a stage in `dtype`; float32 of the first only."""
+        if dtype == np.float32 and self.single:
+            return self.single
+        return self.inverse[stage], self.root[stage]
+
+
+def _side(
+    stages: tuple[_CompiledStage, ...], x: np.ndarray, maps: list[np.ndarray], divisor: float, left: bool
+) -> _Side:
+    n, h, w, channels = x.shape
+    images = np.zeros((n, channels, _stride(h * w, x.dtype.itemsize)), x.dtype)
+    images[:, :, : h * w] = x.transpose(0, 3, 1, 2).reshape(n, channels, h * w)
+    images /= x.dtype.type(divisor)
+    inverse, root = [], []
+    for stage in stages:
+        size = math.prod(stage.stage.shape_in)
+        v = np.zeros((n, len(stage.curves), _stride(size, 4)))
+        for k, node in enumerate(maps[stage.nodes]):
+            v[:, k, :size] = node.reshape(n, size)
+        s = np.sqrt(v)
+        inverse.append(np.divide(1.0, s, out=np.zeros_like(s), where=s > 0))
+        root.append(s * np.array(stage.curves)[:, None] if left else s)
+    single = None
+    if x.dtype == np.float32:
+        single = (inverse[0].astype(np.float32), root[0].astype(np.float32))
+    return _Side(images, inverse, root, single)
+
+
+class _Worker:
+    """A thread's scratch, and the stages run in it on one block of pairs after the other."""
+
+    def __init__(
+        self, program: Program, stages: tuple[_CompiledStage, ...], left: _Side, right: _Side, rows: int
+    ) -> None:
+        self.program, self.stages, self.left, self.right = program, stages, left, right
+        self.dtype = left.images.dtype
+        self.scratch: dict[tuple[int, np.dtype], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self.pooled = [np.empty((rows, 2, *_pooled(s.stage), math.prod(_pooled(s.stage)))) for s in stages[:-1]]
+        self.sums = np.empty((rows, 2))
+
+    def run(self, block: tuple[int, int, int], found: np.ndarray) -> None:
+        """S and T of the pairs (rows of x, a column) of a block into found (2, n, m), summed over the readout's pixels."""
+        first, last, column = block
+        count = last - first
+        inputs, scale = np.empty((0, 2, 0, 0, 0)), 1.0
+        self.sums[:count] = 0
+        for index, stage in enumerate(self.stages):
+            outputs = np.empty((0, 2, 0, 0, 0))
+            if index < len(self.pooled):
+                outputs = self.pooled[index][:count]
+                outputs[...] = 0
+            todo = np.repeat(stage.wanted[None], count, axis=0)
+            if index == 0 and self.dtype == np.float32:
+                self._stage(index, np.dtype(np.float32), slice(first, last), column, inputs, scale, todo, outputs)
+            if todo.any():
+                self._stage(index, np.dtype(np.float64), slice(first, last), column, inputs, scale, todo, outputs)
+            inputs = outputs
+            window = stage.stage.window or (1, 1)
+            scale = 1.0 / math.prod(window) ** 2
+        found[:, first:last, column] = self.sums[:count].T
+
+    def _stage(
+        self, index: int, dtype: np.dtype, rows: slice, column: int, inputs: np.ndarray, scale: float, todo: np.ndarray,
+        outputs: np.ndarray,
+    ) -> None:  # fmt: skip
+        stage = self.stages[index]
+        shape = stage.stage.shape_in
+        begins = index == 0
+        channels = self.left.images.shape[1] if begins else 0
+        x = self.left.images[rows, :channels].astype(dtype, copy=False)
+        z = self.right.images[column, :channels].astype(dtype, copy=False)
+        rx, sx = (part[rows] for part in self.left.maps(index, dtype))
+        rz, sz = (part[column] for part in self.right.maps(index, dtype))
+        planes, saved, columns = self._scratch(index, dtype, channels)
+        codes.run_stage(
+            stage.ops, stage.constants.astype(dtype), shape, stage.stage.window or (0, 0), x, z, rx, rz, sx, sz, inputs,
+            dtype.type(scale), todo, dtype.type(LIMIT), outputs, self.sums, planes, saved, columns,
+        )  # fmt: skip
+
+    def _scratch(self, index: int, dtype: np.dtype, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        key = (index, dtype)
+        if key not in self.scratch:
+            stage = self.stages[index]
+            n = math.prod(stage.stage.shape_in)
+            planes = _aligned(6, n + 2, dtype)
+            saved = np.empty((2 * stage.depth, n), dtype)
+            columns = _aligned(channels + 2 * len(stage.curves), 2 * n, dtype, 0)
+            self.scratch[key] = planes, saved, columns
+        return self.scratch[key]
+
+
+def _pooled(stage: Stage) -> Shape:
+    rows, columns = stage.window or (1, 1)
+    return stage.shape_out[0] // rows, stage.shape_out[1] // columns
+
+
+def _stride(length: int, size: int) -> int:
+    """Entries from one array of `length` to the next, so that equal places of several do not meet in one set of the first cache."""
+    lines = -(-(length * size) // ALIGNED)
+    return (lines + (5 - lines) % 64) * ALIGNED // size
+
+
+def _aligned(rows: int, length: int, dtype: np.dtype, lead: int = 1) -> np.ndarray:
+    """(rows, ≥ length) of which entry `lead` of every row begins a cache line."""
+    size = dtype.itemsize
+    stride = _stride(length, size) * size
+    raw = np.zeros(rows * stride + 2 * ALIGNED, np.uint8)
+    start = (-raw.ctypes.data - lead * size) % ALIGNED
+    return raw[start : start + rows * stride].view(dtype).reshape(rows, stride // size)
+
+
+def workspace_bytes(program: Program, n: int, m: int, itemsize: int, channels: int) -> int:
+    """S and T of (n, m), both sides' images and maps, and each thread's scratch; bytes."""
+    size = _rows_at_a_time(program)
+    pixels = [math.prod(stage.shape_in) for stage in program.stages]
+    nodes = [sum(isinstance(op, (Rectify, Normalise)) for op in stage.ops) for stage in program.stages]
+    maps = sum(2 * 8 * k * p for k, p in zip(nodes, pixels, strict=True)) + 2 * itemsize * nodes[0] * pixels[0]
+    # both orders of the images, and while roots and inverses are made one more of the maps
+    sides = (n + m) * (2 * channels * pixels[0] * itemsize + maps + max(nodes) * max(pixels) * 8)
+    pooled = [math.prod(_pooled(stage)) ** 2 for stage in program.stages[:-1]]
+    # of the two dtypes that a block may run in
+    planes = sum((6 + 4 * k + 4) * p * (8 + itemsize) for k, p in zip(nodes, pixels, strict=True))
+    block = (
+        planes
+        + 2 * 8 * size * sum(pooled)
+        + size * channels * pixels[0] * 8
+        + 2 * channels * pixels[0] * (8 + itemsize)
+    )
+    return 3 * 2 * 8 * n * m + sides + threads.current() * block
