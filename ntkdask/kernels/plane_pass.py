@@ -94,14 +94,17 @@ def _blocks(n: int, m: int, size: int, symmetric: bool) -> Iterator[tuple[int, i
 
 @dataclass(frozen=True)
 class _CompiledStage:
-    """A stage as tables: ops (count, 7) int64 and constants (count, 5) float64 of `plane_stage`. nodes: its variance maps. curves:
-    what sx of each is multiplied by. wanted: (H, W) slabs to compute. depth: of residual paths."""
+    """A stage as tables: ops (count, 7) int64 and constants (count, 5) float64 of `plane_stage`. nodes: its variance maps, of which
+    `units` says in what units S is there, `curves` what sx is multiplied by. unit: S and T of the last op are in that many. wanted:
+    (H, W) slabs to compute. depth: of residual paths."""
 
     stage: Stage
     ops: np.ndarray
     constants: np.ndarray
     nodes: slice
+    units: tuple[float, ...]
     curves: tuple[float, ...]
+    unit: float
     wanted: np.ndarray
     depth: int
 
@@ -109,43 +112,78 @@ class _CompiledStage:
 def _compile_stages(program: Program) -> Iterator[_CompiledStage]:
     first = 0
     for stage in program.stages:
-        rows: list[tuple[int, ...]] = []
-        constants: list[tuple[float, ...]] = []
-        curves: list[float] = []
-        depth = deepest = 0
-        for op in stage.ops:
-            if isinstance(op, (Rectify, Normalise)):
-                curves.append(op.curve / math.pi if isinstance(op, Rectify) else 1.0)
-            depth += isinstance(op, Save) - isinstance(op, Add)
-            deepest = max(depth, deepest)
-            row, constant = _table(op, len(curves) - 1)
-            if isinstance(op, Rectify) and rows and rows[-1][: codes.NODE] == _THREE:
-                rows[-1] = (codes.CONVOLVE_RECTIFY, *_THREE[1:], row[codes.NODE])
-                constants[-1] = (*constants[-1][: codes.CURVE], *constant[codes.CURVE :])
+        tables = _Tables(any(isinstance(op, Save) for op in stage.ops))
+        for op, following in zip(stage.ops, (*stage.ops[1:], None), strict=True):
+            tables.add(op, following)
+        ops = np.array(tables.ops, np.int64).reshape(-1, 7)
+        constants = np.array(tables.constants, np.float64).reshape(-1, 5)
+        nodes = slice(first, first + len(tables.curves))
+        yield _CompiledStage(
+            stage, ops, constants, nodes, tuple(tables.units), tuple(tables.curves), tables.unit, _wanted(stage), tables.deepest
+        )  # fmt: skip
+        first += len(tables.curves)
+
+
+SMALLEST_UNIT = 1e-12
+"""Units of S below which another factor is multiplied out instead, far from the ends of float32."""
+
+
+class _Tables:
+    """Rows of the tables as operations are added. A 3×3 convolution without bias before a normalised ReLU only sums: its σ_w²/q² and
+    the ReLU's curve become part of the unit in which S and T are counted, unless residual paths have to agree on one."""
+
+    def __init__(self, paths: bool) -> None:
+        self.ops: list[tuple[int, ...]] = []
+        self.constants: list[tuple[float, ...]] = []
+        self.units: list[float] = []
+        self.curves: list[float] = []
+        self.unit, self.paths = 1.0, paths
+        self.depth = self.deepest = 0
+        self.fused = False
+
+    def add(self, op: Op, following: Op | None) -> None:
+        """The operation; `following` is the one after it."""
+        if isinstance(op, Convolve):
+            self._convolve(op, following)
+        elif isinstance(op, Rectify):
+            self.units.append(self.unit)
+            if self.fused:
+                self.curves.append(1.0 / math.pi)
+                self.unit *= op.curve
             else:
-                rows.append(row)
-                constants.append(constant)
-        ops = np.array(rows, np.int64).reshape(-1, 7)
-        table = np.array(constants, np.float64).reshape(-1, 5)
-        nodes = slice(first, first + len(curves))
-        yield _CompiledStage(stage, ops, table, nodes, tuple(curves), _wanted(stage), deepest)
-        first += len(curves)
+                self.curves.append(op.curve / math.pi)
+                self._append((codes.RECTIFY, 0, 0, 0, 0, 0, len(self.curves) - 1), curve=op.curve, line=op.line)
+            self.fused = False
+        elif isinstance(op, Normalise):
+            # S over √(vv') is a pure number whatever the unit of S was
+            self.units.append(self.unit)
+            self.curves.append(1.0)
+            self._append((codes.NORMALISE, 0, 0, 0, 0, 0, len(self.curves) - 1))
+            self.unit = 1.0
+        else:
+            self.depth += isinstance(op, Save) - isinstance(op, Add)
+            self.deepest = max(self.depth, self.deepest)
+            self._append(({Save: codes.SAVE, Exchange: codes.EXCHANGE, Add: codes.ADD}[type(op)], 0, 0, 0, 0, 0, 0))
 
-
-_THREE = (codes.CONVOLVE, 3, 3, 1, 1, 0)
-"""The convolution that has a loop of its own, with the activation after it."""
-
-
-def _table(op: Op, node: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    if isinstance(op, Convolve):
+    def _convolve(self, op: Convolve, following: Op | None) -> None:
         (rows, columns), conv = op.conv.filter, op.conv
-        scale = conv.weight_variance / (rows * columns)
-        row = (codes.CONVOLVE, rows, columns, *op.before, int(conv.padding == "circular"), 0)
-        return row, (scale, conv.bias_variance, float(conv.trainable), 0.0, 0.0)
-    if isinstance(op, Rectify):
-        return (codes.RECTIFY, 0, 0, 0, 0, 0, node), (0.0, 0.0, 0.0, op.curve, op.line)
-    code = {Normalise: codes.NORMALISE, Save: codes.SAVE, Exchange: codes.EXCHANGE, Add: codes.ADD}[type(op)]
-    return (code, 0, 0, 0, 0, 0, node), (0.0,) * 5
+        scale, circular = conv.weight_variance / (rows * columns), conv.padding == "circular"
+        three = (rows, columns, *op.before, circular) == (3, 3, 1, 1, False)
+        plain = conv.bias_variance == 0 and conv.trainable and isinstance(following, Rectify) and following.line == 0
+        if three and plain and not self.paths and self.unit * scale > SMALLEST_UNIT:
+            self.unit *= scale
+            self._append((codes.SUM_RECTIFY, 3, 3, 1, 1, 0, len(self.curves)))
+            self.fused = True
+            return
+        row = (codes.CONVOLVE_3 if three else codes.CONVOLVE, rows, columns, *op.before, int(circular), 0)
+        self._append(row, scale=scale, bias=conv.bias_variance / self.unit, trainable=float(conv.trainable))
+
+    def _append(
+        self, row: tuple[int, ...], scale: float = 0.0, bias: float = 0.0, trainable: float = 0.0, curve: float = 0.0,
+        line: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.ops.append(row)
+        self.constants.append((scale, bias, trainable, curve, line))
 
 
 def _wanted(stage: Stage) -> np.ndarray:
@@ -186,7 +224,7 @@ def _side(
         v = np.zeros((n, len(stage.curves), _stride(size, 4)))
         for k, node in enumerate(maps[stage.nodes]):
             v[:, k, :size] = node.reshape(n, size)
-        s = np.sqrt(v)
+        s = np.sqrt(v / np.array(stage.units)[:, None])
         inverse.append(np.divide(1.0, s, out=np.zeros_like(s), where=s > 0))
         root.append(s * np.array(stage.curves)[:, None] if left else s)
     single = None
@@ -203,7 +241,7 @@ class _Worker:
     ) -> None:
         self.program, self.stages, self.left, self.right = program, stages, left, right
         self.dtype = left.images.dtype
-        self.scratch: dict[tuple[int, np.dtype], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self.scratch: dict[tuple[int, np.dtype], tuple[np.ndarray, ...]] = {}
         self.pooled = [np.empty((rows, 2, *_pooled(s.stage), math.prod(_pooled(s.stage)))) for s in stages[:-1]]
         self.sums = np.empty((rows, 2))
 
@@ -225,8 +263,8 @@ class _Worker:
                 self._stage(index, np.dtype(np.float64), slice(first, last), column, inputs, scale, todo, outputs)
             inputs = outputs
             window = stage.stage.window or (1, 1)
-            scale = 1.0 / math.prod(window) ** 2
-        found[:, first:last, column] = self.sums[:count].T
+            scale = stage.unit / math.prod(window) ** 2
+        found[:, first:last, column] = stage.unit * self.sums[:count].T
 
     def _stage(
         self, index: int, dtype: np.dtype, rows: slice, column: int, inputs: np.ndarray, scale: float, todo: np.ndarray,
@@ -240,21 +278,21 @@ class _Worker:
         z = self.right.images[column, :channels].astype(dtype, copy=False)
         rx, sx = (part[rows] for part in self.left.maps(index, dtype))
         rz, sz = (part[column] for part in self.right.maps(index, dtype))
-        planes, saved, columns = self._scratch(index, dtype, channels)
+        planes, saved, columns, near = self._scratch(index, dtype, channels)
         codes.run_stage(
             stage.ops, stage.constants.astype(dtype), shape, stage.stage.window or (0, 0), x, z, rx, rz, sx, sz, inputs,
-            dtype.type(scale), todo, dtype.type(LIMIT), outputs, self.sums, planes, saved, columns,
+            dtype.type(scale), todo, dtype.type(LIMIT), outputs, self.sums, planes, saved, columns, near,
         )  # fmt: skip
 
-    def _scratch(self, index: int, dtype: np.dtype, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _scratch(self, index: int, dtype: np.dtype, channels: int) -> tuple[np.ndarray, ...]:
         key = (index, dtype)
         if key not in self.scratch:
             stage = self.stages[index]
             n = math.prod(stage.stage.shape_in)
-            planes = _aligned(6, n + 2, dtype)
+            planes = _aligned(4, n + 2, dtype)
             saved = np.empty((2 * stage.depth, n), dtype)
             columns = _aligned(channels + 2 * len(stage.curves), 2 * n, dtype, 0)
-            self.scratch[key] = planes, saved, columns
+            self.scratch[key] = planes, saved, columns, np.empty((2, n), np.uint8)
         return self.scratch[key]
 
 

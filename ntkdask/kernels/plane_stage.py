@@ -6,11 +6,10 @@ or to the slabs of the pooled image. In float32 a slab whose correlations are to
 
 from __future__ import annotations
 
-from ntkdask.compiled import compiled, inlined
+from ntkdask.compiled import compiled_on_views, inlined_on_views
 from ntkdask.kernels.plane_loops import (
     affine,
     columns_sum,
-    convolve_rectify,
     masks,
     normalise,
     pool,
@@ -18,11 +17,13 @@ from ntkdask.kernels.plane_loops import (
     rectify,
     roll,
     rows_sum,
+    sum_columns,
+    sum_rectify,
     three_rows,
     total,
 )
 
-CONVOLVE, CONVOLVE_RECTIFY, RECTIFY, NORMALISE, SAVE, EXCHANGE, ADD = range(7)
+SUM_RECTIFY, CONVOLVE_3, CONVOLVE, RECTIFY, NORMALISE, SAVE, EXCHANGE, ADD = range(8)
 
 CODE, ROWS, COLUMNS, ABOVE, BEFORE, CIRCULAR, NODE = range(7)
 """Columns of an operation: filter, pixels of it above and before, and the variance map it reads."""
@@ -31,7 +32,7 @@ SCALE, BIAS, TRAINABLE, CURVE, LINE = range(5)
 """Columns of its constants: σ_w²/q², σ_b², 1 or 0, and those of `stages.Rectify`."""
 
 
-@inlined
+@inlined_on_views
 def _box(a, v, op, h, w, dy, dx):
     """Sums of a (hw,) over the filter, in place; v: as large."""
     if op[ROWS] * op[COLUMNS] > 1:
@@ -39,37 +40,50 @@ def _box(a, v, op, h, w, dy, dx):
         columns_sum(v, a, h, w, dx, op[COLUMNS], op[BEFORE], op[CIRCULAR])
 
 
-@inlined
+@inlined_on_views
 def _swap(a, b):
     for i in range(a.size):
         a[i], b[i] = b[i], a[i]
 
 
-@inlined
+@inlined_on_views
 def _accumulate(a, b):
     for i in range(a.size):
         a[i] += b[i]
 
 
-@inlined
+@inlined_on_views
+def _load(a, scale, out):
+    for i in range(out.size):
+        out[i] = a[i] * scale
+
+
+@inlined_on_views
 def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, dy, dx, tangent):
     """All operations on S and T (hw,) of slab (dy, dx); the largest Σ 1/√(1 − c²) of its activations in float32.
 
     v, u: (hw + 2,) scratch. saved: (2·depth, hw) for residual paths. rx, sx: (nodes, hw); rz, sz: (nodes, 2hw) rolled by dx.
     """
     n, first, depth = h * w, dy * w, 0
-    worst = s.dtype.type(0)
+    worst, one = s.dtype.type(0), s.dtype.type(1)
     for o in range(ops.shape[0]):
         op, k = ops[o], constants[o]
         node, code = op[NODE], op[CODE]
-        if code == CONVOLVE_RECTIFY:
+        if code <= CONVOLVE_3:
             three_rows(s, v[1 : n + 1], h, w, dy)
             if tangent:
                 three_rows(t, u[1 : n + 1], h, w, dy)
-            found = convolve_rectify(
-                v, u, left, right, rx[node], rz[node, first:], sx[node], sz[node, first:], s, t, k, tangent
+        if code == SUM_RECTIFY:
+            found = sum_rectify(
+                v, u, left, right, rx[node], rz[node, first:], sx[node], sz[node, first:], s, t, tangent
             )
             worst = max(worst, found)
+            tangent = True
+        elif code == CONVOLVE_3:
+            sum_columns(v, left, right, s)
+            if tangent:
+                sum_columns(u, left, right, t)
+            affine(s, t, k[SCALE], k[BIAS], k[TRAINABLE], tangent)
             tangent = True
         elif code == CONVOLVE:
             _box(s, v[1 : n + 1], op, h, w, dy, dx)
@@ -83,8 +97,8 @@ def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, 
         elif code == NORMALISE:
             normalise(s, t, rx[node], rz[node, first:])
         elif code == SAVE:
-            saved[depth] = s
-            saved[depth + 1] = t
+            _load(s, one, saved[depth])
+            _load(t, one, saved[depth + 1])
             depth += 2
         elif code == EXCHANGE:
             _swap(s, saved[depth - 2])
@@ -96,32 +110,27 @@ def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, 
     return worst
 
 
-@inlined
-def _load(pooled, scale, out):
-    for i in range(out.size):
-        out[i] = pooled[i] * scale
-
-
-@compiled
+@compiled_on_views
 def run_stage(
-    ops, constants, shape, window, x, z, rx, rz, sx, sz, inputs, scale, todo, limit, outputs, sums, planes, saved, columns
+    ops, constants, shape, window, x, z, rx, rz, sx, sz, inputs, scale, todo, limit, outputs, sums, planes, saved, columns, near
 ):  # fmt: skip
     """A stage of the pairs (x_i, z), i < B, on the slabs that `todo` (B, H, W) marks; it unmarks those it has done.
 
     x (B, C, HW), z (C, HW): images, of the first stage (C > 0). inputs (B, 2, H, W, HW) float64: slabs of S and T of a later one,
-    times `scale`. rx, sx (B, nodes, HW) and rz, sz (nodes, HW): 1/√v and √v of the stage's nodes, sx times curve/π. limit: slabs in
+    times `scale`. rx, sx (B, nodes, HW) and rz, sz (nodes, HW): 1/√v and √v of the stage's nodes in its units, sx times curve/π. limit: slabs in
     which a mean of 1/√(1 − c²) is larger stay marked and are not added. outputs (B, 2, H/rows, W/columns, HW/rows·columns) float64: the
     pooled slabs; sums (B, 2) float64: of S and T where window is (0, 0). planes (6, ≥ HW + 2): scratch, each row aligned so that its
-    second entry is. columns (C + 2·nodes, 2HW): scratch for what z becomes for each dx.
+    second entry is. columns (C + 2·nodes, 2HW): scratch for what z becomes for each dx; near (2, HW) uint8: for its masks.
     """
     h, w = shape
     n, channels, nodes = h * w, z.shape[0], rz.shape[0]
     v, u = planes[0, : n + 2], planes[1, : n + 2]
-    s, t, left, right = planes[2, 1 : n + 1], planes[3, 1 : n + 1], planes[4, 1 : n + 1], planes[5, 1 : n + 1]
+    s, t = planes[2, 1 : n + 1], planes[3, 1 : n + 1]
+    left, right = near[0], near[1]
     v[:] = 0
     u[:] = 0
     begins = channels > 0
-    tangent = not begins or ops.shape[0] == 0 or ops[0, CODE] > CONVOLVE_RECTIFY
+    tangent = not begins or ops.shape[0] == 0 or ops[0, CODE] > CONVOLVE
     zc, zr, zs = columns[:channels], columns[channels : channels + nodes], columns[channels + nodes :]
     for dx in range(w):
         if not todo[:, :, dx].any():
