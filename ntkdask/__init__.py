@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ntkdask.workflows.ensemble import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
     from ntkdask.workflows.ensemble_converged import predict_converged
     from ntkdask.workflows.featurize import featurize
-    from ntkdask.workflows.kernel_matrix import kernel_matrix, open_matrix
+    from ntkdask.workflows.kernel_matrix import kernel_matrix, open_matrix, plan_kernel_matrix
     from ntkdask.workflows.spectrum import spectrum
 
 __version__ = "0.1.0"
@@ -64,7 +64,7 @@ _HOMES = {
     "workflows.ensemble": ("EnsembleMatrices", "predict_ensemble", "predict_stored_ensemble"),
     "workflows.ensemble_converged": ("predict_converged",),
     "workflows.featurize": ("featurize",),
-    "workflows.kernel_matrix": ("kernel_matrix", "open_matrix"),
+    "workflows.kernel_matrix": ("kernel_matrix", "open_matrix", "plan_kernel_matrix"),
     "workflows.spectrum": ("spectrum",),
     "estimators": (
         "FeatureTransformer",
@@ -106,6 +106,7 @@ __all__ = [
     "myrtle",
     "open_dataset",
     "open_matrix",
+    "plan_kernel_matrix",
     "predict_converged",
     "predict_ensemble",
     "predict_stored_ensemble",

@@ -6,9 +6,12 @@ Exit codes: 0 done, 1 a failure of the machine or the run, 2 a mistake of the us
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -100,8 +103,10 @@ def _ridge_job(spec_path: Path, settings: list[str] | None, folder: Path | None)
 def plan(
     job: JobFile, set_: Settings = None, folder: Folder = None, scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None, n_workers: Workers = None,
+    workers_: Annotated[int | None, typer.Option("--workers", min=1, help="Plan for so many workers like these.")] = None,
+    calibrate: Annotated[bool, typer.Option(help="Measure the kernel for a second to predict time.")] = True,
 ) -> None:  # fmt: skip
-    """What a job will take, before anything runs: tiles, tasks, flops, disk, memory per worker against its budget."""
+    """What a job will take, before anything runs: tiles, time, tasks, flops, disk, memory per worker against its budget."""
     from ntkdask import cluster, workers
     from ntkdask.jobspec import memory_bytes
     from ntkdask.shell import print_plan
@@ -110,11 +115,12 @@ def plan(
     if scheduler or scheduler_file:
         with cluster.connect(scheduler, scheduler_file=scheduler_file) as client:
             resources = workers.resources(client)
-    else:
-        resources = workers.local_resources(
-            n_workers or spec.spec.run.n_workers, memory_bytes(spec.spec.run.worker_memory)
-        )
-    print_plan(ridge, where, resources)
+            each = max(1, resources.slots // len(workers.worker_facts(client)))
+            slots = workers_ and workers_ * each
+            print_plan(ridge, where, resources, client=client, slots=slots, calibrate=calibrate)
+        return
+    resources = workers.local_resources(n_workers or spec.spec.run.n_workers, memory_bytes(spec.spec.run.worker_memory))
+    print_plan(ridge, where, resources, slots=workers_, calibrate=calibrate)
 
 
 @app.command()
@@ -214,10 +220,17 @@ def _run_folder(run: Path) -> Path:
     return run if run.exists() or not (Path("runs") / run).exists() else Path("runs") / run
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: what Dask, Tornado and asyncio have to say of a cluster that goes down in the middle of its work is no news."""
+    logging.disable()
+    signal.default_int_handler(number, frame)
+
+
 def main() -> None:
     """Entry point: errors become one message and an exit code."""
     from ntkdask.errors import NtkdaskError
 
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except NtkdaskError as error:

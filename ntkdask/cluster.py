@@ -11,17 +11,19 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import dask
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster, Security, comm
+from distributed import Client, LocalCluster, Security, Status, comm
 
 from ntkdask.arrays import gpu_status, host_cores
 from ntkdask.errors import ClusterError, UserError
@@ -108,7 +110,8 @@ class _LocalClient(Client):
     def close(self, *args: Any, **kwargs: Any) -> None:
         cluster = self.cluster
         super().close(*args, **kwargs)
-        if cluster is not None:
+        # once: the garbage collector closes again, at any moment, and a closed cluster's close still takes a lock of Dask's
+        if cluster is not None and cluster.status != Status.closed:
             cluster.close()
 
 
@@ -137,12 +140,17 @@ def _start_local(
         "local_directory": None if local_directory is None else os.fspath(local_directory),
         "security": security,
     }
+    client: Client | None = None
     try:
-        with _spawn_environment(host_cores() // (processes * threads_per_worker)):
-            cluster = cluster_class(**options)
+        with _interrupts_held(), _spawn_environment(host_cores() // (processes * threads_per_worker)):
+            client = _LocalClient(cluster_class(**options))
+    except KeyboardInterrupt:  # it was held back until here
+        if client is not None:
+            client.close()
+        raise
     except Exception as error:  # whatever a child process, the operating system or a GPU driver raises
         raise ClusterError(f"the local cluster did not start: {type(error).__name__}: {error}. {_GUARD}") from error
-    return _LocalClient(cluster)
+    return client
 
 
 def _cluster_kind(n_workers: int | None, cuda: bool | None) -> tuple[type[LocalCluster], int, dict[str, Any]]:
@@ -269,16 +277,20 @@ _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_MMAP_THRESHOLD
 """glibc in workers: Dask's own 64 KiB hands every batch's arrays back to the system, and its pages are zeroed again for the next
 one (a Gram slab took a fifth longer); 32 MiB is the largest array that the heap may keep."""
 
+_LOGGING = {"DASK_LOGGING": "{'distributed.worker': 'critical', 'distributed.worker.memory': 'warning'}"}
+"""A worker that is told to leave while it works logs tracebacks of what it could not finish, a heartbeat for one. How tasks end is
+told by `execution.py`, how workers die by their nannies."""
+
 
 @contextlib.contextmanager
 def _spawn_environment(threads: int) -> Iterator[None]:
-    """Start worker processes with `threads` BLAS threads, keeping memory between batches; this process's environment is put back.
+    """Start worker processes with `threads` BLAS threads, keeping memory between batches, saying little; ours is put back.
 
     Dask's default is one thread. The libraries read the variables when they are loaded, so they must be there before the
     process starts: the nanny copies them into its own environment, and lets values that are there already win.
     """
     ours = {name: str(max(1, threads)) for name in _THREAD_VARIABLES}
-    ours |= {name: os.environ.get(name, value) for name, value in _ALLOCATOR.items()}
+    ours |= {name: os.environ.get(name, value) for name, value in (_ALLOCATOR | _LOGGING).items()}
     spawn = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **ours}
     before = {name: os.environ.get(name) for name in (*spawn, "PYTHONHASHSEED")}
     os.environ.update(ours)
@@ -291,6 +303,22 @@ def _spawn_environment(threads: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while a cluster starts, and keep it from its worker processes for good.
+
+    A terminal sends it to every process of a command, but it is the driver that ends its workers: they would die with
+    tracebacks. Threads and processes inherit the blocked signal from the thread that starts them, so workers that come later
+    have it too.
+    """
+    resource_tracker.ensure_running()  # starting it unblocks the signal in the thread that does
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _script_is_being_imported() -> bool:

@@ -54,6 +54,11 @@ def kernel_words(job: Mapping[str, Any]) -> list[str]:
     kernel = job.get("kernel")
     if not isinstance(kernel, Mapping):
         return []
+    if isinstance(kernel.get("kernel"), Mapping):
+        inner = kernel_words({**job, "kernel": kernel["kernel"]})
+        if kernel.get("type") == "FlipAveraged" and inner:
+            return [*inner[:-1], f"{inner[-1]}, averaged over flips"]
+        return [str(kernel.get("type") or "unnamed kernel"), *(["of", *inner] if inner else [])]
     network = kernel.get("network") or job.get("network")
     described = _network_words(network) if isinstance(network, Mapping) else ""
     rest = _phrase(kernel, skip=("type", "network"))
@@ -110,7 +115,7 @@ def _layer_words(layer: Mapping[str, Any]) -> str:
     if kind == "Activation":
         return _activation_words(layer)
     if kind == "Residual":
-        return f"({chain(layer.get('branch_layers'))} + {chain(layer.get('shortcut'))})"
+        return f"({chain(layer.get('branch'))} + {chain(layer.get('shortcut'))})"
     size = next((layer[k] for k in ("filter_size", "window", "window_size", "size") if layer.get(k)), None)
     if size is not None:
         kind = f"{kind} {quantity('shape', size if isinstance(size, list) else [size, size])}"
@@ -165,6 +170,9 @@ def _data_words(data: Mapping[str, Any]) -> str:
     parts = []
     if isinstance(split, Mapping):
         parts.append("split: " + _phrase(split))
+    rows = {k: data[k] for k in ("train_rows", "test_rows") if data.get(k)}
+    if rows:
+        parts.append("at random: " + _phrase(rows))
     if isinstance(steps, list) and steps:
         names = (str(s.get("type", "step")) if isinstance(s, Mapping) else str(s) for s in steps)
         parts.append("preprocessing fitted on training rows: " + " → ".join(names))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,11 @@ from ntkdask.workflows.kernel_job import KernelRidgeJob
 from ntkdask.workflows.kernel_options import KernelRidgeOptions
 
 _STRICT = ConfigDict(extra="forbid", strict=False)
-PRESETS = {"fully_connected": networks.fully_connected}
+PRESETS: dict[str, Callable[..., Network]] = {
+    "fully_connected": networks.fully_connected,
+    "convolutional": networks.convolutional,
+    "myrtle": networks.myrtle,
+}
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -45,13 +49,16 @@ class SplitSpec:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataSpec:
-    """`url` of a dataset (with parts train and test, or to be split), or `train` and `test` urls."""
+    """`url` of a dataset (with parts train and test, or to be split), or `train` and `test` urls. train_rows, test_rows: how many of
+    each are taken, at random by the seed; all without."""
 
     url: str | None = None
     train: str | None = None
     test: str | None = None
     split: SplitSpec | None = None
     preprocess: tuple[Any, ...] = ()
+    train_rows: int | None = None
+    test_rows: int | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -110,7 +117,7 @@ class Job:
     def to_config(self) -> dict[str, Any]:
         """The resolved job as its file would spell it, every default written out: for the report."""
         spec, features, kernel = self.spec, registry.to_config(self.features), registry.to_config(self.kernel)
-        network = next((table.pop("network", None) for table in (features, kernel) if table), None)
+        network = next((_innermost(table).pop("network", None) for table in (features, kernel) if table), None)
         data = {**registry.to_config(spec.data), "preprocess": registry.to_config(self.steps)}
         solver = {**registry.to_config(self.options), "folds": spec.solver.folds, "holdout": spec.solver.holdout}
         config = {
@@ -165,6 +172,10 @@ def _check(spec: JobSpec) -> None:
         raise JobError("data.split needs either folds or test, as in split = { test = 0.2 }.")
     if split is not None and split.folds is not None and not 2 <= split.folds <= 100:
         raise JobError(f"data.split.folds is {split.folds}, expected 2 to 100.")
+    if split is not None and split.folds is not None and (data.train_rows or data.test_rows):
+        raise JobError(
+            "data.train_rows and data.test_rows are for one test part: with data.split.folds, leave them out."
+        )
     for key, share in (("data.split.test", split.test if split else None), ("solver.holdout", spec.solver.holdout)):
         if share is not None and not 0 < share < 1:
             raise JobError(f"{key} is {share}, expected a fraction between 0 and 1.")
@@ -172,9 +183,11 @@ def _check(spec: JobSpec) -> None:
         raise JobError(f"solver.folds is {spec.solver.folds}, expected 2 to 100.")
     if spec.run.dtype not in ("float32", "float64"):
         raise JobError(f"run.dtype is {spec.run.dtype!r}{nearest(spec.run.dtype, ('float32', 'float64'))}")
-    for key, count in [(k, getattr(spec.run, k)) for k in ("n_workers", "slab_rows", "tile_rows")]:
+    counts = {f"run.{key}": getattr(spec.run, key) for key in ("n_workers", "slab_rows", "tile_rows")}
+    counts |= {f"data.{key}": getattr(data, key) for key in ("train_rows", "test_rows")}
+    for key, count in counts.items():
         if count is not None and count < 1:
-            raise JobError(f"run.{key} is {count}, expected at least 1.")
+            raise JobError(f"{key} is {count}, expected at least 1.")
     memory_bytes(spec.run.worker_memory)
 
 
@@ -235,6 +248,9 @@ def _object(spec: JobSpec, table: Mapping[str, Any], kind: str) -> Any:
     cls = registry.lookup(str(table.get("type")), kind)
     fields = {f.name for f in dataclasses.fields(cls)}
     given: dict[str, Any] = {}
+    if isinstance(table.get("kernel"), Mapping) and "kernel" in fields:
+        inner = {key: value for key, value in table.items() if key != "kernel"}
+        return registry.from_config(inner, kind, kernel=_object(spec, table["kernel"], "kernel"))
     if "network" in fields and "network" not in table:
         if spec.network is None:
             raise JobError(f"{cls.__name__} needs a [network] section.")
@@ -244,6 +260,12 @@ def _object(spec: JobSpec, table: Mapping[str, Any], kind: str) -> Any:
     if "seed" in fields and "seed" not in table:
         given["seed"] = spec.run.seed
     return registry.from_config(table, kind, **given)
+
+
+def _innermost(table: dict[str, Any]) -> dict[str, Any]:
+    """The table that holds the network: of a kernel within a kernel, the inner one."""
+    inner = table.get("kernel")
+    return _innermost(inner) if isinstance(inner, dict) else table
 
 
 def _options(solver: SolverSpec) -> RidgeOptions:
@@ -329,6 +351,7 @@ def to_training_job(job: Job) -> TrainingJob:
     rule = None if split is None else SplitRule(split.folds, split.test, split.shuffle)
     common: Any = {
         "inner_folds": spec.solver.folds, "holdout": spec.solver.holdout, "seed": spec.run.seed,
+        "train_rows": spec.data.train_rows, "test_rows": spec.data.test_rows,
         "plan": Plan(spec.run.slab_rows, spec.run.tile_rows, dtype=spec.run.dtype),
     }  # fmt: skip
     if job.kernel is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,17 @@ def _result_lines(metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def print_plan(job: TrainingJob, folder: Path, resources: Resources) -> None:
-    """Print what a job will take; MemoryBudgetError or DiskSpaceError, with the numbers, when it cannot run."""
+def print_plan(
+    job: TrainingJob, folder: Path, resources: Resources, *, client: Any = None, slots: int | None = None, calibrate: bool = True
+) -> None:  # fmt: skip
+    """Print what a job will take; MemoryBudgetError or DiskSpaceError, with the numbers, when it cannot run.
+
+    calibrate: measure its kernel, on the client's workers or here, and predict time. slots: plan for so many tasks at once, on workers
+    like those that `resources` describe.
+    """
+    if calibrate:
+        resources = job.measured(resources, client, always=True)
+    resources = replace(resources, slots=slots or resources.slots)
     plan, costs = job.plan_for(resources)
     table = Table(title=f"plan of {job.name}", show_header=False)
     rows = {
@@ -92,6 +102,7 @@ def print_plan(job: TrainingJob, folder: Path, resources: Resources) -> None:
         **job.size_words(plan),
         "tasks": f"{costs.tasks:,} on {resources.slots} slots, {plan.threads} threads each (solve: {plan.solve_threads})",
         "flops": f"{costs.flops:.3g}",
+        **job.time_words(plan, resources),
         "disk": f"{format_bytes(costs.disk_bytes)} at most, {format_bytes(free_bytes(folder))} free",
     }
     budget = "unbounded" if resources.memory_bytes is None else format_bytes(resources.memory_bytes)

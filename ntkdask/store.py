@@ -173,6 +173,8 @@ class TileStore:
     dtype: np.dtype
     triangle: str | None = None
     """Only tiles (i, j), j <= i, are stored: of a "symmetric" matrix, or of a "lower" one; None: every tile is."""
+    _array: Any = field(default=None, repr=False, compare=False)
+    """The read-only Zarr array, opened once: opening it takes as long as reading a tile of 512 × 512."""
     _receipts: dict[Index, Receipt] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -222,7 +224,7 @@ class TileStore:
         if fingerprint is None:
             raise StoreError(f"{path} is a Zarr array, but not one of ntkdask's tile stores (it has no fingerprint).")
         triangle = fingerprint.get("triangle")
-        store = cls(path, fingerprint, tuple(array.shape), tuple(array.chunks), np.dtype(array.dtype), triangle)
+        store = cls(path, fingerprint, tuple(array.shape), tuple(array.chunks), np.dtype(array.dtype), triangle, array)
         store._receipts = store._read_receipts()
         return store
 
@@ -288,7 +290,7 @@ class TileStore:
         if not self.chunk_path(index).exists():
             raise DamagedTileError(f"tile {index} of {self.path} is not there. Run the job again to compute it.")
         try:
-            return np.asarray(open_array(self.path)[self.slices(index)])
+            return np.asarray(self._array[self.slices(index)])
         except ValueError as error:
             raise DamagedTileError(
                 f"tile {index} of {self.path} is damaged: {error}. "
@@ -325,7 +327,7 @@ class TileStore:
 
     def zarr_array(self):
         """The whole as a read-only Zarr array (for `dask.array.from_zarr`, xarray)."""
-        return open_array(self.path)
+        return self._array
 
     def _read_receipts(self) -> dict[Index, Receipt]:
         receipts: dict[Index, Receipt] = {}

@@ -12,7 +12,20 @@ from typing import Any
 import numpy as np
 
 from ntkdask import activations, cache, registry
-from ntkdask.networks import Activation, Dense, Network, fully_connected
+from ntkdask.kernels import NTK
+from ntkdask.networks import (
+    Activation,
+    AvgPool,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    LayerNorm,
+    Network,
+    Residual,
+    convolutional,
+    fully_connected,
+)
 
 WIDTH = 6
 """Features of a row in the contract tests."""
@@ -20,12 +33,21 @@ WIDTH = 6
 
 @dataclass(frozen=True)
 class Example:
-    """Constructor arguments of one class. bias_order: p in bias = O(m^−p) of a map; None: unbiased."""
+    """Constructor arguments of one class. bias_order: p in bias = O(m^−p) of a map; None: unbiased. row_shape: of its rows."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     label: str = ""
     bias_order: float | None = None
+    row_shape: tuple[int, ...] = (WIDTH,)
+
+    @property
+    def takes_images(self) -> bool:
+        return len(self.row_shape) == 3
+
+    def rows(self, n: int, dtype: str = "float64", seed: int = 0) -> np.ndarray:
+        """(n, *row_shape): `rows`, as images where the class takes those."""
+        return rows(n, dtype, seed).reshape(n, *self.row_shape)
 
     def __str__(self) -> str:
         return f"{self.name}-{self.label}" if self.label else self.name
@@ -47,6 +69,23 @@ GENERAL = Network(
 BIASED = fully_connected(1, weight_variance=1.5, bias_variance=0.3)
 FROZEN_ENDS = Network((Dense(trainable=False), Activation("relu"), Dense(), Activation("relu"), Dense(trainable=False)))
 FROZEN_READOUT = Network((Dense(), Activation("relu"), Dense(trainable=False)))
+RESIDUAL = Network(
+    (Dense(1.2, 0.1), LayerNorm(), Residual((Activation("relu"), Dense(0.8, 0.1))), Activation("gelu"), Dense())
+)
+IMAGE = (2, 1, 3)
+IMAGE_RESIDUAL = Network(
+    (
+        Conv(3, bias_variance=0.1),
+        Residual((Activation("relu"), Conv(2)), (Conv(1),)),
+        Activation("abs"),
+        GlobalAvgPool(),
+        Dense(trainable=False),
+        Activation("relu"),
+        Dense(),
+    ),
+    scale_inputs=True,
+)
+IMAGE_POOLED = Network((Conv((2, 1)), Activation("relu"), AvgPool((2, 1)), Conv(1), Activation("relu"), Flatten()))
 
 KERNELS = [
     Example("ArcCosine", {"order": 0}, "0"),
@@ -65,6 +104,17 @@ KERNELS = [
     Example("NTK", {"network": GENERAL}, "general"),
     Example("NNGP", {"network": fully_connected(2)}, "depth 2"),
     Example("NNGP", {"network": GENERAL}, "general"),
+    Example("NTK", {"network": RESIDUAL}, "residual"),
+    Example("NTK", {"network": convolutional(2)}, "convolutional", row_shape=IMAGE),
+    Example(
+        "NTK",
+        {"network": convolutional(1, 3, "circular", "flatten", "erf", bias_variance=0.1)},
+        "circular erf",
+        row_shape=IMAGE,
+    ),
+    Example("NTK", {"network": IMAGE_RESIDUAL}, "image residual", row_shape=IMAGE),
+    Example("NNGP", {"network": IMAGE_POOLED}, "pooled", row_shape=IMAGE),
+    Example("FlipAveraged", {"kernel": NTK(convolutional(1))}, row_shape=(1, 2, 3)),
 ]
 
 MAPS = [
@@ -104,7 +154,7 @@ def rows(n: int, dtype: str = "float64", seed: int = 0, width: int = WIDTH) -> n
 
 def images(n: int, dtype: str = "float64", seed: int = 0) -> np.ndarray:
     """(n, 2, 1, 3): `rows` in the shape of images."""
-    return rows(n, dtype, seed).reshape(n, 2, 1, 3)
+    return rows(n, dtype, seed).reshape(n, *IMAGE)
 
 
 def peak_bytes(call: Any) -> int:

@@ -1,7 +1,9 @@
-"""Small data, plans and naive float64 twins that the workflows' tests share."""
+"""Small data, plans, job files and naive float64 twins that the workflows' and the command line's tests share."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from ntkdask.datasets import Dataset, write_dataset
 from ntkdask.execution import Done
 from ntkdask.features import NTKRandomFeatures
 from ntkdask.networks import fully_connected
+from ntkdask.store import TileStore
 from ntkdask.workflows.budget import Resources, RidgePlan
 from ntkdask.workflows.fit_ridge import RidgeOptions
 from ntkdask.workflows.jobs import RidgeJob, SplitRule
+from ntkdask.workflows.run import run_job
 
 ONE_THREAD = Resources(memory_bytes=None, threads=1, solve_threads=1, slots=1)
 
@@ -57,6 +61,36 @@ def ridge_job(data: Dataset, test: Dataset | None = None, **changes: Any) -> Rid
     return RidgeJob("tiny", data, test, **{**options, **changes})
 
 
+COMMAND = [sys.executable, "-c", "from ntkdask.cli import main; main()", "run"]
+"""`ntkdask run` in a process of its own."""
+
+SMALL_JOB = {
+    "data": {"url": "d.zarr", "split": {"test": 0.2}, "preprocess": ["standardize"]},
+    "network": {"preset": "fully_connected", "depth": 1},
+    "features": {"type": "NTKRandomFeatures", "n_components": 64},
+    "solver": {"alphas": {"logspace": [-2, 2, 5]}},
+    "run": {"n_workers": 1, "worker_memory": "1 GiB"},
+}
+
+
+def job_text(name: str, **tables: dict[str, Any] | None) -> str:
+    """A job file: the keys of `tables` over those of SMALL_JOB; None leaves a key or a whole table out."""
+    lines = [f"name = {_toml(name)}"]
+    for table in {**SMALL_JOB, **tables}:
+        if table in tables and tables[table] is None:
+            continue
+        lines.append(f"[{table}]")
+        keys = {**SMALL_JOB.get(table, {}), **(tables.get(table) or {})}
+        lines += [f"{key} = {_toml(value)}" for key, value in keys.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
+
+
 def naive_sums(phi: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> dict[str, Any]:
     """What GramSums holds, in float64 and in one product."""
     phi, y = phi.astype(np.float64), y.astype(np.float64).reshape(len(y), -1)
@@ -83,6 +117,23 @@ def naive_ridge(
     gram = (centred * w[:, None]).T @ centred + alpha * np.eye(phi.shape[1])
     solution = np.linalg.solve(gram, (centred * w[:, None]).T @ (y - target_mean))
     return solution, target_mean - mean @ solution
+
+
+def run(job: Any, folder: Path, client: Any = None, **keywords: Any) -> dict[str, Any]:
+    """The metrics of a job run with one thread a task, here or on a cluster."""
+    return run_job(job, folder, resources=ONE_THREAD, client=client, **keywords)
+
+
+def flip_bit(path: Path, position: int = 5) -> None:
+    """Damage a file in one bit of the byte at `position`."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def damage(url: Path | str, index: tuple[int, ...]) -> None:
+    """Flip a bit of a committed tile of the store at `url`."""
+    flip_bit(TileStore.open(url).chunk_path(index))
 
 
 class Counter:

@@ -82,6 +82,159 @@ def papers_recursion(depth, x, y):
     return theta
 
 
+# --- kernels of convolutional networks ----------------------------------------------------------------------------
+
+
+def image_kernels(layers, x, y=None, divisor=1.0):
+    """(NNGP, NTK), (n, m) each, or of x with itself, by MATH.md §1 on whole arrays S[h, w, h', w'], one pair of images at a time.
+
+    layers: ("conv", filter, padding, strides, weight_variance, bias_variance, trainable), ("dense", weight_variance, bias_variance,
+    trainable), ("activation", k, k') with functions of (a, b, c), ("norm",), ("pool", window), ("gap",), ("flatten",),
+    ("residual", branch, shortcut). x, y: (n, H, W, C).
+    """
+    symmetric, y = y is None, x if y is None else y
+    nngp, ntk = np.zeros((len(x), len(y))), np.zeros((len(x), len(y)))
+    for i, left in enumerate(np.asarray(x, float)):
+        for j, right in enumerate(np.asarray(y[: i + 1] if symmetric else y, float)):
+            pairs = [(left, right), (left, left), (right, right)]
+            s, xx, yy = (np.einsum("hwc,HWc->hwHW", a, b) / divisor for a, b in pairs)
+            s, t, _, _ = _through(layers, s, np.zeros_like(s), xx, yy)
+            nngp[i, j], ntk[i, j] = s, t
+            if symmetric:
+                nngp[j, i], ntk[j, i] = s, t
+    return nngp, ntk
+
+
+def pixel_variances(layers, x):
+    """(H', W'): S(p, p) of an image (H, W, C) with itself after the layers of images."""
+    s = np.einsum("hwc,HWc->hwHW", x, x)
+    return _own_pixels(_through(layers, s, np.zeros_like(s), s, s)[2])
+
+
+def slopes_dual(low, high, gain=1.0):
+    """k and k' of σ(t) = −low·min(t, 0) + high·max(t, 0), times `gain`, by the angle between u and v."""
+
+    def angle(c):
+        return np.arccos(np.clip(c, -1, 1))
+
+    def k(a, b, c):
+        kappa1 = (np.sin(angle(c)) + (np.pi - angle(c)) * np.cos(angle(c))) / np.pi
+        return gain * a * b * ((low + high) ** 2 / 2 * kappa1 - low * high * c)
+
+    def slope(a, b, c):
+        return gain * ((low + high) ** 2 / 2 * (1 - angle(c) / np.pi) - low * high)
+
+    return k, slope
+
+
+def _through(layers, s, t, xx, yy):
+    """S and T of a pair, and S of each image with itself, after the layers."""
+    for kind, *rest in layers:
+        if kind in ("conv", "dense"):
+            *geometry, weight, bias, trainable = rest
+            s, t, xx, yy = (weight * (_boxed(v, *geometry) if geometry else v) for v in (s, t, xx, yy))
+            s, xx, yy = s + bias, xx + bias, yy + bias
+            t = t + s if trainable else t
+        elif kind == "activation":
+            k, slope = rest
+            t = t * slope(*_sizes_and_cosine(s, xx, yy))
+            s, xx, yy = (k(*_sizes_and_cosine(*v)) for v in ((s, xx, yy), (xx, xx, xx), (yy, yy, yy)))
+        elif kind == "norm":
+            sizes = [np.multiply(*_deviations(*v)) for v in ((xx, yy), (xx, xx), (yy, yy))]
+            s, t, xx, yy = (
+                np.where(size > 0, v / np.where(size > 0, size, 1.0), 0.0)
+                for v, size in zip((s, t, xx, yy), (sizes[0], *sizes), strict=True)
+            )
+        elif kind == "residual":
+            paths = [_through(path, s, t, xx, yy) for path in rest]
+            s, t, xx, yy = (a + b for a, b in zip(*paths, strict=True))
+        elif kind == "pool":
+            s, t, xx, yy = (_windows_mean(v, *rest) for v in (s, t, xx, yy))
+        elif kind == "gap":
+            s, t, xx, yy = (np.asarray(v.mean()) for v in (s, t, xx, yy))
+        else:
+            s, t, xx, yy = (np.asarray(_own_pixels(v).mean()) for v in (s, t, xx, yy))
+    return s, t, xx, yy
+
+
+def _own_pixels(s):
+    """(H, W): the entries p = p' of S[h, w, h', w']; S itself after a readout."""
+    return np.einsum("hwhw->hw", s) if s.ndim else s
+
+
+def _deviations(xx, yy):
+    """√S_xx(p, p) and √S_yy(p', p') as they broadcast with S."""
+    a, b = (np.sqrt(np.maximum(_own_pixels(v), 0)) for v in (xx, yy))
+    return (a[:, :, None, None], b[None, None]) if a.ndim else (a, b)
+
+
+def _sizes_and_cosine(s, xx, yy):
+    a, b = _deviations(xx, yy)
+    size = a * b
+    c = np.clip(np.divide(s, size, out=np.zeros_like(s), where=size > 0), -1, 1)
+    # what is ±1 but for rounding: κ₀ turns 1e-16 there into 5e-9
+    return a, b, np.where(np.abs(c) > 1 - 1e-14, np.sign(c), c)
+
+
+def filter_pixels(length, q, stride, padding):
+    """For every position a in the filter, the input pixels that it sees from every output pixel; `length` for outside."""
+    if padding == "valid":
+        count, before = (length - q) // stride + 1, 0
+    else:
+        count = math.ceil(length / stride)
+        before = max((count - 1) * stride + q - length, 0) // 2 if padding == "same" else (q - 1) // 2
+    seen = []
+    for a in range(q):
+        pixels = [stride * p + a - before for p in range(count)]
+        if padding == "circular":
+            seen.append([pixel % length for pixel in pixels])
+        else:
+            seen.append([pixel if 0 <= pixel < length else length for pixel in pixels])
+    return seen
+
+
+def _boxed(s, sizes, padding, strides):
+    """q⁻²·Σ_a S(sp + a − l, sp' + a − l)."""
+    outside = np.pad(s, [(0, 1)] * 4)
+    rows, columns = (filter_pixels(*axis, padding) for axis in zip(s.shape[:2], sizes, strides, strict=True))
+    total = 0.0
+    for i in rows:
+        for j in columns:
+            total = total + outside[np.ix_(i, j, i, j)]
+    return total / (sizes[0] * sizes[1])
+
+
+def _windows_mean(s, window):
+    (h, w), (a, b) = s.shape[:2], window
+    return s.reshape(h // a, a, w // b, b, h // a, a, w // b, b).mean(axis=(1, 3, 5, 7))
+
+
+def arora_recursion(depth, x, y, q=3):
+    """Θ of two images (H, W, C) by Arora et al. 2019, "depth d, fix=yes, GAP" with L = depth − 1 >= 1, as MATH.md §1 writes it."""
+    (h, w), half = x.shape[:2], q // 2
+
+    def box(s):
+        wide = np.pad(s, half)
+        if s.ndim == 2:
+            return sum(wide[i : i + h, j : j + w] for i in range(q) for j in range(q))
+        return sum(wide[i : i + h, j : j + w, i : i + h, j : j + w] for i in range(q) for j in range(q))
+
+    gamma = np.einsum("hwc,HWc->hwHW", x, y)
+    own = [(z**2).sum(axis=2) for z in (x, y)]  # Γ of each image with itself, p = p'
+    pi = np.zeros_like(gamma)
+    for layer in range(1, depth):
+        norms = [box(v) for v in own]
+        size = np.sqrt(norms[0][:, :, None, None] * norms[1])
+        c = np.clip(box(gamma) / size, -1, 1)
+        c = np.where(np.abs(c) > 1 - 1e-14, np.sign(c), c)  # as in `_sizes_and_cosine`
+        gamma = size / q**2 * (np.sqrt(1 - c * c) + c * (np.pi - np.arccos(c))) / np.pi
+        pi = pi * (np.pi - np.arccos(c)) / np.pi / q**2
+        if layer < depth - 1:
+            pi = box(pi + gamma)
+        own = [v / q**2 for v in norms]
+    return pi.mean()
+
+
 # --- random features ----------------------------------------------------------------------------------------------
 
 

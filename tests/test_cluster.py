@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -100,6 +101,10 @@ def spilling():
     return [dask.config.get(f"distributed.worker.memory.{name}") for name in ("target", "spill", "pause", "terminate")]
 
 
+def deaf_to_interrupts():
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 # a local cluster
 
 
@@ -128,6 +133,28 @@ def test_workers_share_the_cores_and_do_not_spill(client):
     assert list(client.run(spilling).values()) == [[False, False, False, 0.95]] * 2
 
 
+def test_interrupts_go_to_the_driver_alone(client):
+    """A terminal sends Ctrl-C to every process; the driver ends its workers."""
+    assert list(client.run(deaf_to_interrupts).values()) == [True] * 2
+    assert not deaf_to_interrupts()
+
+
+def test_an_interrupt_while_a_cluster_starts_ends_it(monkeypatch):
+    """It is held back until there is something to close."""
+    started = []
+
+    class Interrupted(cluster.LocalCluster):
+        def __init__(self, **options):
+            signal.raise_signal(signal.SIGINT)
+            super().__init__(**options)
+            started.append(self)
+
+    monkeypatch.setattr(cluster, "LocalCluster", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.connect(n_workers=1, cuda=False)
+    assert [c.status.name for c in started] == ["closed"]
+
+
 def test_a_worker_that_died_comes_back_as_it_was(client):
     victim, process = next(iter(client.run(os.getpid).items()))
     psutil.Process(process).kill()
@@ -137,6 +164,7 @@ def test_a_worker_that_died_comes_back_as_it_was(client):
         time.sleep(0.05)
     assert list(client.run(spilling).values()) == [[False, False, False, 0.95]] * 2
     assert list(client.run(blas_threads).values()) == [{max(1, CORES // 2)}] * 2
+    assert list(client.run(deaf_to_interrupts).values()) == [True] * 2
 
 
 def test_workers_write_outside_the_current_folder(client):
@@ -152,9 +180,9 @@ def test_description_begins_with_the_dashboard(client):
     assert "1.00 GiB each, CPU only" in lines[2]
 
 
-def test_closing_the_client_ends_the_cluster_and_restores_the_environment(tmp_path):
+def test_closing_the_client_ends_the_cluster_and_restores_the_environment(tmp_path, monkeypatch):
     before = {c.pid for c in psutil.Process().children(recursive=True)}
-    watched = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_")
+    watched = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_", "DASK_LOGGING")
     environment = {name: os.environ.get(name) for name in watched}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -170,6 +198,9 @@ def test_closing_the_client_ends_the_cluster_and_restores_the_environment(tmp_pa
             client.close()
     assert client.status == "closed"
     assert client.cluster.status.name == "closed"
+    # the garbage collector closes once more, maybe while Dask holds the lock that a cluster's close takes
+    monkeypatch.setattr(client.cluster, "close", lambda: pytest.fail("closed twice"))
+    client.close()
     started = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
     # multiprocessing keeps one process for its semaphores until the interpreter ends
     assert [p for p in started if "resource_tracker" not in " ".join(p.cmdline())] == []

@@ -9,7 +9,6 @@ import pytest
 from contracts import (
     KERNELS,
     MAPS,
-    WIDTH,
     images,
     import_all,
     normwise,
@@ -32,6 +31,8 @@ MAP_TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
 SIGMAS = 4.5  # of a few hundred entries of Gaussian means, one in a thousand runs has one beyond
 every_kernel = pytest.mark.parametrize("example", KERNELS, ids=str)
 every_map = pytest.mark.parametrize("example", MAPS, ids=str)
+every_kernel_of_vectors = pytest.mark.parametrize("example", [e for e in KERNELS if not e.takes_images], ids=str)
+everything_of_vectors = pytest.mark.parametrize("example", [e for e in KERNELS + MAPS if not e.takes_images], ids=str)
 everything = pytest.mark.parametrize("example", KERNELS + MAPS, ids=str)
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
@@ -48,13 +49,13 @@ def test_every_class_has_examples(kind, examples):
 @everything
 @both_dtypes
 def test_shape_and_dtype_are_kept(example, dtype):
-    thing, x = example.make(), rows(9, dtype)
+    thing, x = example.make(), example.rows(9, dtype)
     out = thing(x)
     assert out.shape == (9, 9 if example in KERNELS else thing.n_components)
     assert out.dtype == dtype
     if example in KERNELS:
-        assert thing(x, rows(4, dtype, seed=1)).shape == (9, 4)
-        assert thing(x, rows(4, dtype, seed=1)).dtype == dtype
+        assert thing(x, example.rows(4, dtype, seed=1)).shape == (9, 4)
+        assert thing(x, example.rows(4, dtype, seed=1)).dtype == dtype
         assert thing.diagonal(x).shape == (9,)
         assert thing.diagonal(x).dtype == dtype
 
@@ -62,12 +63,12 @@ def test_shape_and_dtype_are_kept(example, dtype):
 @everything
 @pytest.mark.parametrize("dtype", ["float16", "int64", "uint8", "bool", "complex128"])
 def test_other_dtypes_are_refused(example, dtype):
-    x = np.ones((3, WIDTH)).astype(dtype)
+    x = np.ones((3, *example.row_shape)).astype(dtype)
     with pytest.raises(TypeError, match=f"{dtype}.*float32 or float64"):
         example.make()(x)
     if example in KERNELS:
         with pytest.raises(TypeError, match=dtype):
-            example.make()(np.ones((3, WIDTH)), x)
+            example.make()(np.ones((3, *example.row_shape)), x)
         with pytest.raises(TypeError, match=dtype):
             example.make().diagonal(x)
 
@@ -78,13 +79,13 @@ def test_one_dimension_is_refused(example):
         example.make()(np.ones(6))
 
 
-@every_kernel
+@every_kernel_of_vectors
 def test_rows_of_other_widths_are_refused(example):
     with pytest.raises(InputError, match=r"6 features.*5"):
         example.make()(np.ones((3, 6)), np.ones((2, 5)))
 
 
-@everything
+@everything_of_vectors
 @both_dtypes
 def test_images_are_their_flattened_rows(example, dtype):
     thing = example.make()
@@ -93,18 +94,18 @@ def test_images_are_their_flattened_rows(example, dtype):
 
 @everything
 def test_memory_order_does_not_matter(example):
-    thing, x = example.make(), rows(8)
-    wide = np.zeros((16, 2 * WIDTH))
-    wide[::2, ::2] = x
+    thing, x = example.make(), example.rows(8)
+    wide = np.zeros((16, *x.shape[1:-1], 2 * x.shape[-1]))
+    wide[::2, ..., ::2] = x
     expected = thing(x)
     scale = np.abs(expected).max()
-    for other in (np.asfortranarray(x), wide[::2, ::2], np.ascontiguousarray(x[::-1])[::-1]):
+    for other in (np.asfortranarray(x), wide[::2, ..., ::2], np.ascontiguousarray(x[::-1])[::-1]):
         np.testing.assert_allclose(thing(other), expected, rtol=0, atol=1e-12 * scale)
 
 
 @everything
 def test_inputs_are_not_written_to(example):
-    x = rows(8)
+    x = example.rows(8)
     x.flags.writeable = False
     example.make()(x)
 
@@ -113,7 +114,7 @@ def test_inputs_are_not_written_to(example):
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e8])
 def test_float32_stays_finite(example, scale):
     """Zero rows, duplicate rows, opposite rows, tiny and large ones; n = 1."""
-    thing, x = example.make(), (rows(9) * scale).astype("float32")
+    thing, x = example.make(), (example.rows(9) * scale).astype("float32")
     for part in (x, x[:1], x[1:2]):
         assert np.isfinite(thing(part)).all()
     if example in KERNELS:
@@ -124,7 +125,7 @@ def test_float32_stays_finite(example, scale):
 @everything
 def test_no_rows_give_an_empty_result(example):
     thing = example.make()
-    assert thing(rows(3)[:0]).shape == ((0, 0) if example in KERNELS else (0, thing.n_components))
+    assert thing(example.rows(3)[:0]).shape == ((0, 0) if example in KERNELS else (0, thing.n_components))
 
 
 # --- kernels ------------------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def test_no_rows_give_an_empty_result(example):
 @every_kernel
 @both_dtypes
 def test_symmetric_call_equals_the_call_with_x_twice(example, dtype):
-    kernel, x = example.make(), rows(20, dtype)
+    kernel, x = example.make(), example.rows(20, dtype)
     k = kernel(x)
     np.testing.assert_array_equal(k, k.T)
     diagonal = kernel.diagonal(x)
@@ -143,7 +144,7 @@ def test_symmetric_call_equals_the_call_with_x_twice(example, dtype):
 @every_kernel
 @both_dtypes
 def test_diagonal_agrees(example, dtype):
-    kernel, x = example.make(), rows(20, dtype)
+    kernel, x = example.make(), example.rows(20, dtype)
     rounding = {"float32": 5e-7, "float64": 1e-14}[dtype]
     np.testing.assert_allclose(kernel.diagonal(x), np.diag(kernel(x)), rtol=rounding, atol=0)
     assert (kernel.diagonal(x) >= 0).all()
@@ -151,7 +152,7 @@ def test_diagonal_agrees(example, dtype):
 
 @every_kernel
 def test_kernels_are_positive_semi_definite(example):
-    values = np.linalg.eigvalsh(example.make()(rows(40)))
+    values = np.linalg.eigvalsh(example.make()(example.rows(40)))
     assert values[0] >= -1e-12 * values[-1]
     assert values[-1] > 0
 
@@ -159,7 +160,7 @@ def test_kernels_are_positive_semi_definite(example):
 @every_kernel
 @both_dtypes
 def test_kernel_does_not_depend_on_tiles(example, dtype):
-    kernel, x, y = example.make(), rows(31, dtype), rows(17, dtype, seed=1)
+    kernel, x, y = example.make(), example.rows(31, dtype), example.rows(17, dtype, seed=1)
     y[:6] = x[:6]
     whole = kernel(x, y)
     tiles = [[kernel(x[i : i + 10], y[j : j + 7]) for j in range(0, 17, 7)] for i in range(0, 31, 10)]
@@ -170,11 +171,11 @@ def test_kernel_does_not_depend_on_tiles(example, dtype):
 
 @every_kernel
 def test_kernel_of_y_and_x_is_the_transpose(example):
-    kernel, x, y = example.make(), rows(8), rows(5, seed=1)
+    kernel, x, y = example.make(), example.rows(8), example.rows(5, seed=1)
     assert normwise(kernel(y, x).T, kernel(x, y), kernel.diagonal(x), kernel.diagonal(y)) <= 1e-14
 
 
-@every_kernel
+@every_kernel_of_vectors
 @pytest.mark.parametrize(("n", "m", "width"), [(300, 200, 20), (250, None, 20), (40, 30, 2000)])
 @both_dtypes
 def test_kernel_workspace_is_declared(example, n, m, width, dtype):
@@ -288,7 +289,7 @@ def test_configuration_round_trip(example):
 
 @everything
 def test_pickling(example):
-    thing, x = example.make(), rows(9)
+    thing, x = example.make(), example.rows(9)
     expected = thing(x)  # filled caches must not change what is pickled
     again = pickle.loads(pickle.dumps(thing))
     assert again == thing

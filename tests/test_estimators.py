@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_limits
 
-from ntkdask import cluster, threads, write_dataset
+from ntkdask import threads, write_dataset
 from ntkdask.arrays import host_cores
 from ntkdask.errors import FingerprintError, InputError
 from ntkdask.estimators import FeatureTransformer, RidgeClassifier, RidgeRegressor
@@ -460,20 +460,13 @@ def test_dask_arrays_with_a_url_are_written_once_each(tmp_path):
         RidgeRegressor(url=tmp_path).fit(other, Y)
 
 
-@pytest.fixture(scope="module")
-def clients():
-    options = {"worker_memory": "1 GiB", "cuda": False, "dashboard_port": 0}
-    with cluster.connect(n_workers=1, **options) as one, cluster.connect(n_workers=2, **options) as two:
-        yield [one, two]
-
-
-def test_clusters_agree(clients, tmp_path):
+def test_clusters_agree(one_worker, two_workers, tmp_path):
     x, y = DIGITS[:900].astype(np.float32), DIGIT_LABELS[:900]
     weights = RNG.integers(1, 3, 900)
     for selection in ("gcv", "loo", "kfold"):
         here = RidgeClassifier(MAP, ALPHAS, selection=selection).fit(x, y, weights)
         fits = [RidgeClassifier(MAP, ALPHAS, selection=selection, client=c, url=tmp_path / f"{selection}-{i}")
-                for i, c in enumerate(clients)]  # fmt: skip
+                for i, c in enumerate([one_worker, two_workers])]  # fmt: skip
         # one worker has two threads, two have one each: bits are equal for an equal plan
         plan = None
         for fit in fits:
@@ -499,20 +492,20 @@ def _with_plan(source, target, plan):
     (target / "record.json").write_text(json.dumps({**record, "stages": {"plan": plan}}))
 
 
-def test_a_client_without_a_url_leaves_nothing(clients, tmp_path, monkeypatch):
+def test_a_client_without_a_url_leaves_nothing(two_workers, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     here = RidgeRegressor(MAP, ALPHAS).fit(X, Y2)
     for x in (X, da.from_array(X, chunks=(40, 6)), write_dataset(tmp_path / "d.zarr", X, Y2)):
         y = Y2 if not hasattr(x, "url") else None
-        ours = RidgeRegressor(MAP, ALPHAS, client=clients[1]).fit(x, y)
+        ours = RidgeRegressor(MAP, ALPHAS, client=two_workers).fit(x, y)
         np.testing.assert_allclose(ours.predict(x), here.predict(X), rtol=1e-8)
-        assert clone(ours).client is clients[1]
+        assert clone(ours).client is two_workers
     assert list(tmp_path.iterdir()) == [tmp_path / "d.zarr"]
 
 
-def test_images_and_labels_on_a_cluster(clients):
+def test_images_and_labels_on_a_cluster(one_worker):
     labels = np.array(["", "b"])[np.arange(40) % 2]
-    ours = RidgeClassifier(MAP, client=clients[0]).fit(IMAGES, labels)
+    ours = RidgeClassifier(MAP, client=one_worker).fit(IMAGES, labels)
     np.testing.assert_array_equal(ours.predict(IMAGES), RidgeClassifier(MAP).fit(IMAGES, labels).predict(IMAGES))
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,32 +13,20 @@ import numpy as np
 import psutil
 import pytest
 
+from jobs import COMMAND, job_text
 from ntkdask.datasets import import_dataset
 from ntkdask.store import RECEIPTS
 from ntkdask.workflows.inspect import verify
 from ntkdask.workflows.model import load_model
 
-JOB = """
-name = "faults"
-[data]
-url = "digits.zarr"
-split = { test = 0.2 }
-preprocess = ["standardize"]
-[network]
-preset = "fully_connected"
-depth = 2
-[features]
-type = "NTKRandomFeatures"
-n_components = 768
-[solver]
-alphas = { logspace = [-2, 2, 5] }
-[run]
-n_workers = 2
-worker_memory = "2 GiB"
-slab_rows = 12
-"""
-NODES = 2 * 150 - 1  # 1797 rows in slabs of 12
-COMMAND = [sys.executable, "-c", "from ntkdask.cli import main; main()", "run"]
+JOB = job_text(
+    "faults",
+    data={"url": "digits.zarr"},
+    network={"depth": 2},
+    features={"n_components": 256},
+    run={"n_workers": 2, "slab_rows": 24},
+)
+NODES = 2 * 75 - 1  # 1797 rows in slabs of 24
 
 
 class Run:
@@ -182,26 +169,15 @@ def test_five_kills_at_random_moments(undisturbed):
 # a kernel matrix and its factorisation
 
 
-KERNEL_JOB = """
-name = "kernel"
-[data]
-url = "digits.zarr"
-split = { test = 0.2 }
-preprocess = ["unit_norm"]
-[network]
-preset = "fully_connected"
-depth = 1
-[kernel]
-type = "NTK"
-[solver]
-alphas = [0.01]
-solver = "tiled_cholesky"
-[run]
-n_workers = 2
-worker_memory = "1 GiB"
-tile_rows = 72
-"""
-SIDE = 20  # 1 437 training rows in tiles of 72
+KERNEL_JOB = job_text(
+    "kernel",
+    data={"url": "digits.zarr", "preprocess": ["unit_norm"]},
+    features=None,
+    kernel={"type": "NTK"},
+    solver={"alphas": [0.01], "solver": "tiled_cholesky"},
+    run={"n_workers": 2, "tile_rows": 120},
+)
+SIDE = 12  # 1 437 training rows in tiles of 120
 TRIANGLE = SIDE * (SIDE + 1) // 2
 
 

@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ntkdask"
 
 FLOORS = [
-    ["errors", "registry", "arrays", "seeds", "cache", "threads"],
+    ["errors", "registry", "arrays", "seeds", "cache", "threads", "compiled"],
     ["activations*", "networks*", "kernels*", "features*", "preprocessing*", "targets", "solvers*", "tiles"],
     ["store", "states", "datasets*", "rows", "matrices"],
     ["execution", "operators"],

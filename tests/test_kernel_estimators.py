@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ntkdask import cluster, write_dataset
+from ntkdask import write_dataset
 from ntkdask.errors import FingerprintError, InputError
 from ntkdask.estimators import KernelRidgeClassifier, KernelRidgeRegressor, RidgeRegressor
 from ntkdask.kernels import NNGP, NTK, RBF
@@ -243,19 +243,13 @@ def test_a_url_resumes(tmp_path, solver):
     assert written(url) == before
 
 
-@pytest.fixture(scope="module")
-def client():
-    with cluster.connect(n_workers=2, worker_memory="1 GiB", cuda=False, dashboard_port=0) as found:
-        yield found
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_client(client, tmp_path, solver, monkeypatch):
+def test_a_client(two_workers, tmp_path, solver, monkeypatch):
     """With and without a url: the same fit; without one nothing is left, and the model needs nothing that is gone."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     here = KernelRidgeRegressor(KERNEL, (0.1,)).fit(X, Y2, WEIGHTS)
     for url in (None, tmp_path / "run"):
-        ours = KernelRidgeRegressor(KERNEL, (0.1,), solver=solver, tolerance=1e-12, client=client, url=url).fit(
+        ours = KernelRidgeRegressor(KERNEL, (0.1,), solver=solver, tolerance=1e-12, client=two_workers, url=url).fit(
             X, Y2, WEIGHTS
         )
         assert list(tmp_path.iterdir()) == ([] if url is None else [url])
@@ -263,17 +257,17 @@ def test_a_client(client, tmp_path, solver, monkeypatch):
         back = pickle.loads(pickle.dumps(ours))
         assert back.client is None
         np.testing.assert_allclose(back.predict(X[:9]), ours.predict(X[:9]), rtol=1e-10)
-    assert clone(ours).client is client
+    assert clone(ours).client is two_workers
 
 
-def test_a_client_and_inputs_of_any_kind(client, tmp_path):
+def test_a_client_and_inputs_of_any_kind(two_workers, tmp_path):
     expected = KernelRidgeRegressor(KERNEL).fit(X, Y).predict(X)
     data = write_dataset(tmp_path / "d.zarr", X, Y)
     for x, y in ((da.from_array(X, chunks=(30, 4)), Y), (data, None), (data.url, None)):
-        ours = KernelRidgeRegressor(KERNEL, client=client).fit(x, y)
+        ours = KernelRidgeRegressor(KERNEL, client=two_workers).fit(x, y)
         np.testing.assert_allclose(ours.predict(x), expected, rtol=1e-9)
     labels = np.array(["", "b"])[np.arange(30) % 2]
-    ours = KernelRidgeClassifier(KERNEL, client=client).fit(IMAGES, labels)
+    ours = KernelRidgeClassifier(KERNEL, client=two_workers).fit(IMAGES, labels)
     np.testing.assert_array_equal(
         ours.predict(IMAGES), KernelRidgeClassifier(KERNEL).fit(IMAGES, labels).predict(IMAGES)
     )

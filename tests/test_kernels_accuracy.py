@@ -264,14 +264,6 @@ def test_workspace_of_the_pair(network):
     assert planned <= 4 * peak
 
 
-def test_layers_that_take_more_than_rows_are_refused():
-    network = fully_connected(1)
-    object.__setattr__(network, "layers", (*network.layers, "a convolution"))
-    for kernel in (NTK, NNGP, both):
-        with pytest.raises(InputError, match=r"layer 3 .*'a convolution'.*Dense and Activation"):
-            kernel(network)
-
-
 # --- RBF and arc-cosine -------------------------------------------------------------------------------------------
 
 

@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 from scipy.sparse.linalg import eigsh
 
-from ntkdask import cluster, matrices, operators
+from jobs import damage
+from ntkdask import matrices, operators
 from ntkdask.cache import ByteCache
 from ntkdask.errors import DamagedTileError, InputError, StoreError
 from ntkdask.matrices import StoredMatrix
 from ntkdask.operators import StoredKernel
 from ntkdask.solvers.products import tile_product, tile_products
 from ntkdask.store import TileStore
-
-
-@pytest.fixture(scope="module")
-def two_workers():
-    with cluster.connect(n_workers=2, cuda=False, worker_memory="1 GiB") as client:
-        yield client
 
 
 def stored(folder: Path, matrix: np.ndarray, tile: tuple[int, int], triangle: str | None, name: str = "k") -> Path:
@@ -269,10 +264,7 @@ def test_an_incomplete_matrix_is_refused(tmp_path):
 def test_a_damaged_tile_is_named(tmp_path, two_workers, on_cluster):
     path = stored(tmp_path, symmetric(), (16, 16), "symmetric")
     a = StoredKernel(path, two_workers if on_cluster else None)
-    chunk = TileStore.open(path).chunk_path((3, 1))
-    content = bytearray(chunk.read_bytes())
-    content[100] ^= 8
-    chunk.write_bytes(content)
+    damage(path, (3, 1))
     with pytest.raises(DamagedTileError, match=r"tile \(3, 1\)"):
         a @ vectors(70)
 

@@ -207,7 +207,7 @@ def test_network_in_words() -> None:
         {"type": "Conv", "filter_size": 3},
         {
             "type": "Residual",
-            "branch_layers": [{"type": "Activation", "activation": {"type": "abrelu"}}],
+            "branch": [{"type": "Activation", "activation": {"type": "abrelu"}}],
             "shortcut": [],
         },
         {"type": "AvgPool", "window": [2, 1]},

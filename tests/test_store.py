@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs import flip_bit
 from ntkdask import cache, states, store
 from ntkdask.errors import DamagedTileError, DiskSpaceError, FingerprintError, StoreError
 from ntkdask.store import RECEIPTS, Receipt, TileStore
@@ -38,12 +39,6 @@ def fill(tiles: TileStore, indices=None) -> np.ndarray:
     for index in tiles.indices() if indices is None else indices:
         tiles.record(tiles.commit(index, np.ascontiguousarray(full[tiles.slices(index)])))
     return full
-
-
-def flip_byte(path: Path, position: int = 5) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
 
 
 def spawn(target, *arguments) -> multiprocessing.Process:
@@ -75,6 +70,20 @@ def test_commit_record_read(tmp_path):
     assert again.receipts == tiles.receipts
     assert again.pending() == []
     assert again.damaged() == []
+
+
+def test_an_array_is_opened_once_however_many_tiles_are_read(tmp_path, monkeypatch):
+    full = fill(create(tmp_path / "k"))
+    opened = []
+    original = store.open_array
+    monkeypatch.setattr(store, "open_array", lambda *given: opened.append(given) or original(*given))
+    tiles = TileStore.open(tmp_path / "k")
+    for index in tiles.indices():
+        assert np.array_equal(tiles.read(index), full[tiles.slices(index)])
+    assert len(opened) == 1
+    # what is committed later, by another process or store, is read as well
+    create(tmp_path / "k").commit((1, 1), np.ones((4, 3)))
+    assert np.array_equal(tiles.read((1, 1)), np.ones((4, 3)))
 
 
 @pytest.mark.parametrize("triangle", ["symmetric", "lower"])
@@ -134,7 +143,7 @@ def test_a_receipt_without_chunk_is_pending_and_named(tmp_path):
 def test_a_flipped_bit_is_found_and_named(tmp_path, position):
     tiles = create(tmp_path / "k")
     full = fill(tiles)
-    flip_byte(tiles.chunk_path((0, 1)), position)
+    flip_bit(tiles.chunk_path((0, 1)), position)
     assert tiles.damaged() == [(0, 1)]
     with pytest.raises(DamagedTileError, match=r"tile \(0, 1\) .* is damaged"):
         tiles.read((0, 1))
@@ -426,7 +435,7 @@ def test_other_content_has_another_address(tmp_path):
 
 def test_a_damaged_state_is_found_and_named(tmp_path):
     url = Path(states.save_state(tmp_path, arrays()))
-    flip_byte(url / "weights" / "c" / "0" / "0")
+    flip_bit(url / "weights" / "c" / "0" / "0")
     assert states.is_damaged(url)
     with pytest.raises(DamagedTileError, match=url.name):
         states.load_state(str(url))

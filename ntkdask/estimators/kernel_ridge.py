@@ -22,6 +22,7 @@ from ntkdask.networks import fully_connected
 from ntkdask.rows import Rows
 from ntkdask.tiles import Plan
 from ntkdask.workflows.budget import RidgePlan
+from ntkdask.workflows.calibrate import is_slow, measured
 from ntkdask.workflows.dual_path import convergence_note
 from ntkdask.workflows.fit_kernel_ridge import fit_kernel_ridge
 from ntkdask.workflows.fit_ridge import RidgeFit
@@ -94,10 +95,10 @@ class _KernelRidge(RidgeBase):
         }  # fmt: skip
         record = Record.open(folder, fingerprint)
         found = found_resources(self.client, source.x)
-        shape = _shape(source.rows, k)
-        plan = plan_kernel_ridge(
-            shape, kernel, options, (), plan=Plan(dtype=dtype), resources=found, stored=folder is not None
-        )
+        shape, asked = _shape(source.rows, k), Plan(dtype=dtype)
+        if folder is not None and is_slow(kernel) and "plan" not in record.stages:
+            found = measured(found, kernel, shape, options, (), plan=asked, client=self.client)
+        plan = plan_kernel_ridge(shape, kernel, options, (), plan=asked, resources=found, stored=folder is not None)
         if folder is not None:
             require_disk(folder, kernel_costs(shape, kernel, options, (), plan))
             plan = KernelRidgePlan(**record.once("plan", plan.to_json))
@@ -127,8 +128,10 @@ class _KernelRidge(RidgeBase):
         )
         dtype = model.preprocessor.dtype
         # the sizes of predictions do not depend on how the model was solved
-        options = KernelRidgeOptions(solver="cg")
-        return plan_kernel_ridge(shape, model.kernel, options, (), plan=Plan(dtype=dtype), resources=found)
+        options, asked = KernelRidgeOptions(solver="cg"), Plan(dtype=dtype)
+        if self.client is not None and is_slow(model.kernel):
+            found = measured(found, model.kernel, shape, options, (), plan=asked, client=self.client)
+        return plan_kernel_ridge(shape, model.kernel, options, (), plan=asked, resources=found)
 
     def _coefficients(self, values: np.ndarray) -> Any:
         raise NotImplementedError

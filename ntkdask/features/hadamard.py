@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from ntkdask import threads
@@ -32,6 +32,7 @@ from ntkdask.arrays import (
     require_float,
     require_rows,
 )
+from ntkdask.compiled import compiled_as_written
 from ntkdask.errors import InputError
 
 LANE_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
@@ -145,14 +146,6 @@ def checked_out(out: Array | None, x: Array, shape: tuple[int, int]) -> Array:
 # --- CPU --------------------------------------------------
 
 
-def compiled(function: Callable) -> Any:
-    """`function` compiled without the GIL; machine code is kept on disk where a cache directory can be written."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # a read-only installation and home: compile in each process
-        return njit(nogil=True)(function)
-
-
 def _scratch(size: int, dtype: np.dtype) -> np.ndarray:
     """(size,) of `dtype`, aligned to cache lines: an unaligned 64-byte load touches two of them."""
     raw = np.empty(size * dtype.itemsize + 64, np.uint8)
@@ -232,7 +225,7 @@ _radix2, _radix4, _radix16 = (_butterflies(bits, within=False) for bits in (1, 2
 _lanes, _radix16_lanes = (_butterflies(bits, within=True) for bits in (0, 4))
 
 
-@compiled
+@compiled_as_written
 def _across(scratch, high, bits):
     """Transform index bits high−bits … high−1 of `scratch` in place; bits is 1, 2 or 4."""
     stride = 1 << (high - bits)
@@ -247,7 +240,7 @@ def _across(scratch, high, bits):
                 _radix2(scratch, i, scratch, i, stride)
 
 
-@compiled
+@compiled_as_written
 def _transform(scratch, out, start):
     """out[start : start + p] = H scratch, (p,); overwrites `scratch`, which may be `out`."""
     p = scratch.size
@@ -281,7 +274,7 @@ def _transform(scratch, out, start):
             _lanes(scratch, i, out, start + i, lanes)
 
 
-@compiled
+@compiled_as_written
 def _load(x, start, signs, scratch):
     """scratch[:d] = signs · x[start : start + d], zero beyond d."""
     d = signs.size
@@ -292,7 +285,7 @@ def _load(x, start, signs, scratch):
         scratch[i] = 0
 
 
-@compiled
+@compiled_as_written
 def _transform_rows(x, stride, out, stride_out, first, last, scratch):
     for r in range(first, last):
         row = x[r * stride : r * stride + scratch.size]
@@ -301,7 +294,7 @@ def _transform_rows(x, stride, out, stride_out, first, last, scratch):
         _transform(scratch, out, r * stride_out)
 
 
-@compiled
+@compiled_as_written
 def _sample_rows(x, stride, signs, rows, out, stride_out, first, last, scale, scratch):
     for r in range(first, last):
         _load(x, r * stride, signs, scratch)
@@ -311,7 +304,7 @@ def _sample_rows(x, stride, signs, rows, out, stride_out, first, last, scale, sc
             row[j] = scale * scratch[rows[j]]
 
 
-@compiled
+@compiled_as_written
 def _sample_product_rows(
     x, stride_x, signs_x, rows_x, y, stride_y, signs_y, rows_y, out, stride_out, first, last, scale, a, b
 ):

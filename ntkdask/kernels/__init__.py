@@ -2,7 +2,8 @@
 
 from ntkdask.kernels.arccosine import ArcCosine
 from ntkdask.kernels.base import Kernel
+from ntkdask.kernels.flips import FlipAveraged
 from ntkdask.kernels.neural import NNGP, NTK, NNGPAndNTK, both
 from ntkdask.kernels.rbf import RBF
 
-__all__ = ["NNGP", "NTK", "RBF", "ArcCosine", "Kernel", "NNGPAndNTK", "both"]
+__all__ = ["NNGP", "NTK", "RBF", "ArcCosine", "FlipAveraged", "Kernel", "NNGPAndNTK", "both"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ntkdask import threads
 from ntkdask.arrays import Array, is_device_array, namespace
-from ntkdask.kernels.compiled import compiled
+from ntkdask.compiled import compiled
 
 MIRROR = 16
 """Rows and columns of the pieces that are transposed: one cache line of float32 each way."""

@@ -15,8 +15,8 @@ import numpy as np
 
 from ntkdask import threads
 from ntkdask.arrays import Array, is_device_array, namespace
+from ntkdask.compiled import compiled
 from ntkdask.kernels.blocks import Block
-from ntkdask.kernels.compiled import compiled
 
 WIDE_FEATURES = 64
 """Features of a row that a float64 product converts at a time."""

@@ -1,13 +1,14 @@
-"""NNGP and NTK of fully connected networks of any activations, by the recursion of MATH.md §1 through their dual activations.
+"""NNGP and NTK of networks of vectors of any layers, by the recursion of MATH.md §1 through their dual activations.
 
 In float64 whatever the input's dtype, block by block, so that no more than a few temporaries of a block are alive. Called by
-`neural` for networks that the one pass of `rectified` cannot take, and for every diagonal.
+`neural` for networks that the one pass of `rectified` cannot take, and for every diagonal; by `convolutional` for the layers after
+the readout.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from ntkdask.activations.logistic import Logistic
 from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.kernels.blocks import Block, cut, over_blocks, put, workers
 from ntkdask.kernels.correlations import UnitRows, correlations, half_deficits, product_bytes, unit_rows
-from ntkdask.networks import Activation, Dense, Network
+from ntkdask.networks import Activation, Dense, Layer, LayerNorm, Network, Residual
+from ntkdask.networks.network import every_layer
 
 BLOCK_ROWS, BLOCK_COLUMNS = 64, 512
 DEVICE_ROWS, DEVICE_COLUMNS = 1024, 1024
@@ -31,11 +33,12 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
     divisor = x.shape[1] if network.scale_inputs else 1.0
     left = unit_rows(x, None)
     right = left if y is None else unit_rows(y, None)
-    variances = layer_variances(network, left.squares / divisor), layer_variances(network, right.squares / divisor)
+    inputs = left.squares / divisor, right.squares / divisor
+    nodes = [node_variances(network.layers, squares) for squares in inputs]
 
     def entries(c: Array, block: Block) -> list[Array]:
-        sides = variances[0][:, block.rows], variances[1][:, block.columns]
-        found = dict(zip(("nngp", "ntk"), _recursion(network, c, *sides, "ntk" in parts), strict=True))
+        c *= _sizes(inputs[0][block.rows], inputs[1][block.columns])
+        found = _block_recursion(network.layers, c, None, nodes, block, "ntk" in parts)
         return [found[part] for part in parts]
 
     return over_correlations(entries, left, right, y is None, x.dtype, len(parts))
@@ -111,50 +114,109 @@ def network_bytes(
     network: Network, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None, parts: int
 ) -> int:
     """`workspace_bytes` of `matrices`."""
-    sigmas = [layer.sigma for layer in network.layers if isinstance(layer, Activation)]
-    expanded = any(isinstance(sigma, (ELU, FromFunction, Logistic)) for sigma in sigmas)
-    arrays, row_values = (EXPANDED_ARRAYS, 2 * EXPANDED_LEVELS) if expanded else (CLOSED_ARRAYS, 0)
-    return workspace_bytes(n, m, itemsize, row_shape, parts, len(network.layers), arrays, row_values)
+    layers = list(every_layer(network.layers))
+    arrays, row_values = block_arrays(layers)
+    return workspace_bytes(n, m, itemsize, row_shape, parts, len(layers), arrays, row_values)
 
 
-def layer_variances(network: Network, variances: Array) -> Array:
-    """(layers + 1, n): S(x_i, x_i) of the input, (n,) float64, and after every layer."""
-    xp = namespace(variances)
-    found = [variances]
-    for layer in network.layers:
-        if isinstance(layer, Activation):
-            a = xp.sqrt(found[-1])
-            found.append(layer.gain * layer.sigma.dual(a, a, xp.ones_like(a)))
-        elif isinstance(layer, Dense):
-            found.append(layer.weight_variance * found[-1] + layer.bias_variance)
-    return xp.stack(found)
+def block_arrays(layers: Sequence[Layer]) -> tuple[int, int]:
+    """(float64 arrays of a block, values for each of its rows and columns) that are alive at once; of `layers` and all within."""
+    layers = list(every_layer(layers))
+    sigmas = [layer.sigma for layer in layers if isinstance(layer, Activation)]
+    series = any(isinstance(sigma, (FromFunction, Logistic)) for sigma in sigmas)
+    arrays = EXPANDED_ARRAYS if series or any(isinstance(sigma, ELU) for sigma in sigmas) else CLOSED_ARRAYS
+    # the branch of a Residual leaves S and T of the shortcut as they are
+    held = 2 * sum(isinstance(layer, Residual) for layer in layers)
+    return arrays + held, 2 * EXPANDED_LEVELS if series else 0
 
 
-def diagonals(network: Network, squares: Array) -> tuple[Array, Array]:
-    """(S(x_i, x_i), T(x_i, x_i)) float64 from ‖x_i‖²/divisor, (n,).
+def continued(
+    layers: tuple[Layer, ...],
+    s: Array,
+    t: Array | None,
+    nodes: list[list[Array]],
+    symmetric: bool,
+    dtype: np.dtype,
+    parts: Sequence[str],
+) -> list[Array]:
+    """The `parts` (n, m) of `dtype` after `layers` of vectors, from S and T (n, m) float64 before them.
+
+    nodes: `node_variances` of both sides. A symmetric matrix is computed on and below its diagonal.
+    """
+
+    def entries(block: Block) -> list[Array]:
+        start = s[block.rows, block.columns].copy()
+        tangents = None if t is None else t[block.rows, block.columns].copy()
+        found = _block_recursion(layers, start, tangents, nodes, block, "ntk" in parts)
+        return [found[part] for part in parts]
+
+    return by_blocks(entries, s, s.T, symmetric, dtype, len(parts))
+
+
+def node_variances(layers: Sequence[Layer], variances: Array) -> list[Array]:
+    """S(x_i, x_i), (n,) float64, before every Activation and LayerNorm, branches before shortcuts; `variances` before them all."""
+    found: list[Array] = []
+    _follow(layers, variances, None, found)
+    return found
+
+
+def diagonals(layers: Sequence[Layer], s: Array, t: Array | None = None) -> tuple[Array, Array]:
+    """(S(x_i, x_i), T(x_i, x_i)) after the layers, (n,) float64, from those before; t None: zeros.
 
     A zero row has no direction: its correlation with itself is 0, as with every other row.
     """
-    xp = namespace(squares)
-    s, t = squares, xp.zeros_like(squares)
-    for layer in network.layers:
-        if isinstance(layer, Activation):
-            a = xp.sqrt(s)
-            t = t * layer.gain * layer.sigma.dual_derivative(a, a, xp.where(a > 0, 1.0, 0.0))
-            s = layer.gain * layer.sigma.dual(a, a, xp.ones_like(a))
-        elif isinstance(layer, Dense):
-            s = layer.weight_variance * s + layer.bias_variance
-            t = layer.weight_variance * t + (s if layer.trainable else 0.0)
+    s, t = _follow(layers, s, namespace(s).zeros_like(s) if t is None else t, [])
+    assert t is not None
     return s, t
 
 
-def _recursion(network: Network, c: Array, rows: Array, columns: Array, tangent: bool) -> tuple[Array, Array | None]:
-    """(S, T) of one block from its input correlations (R, C) and variances (layers + 1, R), (layers + 1, C); T when `tangent`."""
-    xp = namespace(c)
-    s, t = c, xp.zeros_like(c) if tangent else None
-    s *= _sizes(rows[0], columns[0])
-    for layer, v, w in zip(network.layers, rows, columns, strict=False):
+def _follow(layers: Sequence[Layer], s: Array, t: Array | None, nodes: list[Array]) -> tuple[Array, Array | None]:
+    """Variances s and, unless None, tangents t (n,) of rows with themselves through the layers; what nodes see is appended."""
+    xp = namespace(s)
+    for layer in layers:
         if isinstance(layer, Activation):
+            nodes.append(s)
+            a = xp.sqrt(s)
+            if t is not None:
+                t = t * layer.gain * layer.sigma.dual_derivative(a, a, xp.where(a > 0, 1.0, 0.0))
+            s = layer.gain * layer.sigma.dual(a, a, xp.ones_like(a))
+        elif isinstance(layer, Dense):
+            s = layer.weight_variance * s + layer.bias_variance
+            if t is not None:
+                t = layer.weight_variance * t + (s if layer.trainable else 0.0)
+        elif isinstance(layer, LayerNorm):
+            nodes.append(s)
+            size = xp.where(s > 0, s, 1.0)
+            if t is not None:
+                t = xp.where(s > 0, t / size, 0.0)
+            s = xp.where(s > 0, 1.0, 0.0)
+        elif isinstance(layer, Residual):
+            branch_s, branch_t = _follow(layer.branch, s, t, nodes)
+            s, t = _follow(layer.shortcut, s, t, nodes)
+            s = branch_s + s
+            t = None if t is None else branch_t + t
+    return s, t
+
+
+def _block_recursion(
+    layers: Sequence[Layer], s: Array, t: Array | None, nodes: list[list[Array]], block: Block, tangent: bool
+) -> dict[str, Array | None]:
+    """{"nngp": S, "ntk": T} of a block from S, T (R, C) before the layers, both overwritten; t None: 0. T when `tangent`."""
+    if tangent and t is None:
+        t = namespace(s).zeros_like(s)
+    pairs = ((v[block.rows], w[block.columns]) for v, w in zip(*nodes, strict=True))
+    s, t = _recursion(layers, s, t if tangent else None, pairs)
+    return {"nngp": s, "ntk": t}
+
+
+def _recursion(
+    layers: Sequence[Layer], s: Array, t: Array | None, nodes: Iterator[tuple[Array, Array]]
+) -> tuple[Array, Array | None]:
+    """(S, T) (R, C) after the layers from those before, which are overwritten. nodes: variances (R,), (C,) as of `node_variances`."""
+    xp = namespace(s)
+    for layer in layers:
+        if isinstance(layer, Activation):
+            v, w = next(nodes)
             s /= xp.maximum(_sizes(v, w), np.finfo(np.float64).tiny)
             xp.clip(s, -1.0, 1.0, out=s)
             a, b = xp.sqrt(v)[:, None], xp.sqrt(w)
@@ -167,6 +229,29 @@ def _recursion(network: Network, c: Array, rows: Array, columns: Array, tangent:
             if t is not None:
                 t *= layer.weight_variance
                 t += s if layer.trainable else 0.0
+        elif isinstance(layer, LayerNorm):
+            size = _sizes(*next(nodes))
+            inside = size > 0
+            size[~inside] = 1.0
+            for matrix in (s, t):
+                if matrix is not None:
+                    matrix /= size
+                    matrix *= inside
+            del size, inside
+        elif isinstance(layer, Residual):
+            s, t = _residual(layer, s, t, nodes)
+    return s, t
+
+
+def _residual(
+    layer: Residual, s: Array, t: Array | None, nodes: Iterator[tuple[Array, Array]]
+) -> tuple[Array, Array | None]:
+    """S and T of both paths, added; s and t are overwritten."""
+    branch_s, branch_t = _recursion(layer.branch, s.copy(), None if t is None else t.copy(), nodes)
+    s, t = _recursion(layer.shortcut, s, t, nodes)
+    s += branch_s
+    if t is not None:
+        t += branch_t
     return s, t
 
 

@@ -1,9 +1,10 @@
-"""NTK and NNGP of fully connected networks, exactly. MATH.md §1.
+"""NTK and NNGP of networks, exactly. MATH.md §1.
 
-Two ways to the same numbers. Networks whose activations all have one kink at 0 (ReLU, ABReLU, leaky ReLU, abs, identity) take one
-compiled pass in the input's dtype (`rectified`), in which nothing cancels near c = ±1; all others go through their dual activations
-in float64 (`general`). The diagonal of a symmetric call comes from the rows' variances alone, in float64. Called by workflows on
-tiles and by tests as the target of the feature maps.
+Networks of images go through `convolutional`. For networks of vectors there are two ways to the same numbers: networks of Dense and
+activations that all have one kink at 0 (ReLU, ABReLU, leaky ReLU, abs, identity) take one compiled pass in the input's dtype
+(`rectified`), in which nothing cancels near c = ±1; all others go through their dual activations in float64 (`general`). The diagonal
+of a symmetric call comes from the rows' variances alone, in float64. Called by workflows on tiles and by tests as the target of the
+feature maps.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Any, ClassVar
 
 from ntkdask.arrays import Array
 from ntkdask.errors import InputError
-from ntkdask.kernels import general, rectified
+from ntkdask.kernels import convolutional, general, rectified
 from ntkdask.kernels.base import flat_pair, flat_rows, set_diagonal
 from ntkdask.kernels.correlations import row_squares
-from ntkdask.networks import Activation, Dense, Network
+from ntkdask.networks import Network
 from ntkdask.registry import register
 
 PARTS = ("nngp", "ntk")
@@ -24,6 +25,8 @@ PARTS = ("nngp", "ntk")
 
 def _matrices(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
     """The `parts` of (n, *s), (m, *s) → (n, m) each, in x's dtype; exact diagonals where y is None."""
+    if network.takes_images:
+        return convolutional.matrices(network, x, y, parts)
     x, y = flat_pair(x, y)
     found = _found(network, x, y, parts)
     if y is None:
@@ -44,8 +47,10 @@ def _divisor(network: Network, x: Array) -> float:
 
 
 def _diagonals(network: Network, x: Array, parts: tuple[str, ...]) -> list[Array]:
+    if network.takes_images:
+        return convolutional.diagonals(network, x, parts)
     x = flat_rows(x)
-    pair = general.diagonals(network, row_squares(x) / _divisor(network, x))
+    pair = general.diagonals(network.layers, row_squares(x) / _divisor(network, x))
     return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
 
 
@@ -58,15 +63,13 @@ class _NeuralKernel:
         name = type(self).__name__
         if not isinstance(self.network, Network):
             raise InputError(f"{name}: network is {self.network!r}; give a Network, for example fully_connected(1).")
-        for position, layer in enumerate(self.network.layers):
-            if not isinstance(layer, (Dense, Activation)):
-                raise InputError(
-                    f"{name}: layer {position} of the network is {layer!r}; this kernel takes rows through Dense and Activation "
-                    "layers only. Use a fully connected network."
-                )
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Results, copies of the rows, and each thread's block; bytes."""
+        """Results, copies of the rows, and each thread's block; bytes. InputError for rows that the network does not take."""
+        if self.network.takes_images:
+            return convolutional.workspace_bytes(
+                self.network, n, m, itemsize, row_shape, len(self.parts), "ntk" in self.parts
+            )
         steps = rectified.steps(self.network)
         if steps is None:
             return general.network_bytes(self.network, n, m, itemsize, row_shape, len(self.parts))
@@ -81,9 +84,10 @@ class NTK(_NeuralKernel):
     parts: ClassVar[tuple[str, ...]] = ("ntk",)
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m) of x's kind and dtype, float32 or float64.
+        """(n, *s), (m, *s) → (n, m) of x's kind and dtype, float32 or float64; images are (n, H, W, C).
 
-        Raises InputError for rows of different widths, DtypeError for other dtypes. No rows give an empty matrix.
+        Raises InputError for rows of different widths and for rows that are not images where the network takes images, DtypeError
+        for other dtypes. No rows give an empty matrix.
         """
         return _matrices(self.network, x, y, self.parts)[0]
 

@@ -18,16 +18,16 @@ from numba.extending import intrinsic, overload
 
 from ntkdask.compiled import inlined_on_views, polynomial
 
-# arccos(u)/(π√(1 − u²)) on [0, 1]: the smallest largest error of the angle, 1.7e-7, and Chebyshev interpolation, 1.3e-13
+# arccos(u)/(π√(1 − u²)) on [0, 1]: the smallest largest error of the angle, 1.7e-7, and Chebyshev interpolation, 8e-16
 ANGLE = {
     "float32": (
         0.499999911, -0.318293333, 0.249562636, -0.207909048, 0.166373715, -0.109816715, 0.04842126, -0.0100298133,
     ),
     "float64": (
-        0.49999999999987016, -0.318309886117158, 0.249999994283156, -0.21220639536031208, 0.18749646112089569,
-        -0.16972612573327364, 0.15596214414385523, -0.14402642476572364, 0.13111479399069992, -0.11347738507886575,
-        0.08847717925602258, -0.05823336089169229, 0.030101833999011212, -0.011206349271916438, 0.0026345946750395183,
-        -0.0002911880658848941,
+        0.49999999999999944, -0.31830988618335027, 0.2499999999473227, -0.2122065882530219, 0.18749993497628192,
+        -0.16976424879970903, 0.15623921311734995, -0.14543262141780125, 0.136276557495196, -0.12750246981197857,
+        0.11709513145856121, -0.10240929437463467, 0.08173309586037203, -0.0566222797856258, 0.03226680713429852,
+        -0.01424755311152839, 0.004513159049231989, -0.0009048418515256898, 8.57707343508968e-05,
     ),
 }  # fmt: skip
 _angle = polynomial(ANGLE["float32"], ANGLE["float64"])
@@ -35,7 +35,10 @@ _angle = polynomial(ANGLE["float32"], ANGLE["float64"])
 NEAREST = 7.5e-8
 """1 − c² of float32 that is no more than rounding: what 1/√(1 − c²) is bounded by."""
 
-PARALLEL = 4e-15
+NEAR = 1e-4
+"""1 − c² below which S that comes from float32 is in doubt."""
+
+PARALLEL = 2e-14
 """1 − c² of float64 that is no more than rounding: equal patches have c = 1."""
 
 
@@ -201,12 +204,13 @@ def affine(s, t, k, bias, trainable, tangent):
             t[i] = trainable * value
 
 
-def _root(x):
-    """(√x, 1/√x) for x = 1 − c² ≥ 0, in float32 the latter bounded; in float64 (√x, 0), √x = 0 for what is rounding."""
+def _root(x: Any) -> Any:
+    """(√x, doubt) of x = 1 − c². In float32 √x is at least that of rounding and the doubt is 1/√x; in float64 √x = 0 for what is
+    rounding, and the doubt is 1 where x < NEAR, else 0."""
     if isinstance(x, np.float32):
-        inverse = 1 / math.sqrt(max(x, NEAREST))
-        return x * inverse, inverse
-    return (math.sqrt(x) if x > PARALLEL else 0.0), 0.0
+        x = max(x, np.float32(NEAREST))
+        return math.sqrt(x), 1 / math.sqrt(x)
+    return (math.sqrt(x) if x > PARALLEL else 0.0), float(x < NEAR)
 
 
 @overload(_root, jit_options={"fastmath": {"contract", "reassoc", "nsz"}, "forceinline": True})
@@ -215,20 +219,20 @@ def _compiled_root(x):
 
         def single(x):
             x = max(x, np.float32(NEAREST))
-            inverse = _inverse_root(x)
+            inverse: Any = _inverse_root(x)  # type: ignore[call-arg]
             return _times(x, inverse), inverse
 
         return single
 
     def double(x):
-        return (math.sqrt(x) if x > PARALLEL else 0.0), 0.0
+        return (math.sqrt(x) if x > PARALLEL else 0.0), (1.0 if x < NEAR else 0.0)
 
     return double
 
 
 @inlined_on_views
 def _step(c):
-    """(κ₀(c), √(1 − c²), 1/√(1 − c²)), the last in float32 alone. The sign of c enters by its bit: comparisons share their ports with
+    """(κ₀(c), √(1 − c²), doubt of `_root`). The sign of c enters by its bit: comparisons share their ports with
     multiplications, additions do not."""
     half, one = type(c)(0.5), type(c)(1)
     root, inverse = _root(one - c * c)
@@ -240,7 +244,7 @@ def sum_rectify(v, u, left, right, rx, rz, sx, sz, s, t, tangent):
     """Three columns of the row sums v, u of S and T, T + S, then a normalised ReLU: the inner loop of most networks.
 
     v, u: one entry before, N, one after; without `tangent` T counts as 0. rx, rz: 1/√v of either image at each entry; sx·sz: √(vv')/π.
-    σ_w²/q² has gone into these and into what the sums are multiplied by in the end. Σ 1/√(1 − c²) in float32.
+    σ_w²/q² has gone into these and into what the sums are multiplied by in the end. Σ of the doubts.
     """
     n, zero = s.size, s.dtype.type(0)
     total = zero
@@ -274,7 +278,7 @@ def sum_columns(v, left, right, s):
 
 @inlined_on_views
 def rectify(s, t, rx, rz, sx, sz, curve, line):
-    """An activation on its own, in place; sx·sz: curve·√(vv')/π. Σ 1/√(1 − c²) in float32."""
+    """An activation on its own, in place; sx·sz: curve·√(vv')/π. Σ of the doubts."""
     total = s.dtype.type(0)
     for i in range(s.size):
         step, root, inverse = _step(s[i] * (rx[i] * rz[i]))

@@ -25,6 +25,9 @@ Flatten readout one slab of each is all there is."""
 LIMIT = 100.0
 """Mean of 1/√(1 − c²) in a slab above which float32 is not enough: the error of κ₀ is up to 1.5e-7/π times that, 5e-6."""
 
+LATER_LIMIT = 0.01
+"""Share of a later slab's entries near ±1 above which a pair that began in float32 is done again in float64."""
+
 ALIGNED = 64
 """Bytes of a vector and of a cache line."""
 
@@ -47,8 +50,8 @@ def readout(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(S, T) float64 (n, m) at the readout of images (n, H, W, C), (m, H, W, C), float32 or float64.
 
-    maps: variances (n, H_k, W_k) float64 before every activation and LayerNorm. y None: x with itself; the diagonal is left 0. divisor:
-    of the inputs' products.
+    maps: variances (n, H_k, W_k) float64 before every activation and LayerNorm. y None: x with itself; the diagonal is left 0.
+    divisor: of the inputs' products.
     """
     compiled_stages = tuple(_compile_stages(program))
     left = _side(compiled_stages, x, maps_x, divisor, True)
@@ -113,7 +116,7 @@ def _compile_stages(program: Program) -> Iterator[_CompiledStage]:
     first = 0
     for stage in program.stages:
         tables = _Tables(any(isinstance(op, Save) for op in stage.ops))
-        for op, following in zip(stage.ops, (*stage.ops[1:], None), strict=True):
+        for op, following in zip(stage.ops, (*stage.ops[1:], None), strict=False):
             tables.add(op, following)
         ops = np.array(tables.ops, np.int64).reshape(-1, 7)
         constants = np.array(tables.constants, np.float64).reshape(-1, 5)
@@ -248,7 +251,15 @@ class _Worker:
     def run(self, block: tuple[int, int, int], found: np.ndarray) -> None:
         """S and T of the pairs (rows of x, a column) of a block into found (2, n, m), summed over the readout's pixels."""
         first, last, column = block
-        count = last - first
+        doubtful = self._pairs(slice(first, last), column, self.dtype, found)
+        for row in first + np.flatnonzero(doubtful):
+            self._pairs(slice(row, row + 1), column, np.dtype(np.float64), found)
+
+    def _pairs(self, rows: slice, column: int, dtype: np.dtype, found: np.ndarray) -> np.ndarray:
+        """All stages of the pairs, the first in `dtype`; which of the rows a later stage leaves in doubt."""
+        count = rows.stop - rows.start
+        single = dtype == np.float32
+        doubtful = np.zeros(count, bool)
         inputs, scale = np.empty((0, 2, 0, 0, 0)), 1.0
         self.sums[:count] = 0
         for index, stage in enumerate(self.stages):
@@ -257,18 +268,21 @@ class _Worker:
                 outputs = self.pooled[index][:count]
                 outputs[...] = 0
             todo = np.repeat(stage.wanted[None], count, axis=0)
-            if index == 0 and self.dtype == np.float32:
-                self._stage(index, np.dtype(np.float32), slice(first, last), column, inputs, scale, todo, outputs)
+            if index == 0 and single:
+                self._stage(index, dtype, rows, column, inputs, scale, todo, outputs, LIMIT)
             if todo.any():
-                self._stage(index, np.dtype(np.float64), slice(first, last), column, inputs, scale, todo, outputs)
+                limit = LATER_LIMIT if index and single else 1.0
+                self._stage(index, np.dtype(np.float64), rows, column, inputs, scale, todo, outputs, limit)
+                doubtful |= todo.any(axis=(1, 2))
             inputs = outputs
             window = stage.stage.window or (1, 1)
             scale = stage.unit / math.prod(window) ** 2
-        found[:, first:last, column] = stage.unit * self.sums[:count].T
+        found[:, rows, column] = stage.unit * self.sums[:count].T
+        return doubtful
 
     def _stage(
         self, index: int, dtype: np.dtype, rows: slice, column: int, inputs: np.ndarray, scale: float, todo: np.ndarray,
-        outputs: np.ndarray,
+        outputs: np.ndarray, limit: float,
     ) -> None:  # fmt: skip
         stage = self.stages[index]
         shape = stage.stage.shape_in
@@ -281,7 +295,7 @@ class _Worker:
         planes, saved, columns, near = self._scratch(index, dtype, channels)
         codes.run_stage(
             stage.ops, stage.constants.astype(dtype), shape, stage.stage.window or (0, 0), x, z, rx, rz, sx, sz, inputs,
-            dtype.type(scale), todo, dtype.type(LIMIT), outputs, self.sums, planes, saved, columns, near,
+            dtype.type(scale), todo, dtype.type(limit), outputs, self.sums, planes, saved, columns, near,
         )  # fmt: skip
 
     def _scratch(self, index: int, dtype: np.dtype, channels: int) -> tuple[np.ndarray, ...]:

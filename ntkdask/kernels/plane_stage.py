@@ -60,7 +60,7 @@ def _load(a, scale, out):
 
 @inlined_on_views
 def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, dy, dx, tangent):
-    """All operations on S and T (hw,) of slab (dy, dx); the largest Σ 1/√(1 − c²) of its activations in float32.
+    """All operations on S and T (hw,) of slab (dy, dx); the largest Σ of the doubts (`plane_loops`) of its activations.
 
     v, u: (hw + 2,) scratch. saved: (2·depth, hw) for residual paths. rx, sx: (nodes, hw); rz, sz: (nodes, 2hw) rolled by dx.
     """
@@ -117,10 +117,11 @@ def run_stage(
     """A stage of the pairs (x_i, z), i < B, on the slabs that `todo` (B, H, W) marks; it unmarks those it has done.
 
     x (B, C, HW), z (C, HW): images, of the first stage (C > 0). inputs (B, 2, H, W, HW) float64: slabs of S and T of a later one,
-    times `scale`. rx, sx (B, nodes, HW) and rz, sz (nodes, HW): 1/√v and √v of the stage's nodes in its units, sx times curve/π. limit: slabs in
-    which a mean of 1/√(1 − c²) is larger stay marked and are not added. outputs (B, 2, H/rows, W/columns, HW/rows·columns) float64: the
-    pooled slabs; sums (B, 2) float64: of S and T where window is (0, 0). planes (6, ≥ HW + 2): scratch, each row aligned so that its
-    second entry is. columns (C + 2·nodes, 2HW): scratch for what z becomes for each dx; near (2, HW) uint8: for its masks.
+    times `scale`. rx, sx (B, nodes, HW) and rz, sz (nodes, HW): 1/√v and √v of the stage's nodes in its units, sx times curve/π.
+    limit: slabs in which the mean doubt is larger stay marked and are not added. outputs (B, 2, H/rows, W/columns,
+    HW/rows·columns) float64: the pooled slabs; sums (B, 2) float64: of S and T where window is (0, 0). planes (4, ≥ HW + 2): scratch,
+    each row aligned so that its second entry is. columns (C + 2·nodes, 2HW): scratch for what z becomes for each dx; near (2, HW)
+    uint8: for its masks.
     """
     h, w = shape
     n, channels, nodes = h * w, z.shape[0], rz.shape[0]

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask.arrays import Array, is_device_array, namespace
+from ntkdask.compiled import compiled, inlined, polynomial
 from ntkdask.kernels import device
 from ntkdask.kernels.blocks import Block, cut, over_blocks, place, workers
-from ntkdask.kernels.compiled import compiled, inlined, polynomial
 from ntkdask.kernels.correlations import half_deficits, refining_bytes, unit_rows
 from ntkdask.networks import Activation, Dense, Network
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ntkdask.errors import InputError
 from ntkdask.networks.layers import (
@@ -112,10 +112,11 @@ def _shapes(layers: tuple[Layer, ...], shape: tuple[int, int], where: str) -> li
 
 @dataclass(frozen=True)
 class _State:
-    """What the layers so far leave. gaussian: an Activation may follow. fresh: the last layer is a Dense or Conv. seen: there was
-    one."""
+    """What the layers so far leave. gaussian: an Activation may follow. direct: the last layer is a Dense or Conv. fresh: so, and it
+    is of this residual path, so that other paths do not share its output. seen: there was one."""
 
     gaussian: bool = False
+    direct: bool = False
     fresh: bool = False
     seen: bool = False
 
@@ -126,22 +127,22 @@ def _require_gaussian(layers: tuple[Layer, ...], state: _State | None = None, wh
     for position, layer in enumerate(layers):
         name = f"layer {where}{position}"
         if isinstance(layer, WEIGHTS):
-            state = _State(True, True, True)
+            state = _State(True, True, True, True)
         elif isinstance(layer, Activation):
             if not state.gaussian:
                 raise InputError(
                     f"Network: {name} ({layer.sigma.name or layer.sigma}) is an Activation without a Dense or Conv before it; its "
                     "input is not Gaussian. Put one in between."
                 )
-            state = _State(False, False, state.seen)
+            state = _State(False, False, False, state.seen)
         elif isinstance(layer, LayerNorm):
-            if not state.fresh:
+            if not state.direct:
                 raise InputError(f"Network: {name} is a LayerNorm that does not stand right after a Dense or Conv.")
-            state = _State(True, False, True)
+            state = _State(True, False, False, True)
         elif isinstance(layer, AvgPool):
-            state = _State(state.gaussian, False, state.seen)
+            state = _State(state.gaussian, False, False, state.seen)
         elif isinstance(layer, READOUTS):
-            state = _State(False, False, state.seen)
+            state = _State(False, False, False, state.seen)
         elif isinstance(layer, Residual):
             state = _after_residual(layer, state, where, position)
         else:
@@ -152,20 +153,21 @@ def _require_gaussian(layers: tuple[Layer, ...], state: _State | None = None, wh
 
 def _after_residual(layer: Residual, state: _State, where: str, position: int) -> _State:
     name = f"layer {where}{position}"
-    branch = _require_gaussian(layer.branch, state, f"{where}{position}.branch.")
+    start = replace(state, fresh=False)
+    branch = _require_gaussian(layer.branch, start, f"{where}{position}.branch.")
     if not layer.shortcut and not state.seen:
         raise InputError(
             f"Network: {name} is a Residual whose identity shortcut adds the input itself, which is not random. Put a Dense or Conv "
             "before it, or one into the shortcut."
         )
-    shortcut = _require_gaussian(layer.shortcut, state, f"{where}{position}.shortcut.") if layer.shortcut else state
-    fresh = [branch.fresh, bool(layer.shortcut) and shortcut.fresh]
-    if not any(fresh):
+    shortcut = _require_gaussian(layer.shortcut, start, f"{where}{position}.shortcut.")
+    if not (branch.fresh or shortcut.fresh):
         raise InputError(
             f"Network: {name} is a Residual of which neither path ends in a Dense or Conv: the two are not independent, and the "
             "kernel of their sum is not the sum of their kernels. End the branch in a Dense or Conv."
         )
-    return _State(branch.gaussian and shortcut.gaussian, all(fresh), True)
+    fresh = branch.fresh and (shortcut.fresh if layer.shortcut else state.fresh)
+    return _State(branch.gaussian and shortcut.gaussian, False, fresh, True)
 
 
 def _require_readout(layers: tuple[Layer, ...]) -> None:

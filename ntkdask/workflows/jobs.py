@@ -62,7 +62,10 @@ class Site:
 
 @dataclass(frozen=True)
 class TrainingJob(ABC):
-    """Data, split and preprocessing; a subclass says what is fitted, what it costs and how alpha is chosen."""
+    """Data, split and preprocessing; a subclass says what is fitted, what it costs and how alpha is chosen.
+
+    train_rows, test_rows: how many rows of each side are taken, at random by the seed, fewer being part of more; None: all.
+    """
 
     name: str
     train: Dataset
@@ -71,6 +74,8 @@ class TrainingJob(ABC):
     steps: tuple[Step, ...]
     inner_folds: int = field(default=INNER_FOLDS, kw_only=True)
     holdout: float = field(default=HOLDOUT, kw_only=True)
+    train_rows: int | None = field(default=None, kw_only=True)
+    test_rows: int | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
     plan: Plan = field(default_factory=Plan, kw_only=True)
 
@@ -102,6 +107,14 @@ class TrainingJob(ABC):
     def fit(self, fold: Fold, plan: RidgePlan, site: Site) -> RidgeFit:
         """Fit to the training rows of one outer fold; the model is stored."""
 
+    def measured(self, resources: Resources, client: Any = None, *, always: bool = False) -> Resources:
+        """`resources` with the pace of the job's kernel where that decides the plan (always: or only tells the time)."""
+        return resources
+
+    def time_words(self, plan: RidgePlan, resources: Resources) -> dict[str, str]:
+        """What a printed plan says of time, with the pace of `resources`."""
+        return {}
+
     def size_words(self, plan: RidgePlan) -> dict[str, str]:
         """What a printed plan says of the fit's own sizes."""
         return {}
@@ -112,6 +125,8 @@ class TrainingJob(ABC):
             "train": self.train.digest,
             "test": None if self.test is None else self.test.digest,
             "split": None if self.split is None else asdict(self.split),
+            "train_rows": self.train_rows,
+            "test_rows": self.test_rows,
             "preprocess": registry.to_config(self.steps),
             **self.model_config(),
             "seed": self.seed,
@@ -140,7 +155,21 @@ class TrainingJob(ABC):
     def n_train(self) -> int:
         """About how many rows train a fit."""
         share = 1.0 if self.split is None else 1 - (self.split.test or 1 / self.n_outer)
-        return round(share * self.train.n)
+        rows = round(share * self.train.n)
+        return rows if self.train_rows is None else min(rows, self.train_rows)
+
+    @property
+    def n_predicted(self) -> int:
+        """About how many rows are predicted in all."""
+        if self.test is not None:
+            rows = self.test.n
+        else:
+            rows = (
+                self.train.n
+                if self.n_outer > 1
+                else round((self.split.test or 1.0 if self.split else 1.0) * self.train.n)
+            )
+        return rows if self.test_rows is None else min(rows, self.test_rows)
 
     @property
     def row_bytes(self) -> int:

@@ -9,11 +9,19 @@ from typing import Any
 from ntkdask import registry
 from ntkdask.kernels import Kernel
 from ntkdask.workflows.budget import Costs, Resources, RidgePlan
+from ntkdask.workflows.calibrate import is_slow, measured
 from ntkdask.workflows.fit_kernel_ridge import fit_kernel_ridge
 from ntkdask.workflows.fit_ridge import RidgeFit
 from ntkdask.workflows.jobs import Fold, Site, TrainingJob
 from ntkdask.workflows.kernel_options import KernelRidgeOptions
-from ntkdask.workflows.kernel_ridge_plan import KernelRidgePlan, KernelShape, kernel_costs, plan_kernel_ridge
+from ntkdask.workflows.kernel_ridge_plan import (
+    KernelRidgePlan,
+    KernelShape,
+    kernel_costs,
+    kernel_times,
+    plan_kernel_ridge,
+)
+from ntkdask.workflows.pace import duration
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,29 @@ class KernelRidgeJob(TrainingJob):
             fold.train, fold.groups, self.options, plan, kernel=self.kernel, steps=self.steps, n_classes=self.n_classes,
             url=site.url, client=site.client, listener=site.listener, record=site.record, name=site.name,
         )  # fmt: skip
+
+    def measured(self, resources: Resources, client: Any = None, *, always: bool = False) -> Resources:
+        """With the pace of the kernel where it is slow: that bounds tiles and tasks of predictions."""
+        if not (always or is_slow(self.kernel)):
+            return resources
+        return measured(resources, self.kernel, self.shape(), self.options, self.steps, plan=self.plan, client=client)
+
+    def time_words(self, plan: RidgePlan, resources: Resources) -> dict[str, str]:
+        """Seconds of tiles, matrix and predictions; solving is not among them."""
+        assert isinstance(plan, KernelRidgePlan)
+        pace = resources.pace
+        if pace is None:
+            return {}
+        t = kernel_times(self.shape(), self.kernel, plan, self.n_predicted, resources)
+        slots, unit = resources.slots, "GPU" if plan.device else "slot"
+        on = f"on {slots} slot{'s' if slots != 1 else ''}"
+        return {
+            "pace": f"{duration(pace.entry_seconds)} an entry, measured on tiles of {pace.rows} × {pace.rows} with {pace.threads} "
+            f"thread{'s' if pace.threads != 1 else ''}",
+            "time of kernel-tile": f"{duration(t.tile_seconds)} a tile, {duration(t.matrix_seconds)} {on}: "
+            f"{t.matrix_work / 3600:.3g} {unit}-hours",
+            "time of predict": f"{duration(t.predict_seconds)} {on}: {t.predict_work / 3600:.3g} {unit}-hours",
+        }  # fmt: skip
 
     def size_words(self, plan: RidgePlan) -> dict[str, str]:
         """Matrix, tiles and solver."""

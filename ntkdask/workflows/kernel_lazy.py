@@ -14,7 +14,7 @@ from ntkdask.datasets import Dataset
 from ntkdask.kernels.base import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.tiles import Plan
-from ntkdask.workflows.matrix_plan import parts_of, plan_kernel_matrix
+from ntkdask.workflows.matrix_plan import parts_of, plan_matrix
 from ntkdask.workflows.sources import is_dask, row_shape_of
 from ntkdask.workflows.stream import require_finite
 
@@ -38,7 +38,7 @@ def _blocks(kernel: Kernel, source: Any, name: str, dtype: str, plan: Plan, sour
         x = as_array(x)
         counts = [len(s) if not isinstance(s, Dataset) else s.n for s in sources]
         row_bytes = int(np.prod(x.shape[1:])) * x.dtype.itemsize
-        sizes = plan_kernel_matrix(
+        sizes = plan_matrix(
             kernel, counts[0], counts[1] if len(counts) > 1 else None, row_shape_of(x), row_bytes, dtype, plan.memory_bytes,
             tile_rows=plan.tile_rows, tile_cols=plan.tile_cols,
         )  # fmt: skip

@@ -8,10 +8,12 @@ parts (NNGP and NTK in one pass) fills one store per part. Called by kernel ridg
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,12 +30,13 @@ from ntkdask.kernels.base import Kernel
 from ntkdask.matrices import StoredMatrix
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
-from ntkdask.rows import Rows
 from ntkdask.store import Receipt, TileStore, free_bytes, local_path
 from ntkdask.threads import current
 from ntkdask.tiles import Plan, Tile, TileGrid, format_bytes
+from ntkdask.workflows.calibrate import calibrate as measured_pace
+from ntkdask.workflows.calibrate import is_slow
 from ntkdask.workflows.kernel_lazy import lazy_kernel_matrix
-from ntkdask.workflows.matrix_plan import MatrixPlan, parts_of, plan_kernel_matrix
+from ntkdask.workflows.matrix_plan import MatrixPlan, parts_of, plan_matrix
 from ntkdask.workflows.progress import Listener, Silent
 from ntkdask.workflows.sources import as_source, is_dask, row_shape_of, rows_of
 from ntkdask.workflows.stream import FeatureStream
@@ -52,8 +55,9 @@ def kernel_matrix(
     bool and float16 are cast, uint8 images divided by 255; dtype is float64 when rows of x or y are, or as `plan` says.
     url=None: lazy, nothing is computed or stored. url: every pending tile is computed now and stored there (parts: url/<part>);
     equal tiles are not computed again. client: a Dask client, or None for a loop here. Tiles are at most 2 048²,
-    smaller where plan.memory_bytes (None: the smallest worker's share) says so; on GPUs where every worker has one. threads: of
-    each task (None: what its process has).
+    smaller where plan.memory_bytes (None: the smallest worker's share) says so, and for kernels of images where a tile would take
+    longer than 90 s (`plan_kernel_matrix` says how long); on GPUs where every worker has one. threads: of each task (None: what its
+    process has).
 
     Raises InputError for rows of different shapes, without rows, or (naming them) with NaN; FingerprintError, naming the
     keys, when url holds a matrix of another kernel, other data or another plan; MemoryBudgetError and DiskSpaceError with
@@ -61,9 +65,7 @@ def kernel_matrix(
     """
     plan, listener = plan or Plan(), listener or Silent()
     config = _described(kernel)
-    sources = [as_source(x)] if y is None else [as_source(x), as_source(y, "y")]
-    _require_alike(sources)
-    dtype = plan.dtype or ("float64" if any(s.dtype == np.float64 for s in sources) else "float32")
+    sources, dtype = _sources(x, y, plan)
     if url is None:
         return lazy_kernel_matrix(kernel, sources, dtype, plan)
     path = local_path(url)
@@ -73,26 +75,50 @@ def kernel_matrix(
             check_finite_rows(source, name=name)
     inputs = path.with_name(path.name + ".inputs")
     located = [rows_of(s, inputs, client is not None, name) for s, name in zip(sources, "xy", strict=False)]
-    memory, device_memory = _budgets(client, plan)
-    n, m = located[0][0].n_total, located[-1][0].n_total if y is not None else None
     asked = _stored_tiles(path, kernel, plan)
-    sizes = plan_kernel_matrix(
-        kernel, n, m, row_shape_of(sources[0]), max(_row_bytes(rows) for rows, _ in located), dtype, memory,
-        device_budget=device_memory, tile_rows=asked.tile_rows, tile_cols=asked.tile_cols,
-    )  # fmt: skip
+    threads = threads or (current() if client is None else None)
+    measures = is_slow(kernel) and not (asked.tile_rows or asked.tile_cols)
+    sizes = _sizes(kernel, sources, dtype, asked, client, measures=measures, threads=threads)
+    on_device = sizes.device_bytes > 0
     streams = [
         FeatureStream(
-            rows, FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype), None, None, sizes.batch_rows, device_memory > 0
+            rows, FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype), None, None, sizes.batch_rows, on_device
         )
         for rows, _ in located
     ]  # fmt: skip
     fingerprint = {"kernel": config, "x": located[0][1], "y": None if y is None else located[1][1]}
     stores = build_kernel_matrix(
         kernel, streams[0], streams[1] if y is not None else None, path, sizes, fingerprint=fingerprint, client=client,
-        listener=listener, threads=threads or (current() if client is None else None),
+        listener=listener, threads=threads,
     )  # fmt: skip
     views = tuple(open_matrix(store.path) for store in stores)
     return views if parts_of(kernel) else views[0]
+
+
+def plan_kernel_matrix(
+    kernel: Kernel, x: Any, y: Any = None, *, client: Any = None, plan: Plan | None = None, workers: int | None = None,
+    calibrate: bool = True, threads: int | None = None,
+) -> MatrixPlan:  # fmt: skip
+    """What `kernel_matrix` with these arguments would take; computes and stores nothing of it.
+
+    `tiles` of `tile_rows` × `tile_cols`, `peak_bytes` of a process, `disk_bytes`, and from a second of measuring on the workers (in
+    this process without a client) `tile_seconds`, `work_seconds` in one slot and `seconds` until all is done.
+    workers: plan for so many workers like the client's (None: those there are), or like this process. calibrate=False: the seconds
+    are None. x, y: of a dataset only its shape is read, so that a matrix can be planned before its rows are copied anywhere.
+    Errors as of `kernel_matrix`.
+
+    >>> from ntkdask import kernels, networks
+    >>> found = plan_kernel_matrix(kernels.NTK(networks.fully_connected(1)), np.zeros((5000, 20)), calibrate=False)
+    >>> found.tiles, found.tile_rows, found.seconds
+    (10, 1280, None)
+    """
+    plan = plan or Plan()
+    _described(kernel)
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise InputError(f"plan_kernel_matrix: workers is {workers!r}, expected an integer >= 1.")
+    sources, dtype = _sources(x, y, plan)
+    threads = threads or (current() if client is None else None)
+    return _sizes(kernel, sources, dtype, plan, client, measures=calibrate, threads=threads, workers=workers)
 
 
 def open_matrix(url: str | os.PathLike[str]) -> Any:
@@ -160,7 +186,7 @@ def build_kernel_matrix(
 ) -> tuple[TileStore, ...]:  # fmt: skip
     """Compute the pending tiles of kernel(x, y) between selected rows of the streams; the complete stores, one per part.
 
-    x, y: preprocessed as the streams say, maps and targets unused; y=None is x. plan: `plan_kernel_matrix` of as many rows as are
+    x, y: preprocessed as the streams say, maps and targets unused; y=None is x. plan: `plan_matrix` of as many rows as are
     selected. fingerprint: everything that decides the values (kernel, data, preprocessing, split); sizes and dtype are
     added. url: of the one store, or of the folder of a kernel of several parts. threads: of each task (None leaves them).
     """
@@ -245,14 +271,42 @@ def _described(kernel: Any) -> Any:
     return config
 
 
-def _require_alike(sources: list[Any]) -> None:
+def _sources(x: Any, y: Any, plan: Plan) -> tuple[list[Any], str]:
+    """(x, or x and y, as `as_source` gives them, dtype of the matrix); InputError where their rows differ in shape."""
+    sources = [as_source(x)] if y is None else [as_source(x), as_source(y, "y")]
     shapes = [row_shape_of(s) for s in sources]
     if shapes[0] != shapes[-1]:
         raise InputError(f"x has rows of shape {shapes[0]} and y of {shapes[-1]}; they must agree.")
+    return sources, plan.dtype or ("float64" if any(s.dtype == np.float64 for s in sources) else "float32")
 
 
-def _row_bytes(rows: Rows) -> int:
-    return int(np.prod(rows.row_shape)) * np.dtype(rows.dtype).itemsize
+def _sizes(
+    kernel: Kernel, sources: list[Any], dtype: str, plan: Plan, client: Any, *, measures: bool, threads: int | None,
+    workers: int | None = None,
+) -> MatrixPlan:  # fmt: skip
+    """Tiles that fit, and (measures) the kernel's pace: of the tiles that memory allows, those that time allows."""
+    memory, device_memory = _budgets(client, plan)
+    counts = [s.n if isinstance(s, Dataset) else s.shape[0] for s in sources]
+    n, m = counts[0], counts[1] if len(counts) > 1 else None
+    row_shape, slots = row_shape_of(sources[0]), _slots(client)
+    row_bytes = max(math.prod(row_shape) * np.dtype(s.dtype).itemsize for s in sources)
+    sized = partial(
+        plan_matrix, kernel, n, m, row_shape, row_bytes, dtype, memory, device_budget=device_memory,
+        tile_rows=plan.tile_rows, tile_cols=plan.tile_cols,
+    )  # fmt: skip
+    wanted = slots if workers is None else workers * (1 if client is None else max(1, slots // len(client.nthreads())))
+    sizes = sized(slots=wanted)
+    if not measures:
+        return sizes
+    pace = measured_pace(
+        kernel, row_shape, dtype, min(sizes.tile_rows, sizes.tile_cols), entries=n * n / 2 if m is None else n * m, client=client,
+        slots=slots, n_threads=threads, device=device_memory > 0,
+    )  # fmt: skip
+    return sized(slots=wanted, pace=pace)
+
+
+def _slots(client: Any) -> int:
+    return 1 if client is None else sum(client.nthreads().values())
 
 
 def _budgets(client: Any, plan: Plan) -> tuple[int | None, int]:

@@ -26,11 +26,14 @@ from ntkdask.workflows.kernel_options import (
     candidates,
     choose_solver,
 )
-from ntkdask.workflows.matrix_plan import MatrixPlan, plan_kernel_matrix
+from ntkdask.workflows.matrix_plan import MatrixPlan, plan_matrix
 from ntkdask.workflows.model import POINTS_BYTES
+from ntkdask.workflows.pace import elapsed_seconds
 
 PREDICT_ROWS, BLOCK_BYTES = 2048, 64 * 2**20
 """Training rows that a batch of predictions meets at a time, at most, and their bytes."""
+PREDICT_TILE = 8192
+"""Rows that one task predicts, at most."""
 SHARE_CACHED = 0.7
 """Share of a worker's free memory that keeps tiles between products."""
 RANK_BYTES, MAX_RANK, RANK_SHARE = 2**30, 1500, 4
@@ -88,7 +91,7 @@ def plan_kernel_ridge(
     """
     dtype = plan.dtype or "float32"
     limit = plan.memory_bytes or resources.memory_bytes
-    matrix = _matrix_plan(shape, kernel, dtype, limit, plan.tile_cols)
+    matrix = _matrix_plan(shape, kernel, dtype, limit, plan.tile_cols, resources)
     if stored and limit is not None and matrix.keeps_rows:
         try:
             return _planned(shape, kernel, options, steps, dtype, matrix, limit, resources, limit, stored)
@@ -113,7 +116,7 @@ def _planned(
     best, reason = choose_solver(found, limit, n)
     slab, whole = slab_rows(shape.n_total), n * n * sizes.itemsize
     chosen = KernelRidgePlan(
-        dtype, slab, min(slab, BATCH_ROWS), min(slab, 8192), resources.threads, resources.solve_threads,
+        dtype, slab, min(slab, BATCH_ROWS), _predicted_rows(shape, slab, resources), resources.threads, resources.solve_threads,
         resources.device_bytes > 0, matrix.tile_rows, best.solver, reason, rank, 0, limit, resources.device_bytes, held,
         build_bytes, predict_block(shape, dtype),
     )  # fmt: skip
@@ -131,6 +134,12 @@ def _planned(
         "a batch of rows for kernel ridge",
     )  # fmt: skip
     return _batched(chosen, rows)
+
+
+def _predicted_rows(shape: KernelShape, slab: int, resources: Resources) -> int:
+    """Rows of a task of predictions."""
+    rows, pace = min(slab, PREDICT_TILE), resources.pace
+    return rows if pace is None else min(rows, pace.predict_rows(shape.n_train, shape.n_total, resources.slots))
 
 
 def predict_block(shape: KernelShape, dtype: str) -> int:
@@ -166,6 +175,37 @@ def kernel_costs(
     return Costs(memory, 0, shape.n_runs * flops, shape.n_runs * tasks, shape.n_runs * disk)
 
 
+@dataclass(frozen=True)
+class KernelTimes:
+    """What is predicted of a run on so many slots: the matrices of all fits, and predictions of n_predicted rows in all.
+
+    *_work: seconds in one slot; *_seconds: until all is done. tile_seconds: of one tile.
+    """
+
+    tile_seconds: float
+    matrix_work: float
+    matrix_seconds: float
+    predict_work: float
+    predict_seconds: float
+
+
+def kernel_times(
+    shape: KernelShape, kernel: Kernel, plan: KernelRidgePlan, n_predicted: int, resources: Resources
+) -> KernelTimes:
+    """Seconds of a run under `plan` at the pace of `resources`, which must have one."""
+    pace, tile = resources.pace, plan.matrix_tile
+    if pace is None:
+        raise ValueError("kernel_times: the kernel was not measured")
+    matrix = _matrix_plan(shape, kernel, plan.dtype, plan.build_bytes, tile, resources)
+    work = shape.n_runs * pace.work_seconds(shape.n_train, None, tile)
+    predict = pace.entry_seconds * n_predicted * shape.n_train
+    return KernelTimes(
+        pace.tile_seconds(min(tile, shape.n_train), min(tile, shape.n_train)), work,
+        shape.n_runs * elapsed_seconds(work / shape.n_runs, matrix.tasks, resources.slots), predict,
+        elapsed_seconds(predict, -(-n_predicted // plan.tile_rows), resources.slots),
+    )  # fmt: skip
+
+
 def _row_tasks(shape: KernelShape, kernel: Kernel, steps: tuple[Step, ...], plan: KernelRidgePlan) -> dict[str, int]:
     """Peak bytes of the tasks that walk rows: preprocessing, gathering, predicting."""
     itemsize, rows, d = np.dtype(plan.dtype).itemsize, plan.batch_rows, math.prod(shape.row_shape)
@@ -195,6 +235,11 @@ def _held_bytes(shape: KernelShape, dtype: str) -> int:
     return min(DEFAULT_BYTES, shape.n_runs * shape.n_train * math.prod(shape.row_shape) * np.dtype(dtype).itemsize)
 
 
-def _matrix_plan(shape: KernelShape, kernel: Kernel, dtype: str, limit: int | None, tile: int | None) -> MatrixPlan:
+def _matrix_plan(
+    shape: KernelShape, kernel: Kernel, dtype: str, limit: int | None, tile: int | None, resources: Resources | None = None
+) -> MatrixPlan:  # fmt: skip
     row_bytes = math.prod(shape.row_shape) * np.dtype(dtype).itemsize
-    return plan_kernel_matrix(kernel, shape.n_train, None, shape.row_shape, row_bytes, dtype, limit, tile_rows=tile)
+    pace, slots = (None, 1) if resources is None else (resources.pace, resources.slots)
+    return plan_matrix(
+        kernel, shape.n_train, None, shape.row_shape, row_bytes, dtype, limit, tile_rows=tile, pace=pace, slots=slots
+    )

@@ -1,13 +1,13 @@
-"""How large the tiles of a kernel matrix are: memory of a task against the budget, tasks, flops, bytes on disk.
+"""How large the tiles of a kernel matrix are: memory of a task against the budget, seconds, tasks, flops, bytes on disk.
 
-Pure arithmetic over the kernel's declared workspace. Refuses, with the numbers, before anything runs.
+Pure arithmetic over the kernel's declared workspace and its measured pace. Refuses, with the numbers, before anything runs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from ntkdask.kernels.base import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.tiles import format_bytes, largest_rows
 from ntkdask.workflows.budget import BASE_BYTES
+from ntkdask.workflows.pace import Pace, elapsed_seconds
 
 TILE_ROWS = 2048
 """Rows of a tile unless memory says less: 16 MiB in float32, which a disk reads at its full rate."""
@@ -35,7 +36,8 @@ class MatrixPlan:
 
     m: columns; None for a symmetric matrix, of which one triangle is computed. memory_bytes: peak of a process in the task of one
     tile, its own included; device_bytes: on a GPU. keeps_rows: preprocessed rows stay in each process's cache between tiles.
-    flops: of the products alone, 2·d an entry.
+    flops: of the products alone, 2·d an entry. slots: tasks at once, which the seconds are for. pace: None when the kernel was not
+    measured.
     """
 
     n: int
@@ -50,6 +52,34 @@ class MatrixPlan:
     tasks: int
     flops: float
     disk_bytes: int
+    slots: int = 1
+    pace: Pace | None = None
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles are computed."""
+        return self.tasks
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak of a process in the task of one tile."""
+        return self.memory_bytes
+
+    @property
+    def tile_seconds(self) -> float | None:
+        """Predicted seconds of a whole tile of different rows; None without a pace."""
+        return None if self.pace is None else self.pace.tile_seconds(self.tile_rows, self.tile_cols)
+
+    @property
+    def work_seconds(self) -> float | None:
+        """Predicted seconds of all tiles in one slot: over 3 600, the GPU-hours where a slot is a GPU. None without a pace."""
+        return None if self.pace is None else self.pace.work_seconds(self.n, self.m, self.tile_rows)
+
+    @property
+    def seconds(self) -> float | None:
+        """Predicted seconds on `slots` slots; None without a pace."""
+        work = self.work_seconds
+        return None if work is None else elapsed_seconds(work, self.tasks, self.slots)
 
     def to_json(self) -> dict[str, Any]:
         """As a table."""
@@ -112,16 +142,17 @@ class _Costs:
         return self.kernel.workspace_bytes(rows, columns, self.itemsize, self.row_shape)
 
 
-def plan_kernel_matrix(
+def plan_matrix(
     kernel: Kernel, n: int, m: int | None, row_shape: tuple[int, ...], row_bytes: int, dtype: str, budget: int | None = None,
     *, device_budget: int = 0, states_bytes: int = 0, tile_rows: int | None = None, tile_cols: int | None = None,
+    pace: Pace | None = None, slots: int = 1,
 ) -> MatrixPlan:  # fmt: skip
     """Choose tiles of at most 2 048² whose tasks fit the budget; MemoryBudgetError with the numbers when none does.
 
     m: columns, None for a symmetric matrix. row_bytes: of one row as stored. budget: bytes of a process, its own included; None:
     not bounded. device_budget: bytes of the GPU that tasks compute on, 0 without. states_bytes: what the preprocessing's
-    fitted states hold. tile_rows, tile_cols: sizes that were asked for; they are taken or refused. Sizes do not depend on
-    how many workers there are.
+    fitted states hold. tile_rows, tile_cols: sizes that were asked for; they are taken or refused. pace: with it, tiles that
+    were not asked for are no larger than `Pace.tile_rows` on so many slots says; without, sizes do not depend on how many there are.
     """
     costs = _Costs(kernel, n, m, row_shape, row_bytes, np.dtype(dtype).itemsize, states_bytes, device_budget > 0)
     columns_total = n if m is None else m
@@ -131,8 +162,9 @@ def plan_kernel_matrix(
         )
     if m is None:
         tile_rows = tile_cols = tile_rows or tile_cols
-    rows = min(n, tile_rows or _default_rows(n))
-    columns = min(columns_total, tile_cols or _default_rows(columns_total))
+    default = TILE_ROWS if pace is None else pace.tile_rows(n, m, slots)
+    rows = min(n, tile_rows or min(default, _default_rows(n)))
+    columns = min(columns_total, tile_cols or min(default, _default_rows(columns_total)))
 
     limits = []
     if budget is not None:
@@ -159,7 +191,7 @@ def plan_kernel_matrix(
             )
         size = min(size, fitting)
     rows, columns = min(rows, size), min(columns, size)
-    return _with_totals(costs, rows, columns, dtype, keeps)
+    return replace(_with_totals(costs, rows, columns, dtype, keeps), slots=slots, pace=pace)
 
 
 def _default_rows(n: int) -> int:

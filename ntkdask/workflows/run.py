@@ -22,17 +22,18 @@ from typing import Any
 import numpy as np
 
 from ntkdask import threads
+from ntkdask.datasets import Dataset
 from ntkdask.execution import Done
 from ntkdask.rows import DatasetRows, selected_count
 from ntkdask.states import load_state, save_state
-from ntkdask.store import TileStore, exclusive, remove, sweep, write_text
+from ntkdask.store import TileStore, exclusive, local_path, remove, sweep, write_text
 from ntkdask.workflows.budget import Costs, Resources, RidgePlan, require_memory
 from ntkdask.workflows.dual_path import convergence_note
 from ntkdask.workflows.fit_ridge import RidgeFit
 from ntkdask.workflows.jobs import Fold, Site, TrainingJob, require_disk
 from ntkdask.workflows.predict import evaluate, predict
 from ntkdask.workflows.progress import DRIVER, Listener, Record, Silent
-from ntkdask.workflows.split import deal, deal_inner, group_rows, hold_out, state_of
+from ntkdask.workflows.split import LEFT_OUT, deal, deal_inner, group_rows, hold_out, keep, state_of
 
 
 class _Recorder:
@@ -73,6 +74,7 @@ def run_job(
     report.
     """
     started = time.perf_counter()
+    folder = local_path(folder)  # workers of a running scheduler may be at home in another folder
     resources = resources or Resources.here()
     recorder = _Recorder(listener or Silent())
     with exclusive(folder):
@@ -83,7 +85,7 @@ def run_job(
         sweep(folder)
         record = Record.open(folder, job.fingerprint())
         # the first run's sizes and threads, whatever cluster goes on with it: they decide the bits
-        plan = job.stored_plan(record.once("plan", lambda: job.plan_for(resources)[0].to_json()))
+        plan = job.stored_plan(record.once("plan", lambda: job.plan_for(job.measured(resources, client))[0].to_json()))
         costs = job.costs_under(plan)
         require_memory(costs, resources)
         require_disk(folder, costs)
@@ -134,7 +136,7 @@ def _folds(job: TrainingJob, plan: RidgePlan, folder: Path, record: Record, clie
     rows = DatasetRows(train_url, url, digest=job.train.digest)
     if job.test is not None:
         groups: list[tuple[int, ...]] = [(i,) for i in range(inner)]
-        return [Fold(rows.select(*range(inner)), groups, DatasetRows(job.test.url, digest=job.test.digest))]
+        return [Fold(rows.select(*range(inner)), groups, _test_rows(job, job.test, folder, record))]
     outer = job.n_outer if job.split and job.split.folds else 2
     folds = []
     for held in range(outer) if job.n_outer > 1 else [1]:
@@ -152,11 +154,26 @@ def _deal(job: TrainingJob, plan: RidgePlan, folder: Path, client: Any) -> str:
         outer = deal(groups, job.split.folds, shuffle=job.split.shuffle, seed=job.seed, path=("split", "outer"))
     elif job.split is not None and job.split.test:
         outer = hold_out(groups, job.split.test, shuffle=job.split.shuffle, seed=job.seed, path=("split", "outer"))
+    outer = keep(outer, 0, job.train_rows, job.seed)
+    if job.test is None:
+        outer = keep(outer, 1, job.test_rows, job.seed)
+    kept = outer != LEFT_OUT
     inner = np.zeros(len(groups), np.int16)
     count = job.n_inner(plan)
     if count > 1:
-        inner = deal_inner(groups, job.selection_under(plan), count, job.holdout, job.seed)
-    return save_state(folder / "state", state_of(outer * count + inner))
+        inner[kept] = deal_inner(groups[kept], job.selection_under(plan), count, job.holdout, job.seed)
+    return save_state(folder / "state", state_of(np.where(kept, outer * count + inner, LEFT_OUT)))
+
+
+def _test_rows(job: TrainingJob, test: Dataset, folder: Path, record: Record) -> DatasetRows:
+    """Rows of a test dataset: all, or so many as the job says."""
+    if job.test_rows is None:
+        return DatasetRows(test.url, digest=test.digest)
+
+    def dealt() -> str:
+        return save_state(folder / "state", state_of(keep(np.zeros(test.n, np.int16), 0, job.test_rows, job.seed)))
+
+    return DatasetRows(test.url, record.once("test-rows", dealt), (0,), digest=test.digest)
 
 
 def _metrics(

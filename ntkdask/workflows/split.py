@@ -19,6 +19,8 @@ from ntkdask.rows import PART, Rows
 from ntkdask.tiles import Tile, row_tiles
 
 HASH_ROWS = 16384
+LEFT_OUT = -1
+"""The part of rows that neither train nor test."""
 INNER_FOLDS, HOLDOUT = 5, 0.2
 """How training rows are dealt to choose alpha, unless a job says otherwise."""
 
@@ -74,6 +76,21 @@ def hold_out(groups: np.ndarray, fraction: float, *, shuffle: bool, seed: int, p
     if part.all() or not part.any():
         raise InputError(f"a held-out fraction of {fraction} leaves one side of {names.size} distinct rows empty.")
     return part[inverse]
+
+
+def keep(parts: np.ndarray, part: int, count: int | None, seed: int) -> np.ndarray:
+    """(n,) parts of which `part` keeps `count` rows, at random; its others become `LEFT_OUT`. None keeps all.
+
+    Fewer rows are among more of the same seed. InputError when there are not so many.
+    """
+    rows = np.flatnonzero(parts == part)
+    if count is None:
+        return parts
+    if count > rows.size:
+        raise InputError(f"{count} rows are to be kept of {rows.size}. Leave the number out to take them all.")
+    out = parts.copy()
+    out[rows[seeds.permutation(seed, ("split", "keep", part), rows.size)[count:]]] = LEFT_OUT
+    return out
 
 
 def deal_inner(groups: np.ndarray, selection: str, n_folds: int, fraction: float, seed: int) -> np.ndarray:

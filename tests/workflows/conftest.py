@@ -1,11 +1,8 @@
-"""One cluster of two workers for the workflows' tests; modules that kill workers start their own."""
+"""The cluster of the workflows' tests."""
 
 import pytest
 
-from ntkdask import cluster
-
 
 @pytest.fixture(scope="session")
-def client():
-    with cluster.connect(n_workers=2, cuda=False, worker_memory="2 GiB") as client:
-        yield client
+def client(two_workers):
+    return two_workers

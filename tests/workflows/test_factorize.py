@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from jobs import Counter, Killed
+from jobs import Counter, Killed, damage
 from ntkdask import cluster
 from ntkdask.errors import DamagedTileError, FingerprintError, InputError, MemoryBudgetError, StoreError
 from ntkdask.execution import TASK_BYTES
@@ -470,10 +470,7 @@ def test_a_damaged_tile_is_named(tmp_path, matrix):
         matrix: lambda: factorize(matrix, 1.0, url=tmp_path / "b"),
     }
     for url, call in calls.items():
-        chunk = TileStore.open(url).chunk_path((4, 2))
-        content = bytearray(chunk.read_bytes())
-        content[77] ^= 1
-        chunk.write_bytes(content)
+        damage(url, (4, 2))
         with pytest.raises(DamagedTileError, match=r"tile \(4, 2\) of .* is damaged"):
             call()
 
@@ -569,8 +566,8 @@ def _run_alone(matrix, url):
 
 def test_the_driver_killed_in_the_middle(tmp_path):
     """SIGKILL of the process, twice; the third run computes what is pending and nothing else."""
-    matrix = store_matrix(tmp_path, kernel(200), 10)
-    total = 20 * 21 // 2
+    matrix = store_matrix(tmp_path, kernel(120), 10)
+    total = 12 * 13 // 2
     whole = lower(factorize(matrix, 0.1, url=tmp_path / "whole", threads=1).url)
     url, context = tmp_path / "factor", multiprocessing.get_context("spawn")
 

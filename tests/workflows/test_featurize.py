@@ -4,7 +4,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from jobs import Counter, Killed, feature_map, regression_data, stored
+from jobs import Counter, Killed, damage, feature_map, regression_data, stored
 from ntkdask.errors import DamagedTileError, FingerprintError, InputError, MemoryBudgetError
 from ntkdask.store import TileStore
 from ntkdask.tiles import Plan
@@ -131,10 +131,7 @@ def test_equal_content_from_another_place_is_taken(tmp_path, client):
 
 def test_a_damaged_tile_is_an_error_not_a_number(tmp_path):
     phi = featurize(feature_map(), rows(), url=tmp_path / "phi", plan=Plan(tile_rows=20))
-    chunk = TileStore.open(tmp_path / "phi").chunk_path((1, 0))
-    content = bytearray(chunk.read_bytes())
-    content[9] ^= 1
-    chunk.write_bytes(content)
+    damage(tmp_path / "phi", (1, 0))
     with pytest.raises((ValueError, DamagedTileError)):
         phi.compute()
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from jobs import Counter, Killed, class_data, feature_map, naive_sums, regression_data, ridge_plan, stored
-from ntkdask import cluster
+from jobs import Counter, Killed, class_data, damage, feature_map, naive_sums, regression_data, ridge_plan, stored
 from ntkdask.errors import FingerprintError, InputError
 from ntkdask.execution import tree_nodes
 from ntkdask.preprocessing import FittedPreprocessor, fit_in_memory, parse_steps
@@ -153,10 +152,9 @@ def test_stored_sums_are_those_in_memory(tmp_path, rows, client):
         assert chunks == [TileStore.open(address.url).chunk_path((18, 0))]
 
 
-def test_one_worker_and_two_give_equal_bits(tmp_path, rows, client):
-    two = stored_gram(tmp_path / "two", rows, client).load()
-    with cluster.connect(n_workers=1, cuda=False, worker_memory="2 GiB") as alone:
-        assert equal(stored_gram(tmp_path / "one", rows, alone).load(), two)
+def test_one_worker_and_two_give_equal_bits(tmp_path, rows, one_worker, two_workers):
+    two = stored_gram(tmp_path / "two", rows, two_workers).load()
+    assert equal(stored_gram(tmp_path / "one", rows, one_worker).load(), two)
 
 
 def test_finished_sums_are_not_computed_again(tmp_path, rows):
@@ -207,11 +205,7 @@ def test_a_lost_partial_sum_costs_its_own_slabs_alone(tmp_path, rows):
 def test_a_damaged_partial_sum_is_refused(tmp_path, rows):
     with pytest.raises(Killed):
         stored_gram(tmp_path, rows, listener=Counter(2))
-    store = TileStore.open(tmp_path / "gram")
-    chunk = store.chunk_path((1, 0))
-    content = bytearray(chunk.read_bytes())
-    content[100] ^= 4
-    chunk.write_bytes(content)
+    damage(tmp_path / "gram", (1, 0))
     with pytest.raises(Exception, match=r"tile \(1, 0\) .* is damaged"):
         stored_gram(tmp_path, rows)
 

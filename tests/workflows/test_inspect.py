@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ONE_THREAD, Counter, Killed, class_data, ridge_job, stored
+from jobs import ONE_THREAD, Counter, Killed, class_data, flip_bit, ridge_job, stored
 from ntkdask import cache
 from ntkdask.errors import DamagedTileError, StoreError, UserError
 from ntkdask.states import list_states
@@ -29,12 +29,6 @@ def run(tmp_path, name="rün", listener=None):
 run.data = {}
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[7] ^= 16
-    path.write_bytes(content)
-
-
 def results(metrics) -> tuple:
     fold = metrics["folds"][0]
     return metrics["test"], fold["test"], Path(fold["model"]).name, fold["alpha_path"]
@@ -45,7 +39,7 @@ def test_a_whole_run_is_whole(tmp_path):
     assert verify(tmp_path / "rün") == []
 
 
-@pytest.mark.parametrize("action", [flip, remove])
+@pytest.mark.parametrize("action", [flip_bit, remove])
 @pytest.mark.parametrize("what", ["predictions", "gram-0", "model", "split"])
 def test_damage_is_found_repaired_and_computed_again(tmp_path, what, action):
     whole = results(run(tmp_path))
@@ -76,9 +70,9 @@ def test_damage_is_found_repaired_and_computed_again(tmp_path, what, action):
 def test_damage_without_repair_is_an_error_not_a_number(tmp_path, what):
     metrics = run(tmp_path)
     if what == "model":
-        flip(Path(metrics["folds"][0]["model"]) / "weights" / "c" / "0" / "0")
+        flip_bit(Path(metrics["folds"][0]["model"]) / "weights" / "c" / "0" / "0")
     else:
-        flip(tmp_path / "rün" / "fold-0" / "predictions" / "c" / "0" / "0")
+        flip_bit(tmp_path / "rün" / "fold-0" / "predictions" / "c" / "0" / "0")
     with pytest.raises(DamagedTileError, match=r"is damaged.*verify --repair"):
         run(tmp_path)
 
@@ -87,7 +81,7 @@ def test_a_damaged_preprocessing_state(tmp_path):
     """Every state of a run is one that verify reads."""
     run(tmp_path)
     for state in list_states(tmp_path / "rün"):
-        flip(next(p for p in state.rglob("c/*") if p.is_file())) if list(state.rglob("c/*")) else None
+        flip_bit(next(p for p in state.rglob("c/*") if p.is_file())) if list(state.rglob("c/*")) else None
     assert {d.path for d in verify(tmp_path / "rün")} == {
         s for s in list_states(tmp_path / "rün") if list(s.rglob("c"))
     }

@@ -1,12 +1,11 @@
 """Whole runs of kernel ridge: the naive fit, test rows that never enter, kills and damage, what metrics tell."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jobs import ONE_THREAD, Counter, Killed, class_data, regression_data, stored
+from jobs import Counter, Killed, class_data, damage, regression_data, run, stored
 from ntkdask import cluster, registry
 from ntkdask.cache import shared
 from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, NtkdaskError
@@ -24,7 +23,7 @@ from ntkdask.workflows.jobs import SplitRule
 from ntkdask.workflows.kernel_job import KernelRidgeJob
 from ntkdask.workflows.kernel_options import KernelRidgeOptions
 from ntkdask.workflows.model import load_model
-from ntkdask.workflows.run import run_job, split_parts
+from ntkdask.workflows.run import split_parts
 
 ALPHAS = (1e-3, 0.1, 10.0)
 TILES = Plan(tile_rows=None, tile_cols=30, dtype="float64")
@@ -37,10 +36,6 @@ def job_of(data, test=None, solver="eigh", alphas=ALPHAS, selection="auto", **ch
              "options": KernelRidgeOptions(alphas, selection=selection, solver=solver, tolerance=1e-9),
              "inner_folds": 3, "plan": TILES}  # fmt: skip
     return KernelRidgeJob("tiny", data, test, **{**given, **changes})
-
-
-def run(job, folder: Path, client=None, **keywords):
-    return run_job(job, folder, resources=ONE_THREAD, client=client, **keywords)
 
 
 def model(metrics, fold=0) -> dict[str, np.ndarray]:
@@ -299,13 +294,6 @@ def test_status_of_a_killed_run(tmp_path):
     assert all(s.finished for s in rows.values())
     assert {"fold-0/kernel", "fold-0/solve", "fold-0/predictions"} <= rows.keys()
     assert any("all rows" in name for name in rows)
-
-
-def damage(path: Path, index) -> None:
-    chunk = TileStore.open(path).chunk_path(index)
-    content = bytearray(chunk.read_bytes())
-    content[3] ^= 1
-    chunk.write_bytes(content)
 
 
 @pytest.mark.parametrize("solver", ["eigh", "cg"])

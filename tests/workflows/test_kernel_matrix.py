@@ -27,15 +27,15 @@ from ntkdask.errors import (
     MemoryBudgetError,
     StoreError,
 )
-from ntkdask.kernels import NNGP, NTK, ArcCosine
-from ntkdask.networks import fully_connected
+from ntkdask.kernels import NNGP, NTK, ArcCosine, FlipAveraged
+from ntkdask.networks import convolutional, fully_connected
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.rows import DatasetRows, MemoryRows
 from ntkdask.store import RECEIPTS, TileStore
 from ntkdask.tiles import Plan
 from ntkdask.workflows import kernel_matrix as module
 from ntkdask.workflows.kernel_matrix import build_kernel_matrix, kernel_matrix, open_matrix
-from ntkdask.workflows.matrix_plan import MatrixPlan, plan_kernel_matrix
+from ntkdask.workflows.matrix_plan import MatrixPlan, plan_matrix
 from ntkdask.workflows.stream import FeatureStream
 
 MIB, GIB = 2**20, 2**30
@@ -187,7 +187,7 @@ def test_selected_rows_of_streams(tmp_path):
         (streams[1], streams[0], kernel()(x[~in_train], x[in_train])),
     ):
         sizes = (n, None) if y_stream is None else (m, n)
-        plan = plan_kernel_matrix(kernel(), *sizes, (6,), 48, "float64", tile_rows=8, tile_cols=8)
+        plan = plan_matrix(kernel(), *sizes, (6,), 48, "float64", tile_rows=8, tile_cols=8)
         (store,) = build_kernel_matrix(
             kernel(), x_stream, y_stream, tmp_path / f"{sizes}", plan, fingerprint={"kernel": "test"}
         )
@@ -212,6 +212,37 @@ def test_on_a_cluster(tmp_path, client, source):
         assert all(r.worker.startswith("tcp://") and r.peak_bytes > 0 for r in receipts)
         kernel_matrix(kernel(), given(tmp_path, x, source), other, listener=listener, **options)
     assert listener.labels == []
+
+
+@pytest.mark.parametrize("kind", ["ntk", "nngp", "flips", "pair"])
+def test_kernels_of_images(tmp_path, client, kind):
+    """Rows keep their shape through datasets, preprocessing, tasks and lazy blocks."""
+    network = convolutional(2)
+    found = {
+        "ntk": NTK(network),
+        "nngp": NNGP(network),
+        "flips": FlipAveraged(NTK(network)),
+        "pair": kernels.both(network),
+    }[kind]
+    x, y, plan = images(25), images(40)[25:], Plan(10, 10, dtype="float64")
+    for name, other in (("symmetric", None), ("rectangular", y)):
+        expected = found(x / 255, None if other is None else y / 255)
+        ways = {
+            "cluster": kernel_matrix(
+                found, given(tmp_path, x, "url"), other, url=tmp_path / name, client=client, plan=plan
+            ),
+            "lazy": kernel_matrix(found, x, other, plan=plan),
+        }
+        for values in ways.values():
+            for part, wanted in zip(*(v if kind == "pair" else (v,) for v in (values, expected)), strict=True):
+                assert close(part, wanted, "float64")
+
+
+def test_images_that_a_network_does_not_take(tmp_path):
+    for x, words in ((rows(), "takes images"), (images().transpose(0, 3, 1, 2).repeat(8, 2).repeat(8, 3), "NCHW")):
+        with pytest.raises(InputError, match=words):
+            kernel_matrix(NTK(convolutional(1)), x, url=tmp_path / "k")
+        assert not (tmp_path / "k").exists()
 
 
 def test_loop_and_cluster_give_equal_bits(tmp_path, client):
@@ -455,7 +486,7 @@ def test_values_beyond_float32_are_named(tmp_path):
 
 def plan_of(n: int = 34_298, m: int | None = None, **changes) -> MatrixPlan:
     options = {"row_shape": (9,), "row_bytes": 72, "dtype": "float32"}
-    return plan_kernel_matrix(kernel(), n, m, **{**options, **changes})
+    return plan_matrix(kernel(), n, m, **{**options, **changes})
 
 
 @pytest.mark.parametrize("n", [1, 5, 255, 256, 257, 1000, 4000, 8192, 34_298, 60_000])
@@ -517,7 +548,7 @@ def test_workers_stay_below_the_plan(tmp_path, k):
     with cluster.connect(n_workers=1, cuda=False, worker_memory="2 GiB") as client:
         budget = workers.resources(client).memory_bytes
         kernel_matrix(k, x, url=tmp_path / "k", client=client, plan=Plan(1280))
-    plan = plan_kernel_matrix(k, 2500, None, (512,), 2048, "float32", budget, tile_rows=1280)
+    plan = plan_matrix(k, 2500, None, (512,), 2048, "float32", budget, tile_rows=1280)
     store = TileStore.open(tmp_path / "k" / "ntk" if k is PAIR else tmp_path / "k")
     peak = max(r.peak_bytes for r in store.receipts.values())
     assert peak <= plan.memory_bytes <= budget

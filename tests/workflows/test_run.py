@@ -6,8 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import ONE_THREAD, Counter, Killed, class_data, feature_map, naive_ridge, regression_data, ridge_job, stored
-from ntkdask import cluster
+from jobs import (
+    Counter,
+    Killed,
+    class_data,
+    feature_map,
+    naive_ridge,
+    regression_data,
+    ridge_job,
+    run,
+    stored,
+)
 from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, JobError, StoreError
 from ntkdask.preprocessing import fit_in_memory, parse_steps
 from ntkdask.store import TileStore, exclusive
@@ -16,14 +25,10 @@ from ntkdask.workflows import jobs as jobs_module
 from ntkdask.workflows.fit_ridge import RidgeOptions
 from ntkdask.workflows.jobs import SplitRule, open_job_data
 from ntkdask.workflows.model import RidgeModel
-from ntkdask.workflows.run import run_job, split_parts
+from ntkdask.workflows.run import split_parts
 
 SMALL = Plan(tile_rows=16, dtype="float32")
 ALPHAS = (0.01, 1.0, 100.0)
-
-
-def run(job, folder: Path, client=None, **keywords):
-    return run_job(job, folder, resources=ONE_THREAD, client=client, **keywords)
 
 
 def models(metrics) -> list[str]:
@@ -114,16 +119,15 @@ def test_test_rows_never_enter(tmp_path, selection, split):
     assert model_of("training", other_x, other_labels) != clean
 
 
-def test_any_cluster_gives_the_same_bits(tmp_path, client):
+def test_any_cluster_gives_the_same_bits(tmp_path, one_worker, two_workers):
     x, labels = class_data()
     job = ridge_job(
         stored(tmp_path, x, labels), split=SplitRule(folds=2), steps=parse_steps(["standardize"]),
         options=RidgeOptions(ALPHAS, selection="kfold"), inner_folds=3, plan=SMALL,
     )  # fmt: skip
     loop = run(job, tmp_path / "loop")
-    two = run(job, tmp_path / "two", client)
-    with cluster.connect(n_workers=1, cuda=False, worker_memory="2 GiB") as alone:
-        one = run(job, tmp_path / "one", alone)
+    two = run(job, tmp_path / "two", two_workers)
+    one = run(job, tmp_path / "one", one_worker)
     assert without_times(loop) == without_times(two) == without_times(one)
 
 
@@ -286,3 +290,47 @@ def test_data_that_do_not_go_together(tmp_path):
         open_job_data(stored(tmp_path, x, np.zeros(150, int), "one.zarr").url, None, None, SplitRule(test=0.2))
     with pytest.raises(JobError, match="no train and test parts"):
         open_job_data(a.url, None, None, None)
+
+
+# part of the rows
+
+
+@pytest.mark.parametrize("selection", ["gcv", "holdout", "kfold"])
+@pytest.mark.parametrize("given", [False, True])
+def test_part_of_the_rows(tmp_path, selection, given):
+    """The fit and its test see so many rows and no others: those that are left out may hold anything."""
+    x, y = regression_data(160)
+    rng = np.random.default_rng(5)
+    test = stored(tmp_path, *regression_data(80, seed=1), name="test.zarr") if given else None
+    options = {"train_rows": 60, "test_rows": 20, "options": RidgeOptions(ALPHAS, selection=selection), "plan": SMALL}
+    steps = parse_steps(["standardize"])
+    first = run(ridge_job(stored(tmp_path, x, y), test, steps=steps, **options), tmp_path / "run")
+    fold = first["folds"][0]
+    assert (fold["n_train"], fold["n_test"]) == (60, 20)
+    left_out = split_parts(tmp_path / "run") == -1
+    assert left_out.sum() == (100 if given else 80)
+    predicted = TileStore.open(tmp_path / "run" / "fold-0" / "predictions").zarr_array()[...]
+    assert (~np.isnan(predicted[:, 0])).sum() == 20
+
+    other = np.where(left_out[:, None], rng.normal(size=x.shape) * 1e6, x)
+    again = run(ridge_job(stored(tmp_path, other, y, "other.zarr"), test, steps=steps, **options), tmp_path / "other")
+    assert again["folds"][0]["test"]["mse"] == pytest.approx(fold["test"]["mse"], rel=1e-9)
+    assert again["folds"][0]["alpha"] == fold["alpha"]
+
+
+def test_part_of_the_rows_is_in_the_fingerprint(tmp_path):
+    data = stored(tmp_path, *regression_data())
+    run(ridge_job(data, train_rows=60), tmp_path / "run")
+    with pytest.raises(FingerprintError, match="train_rows: stored 60, asked 50"):
+        run(ridge_job(data, train_rows=50), tmp_path / "run")
+    with pytest.raises(InputError, match="114 rows are to be kept of 113"):
+        run(ridge_job(data, train_rows=114), tmp_path / "more")
+
+
+def test_how_many_rows_are_expected(tmp_path):
+    data = stored(tmp_path, *regression_data())
+    assert (ridge_job(data, train_rows=60, test_rows=20).n_train, ridge_job(data, test_rows=20).n_predicted) == (60, 20)
+    assert (ridge_job(data).n_train, ridge_job(data).n_predicted) == (112, 38)
+    assert ridge_job(data, split=SplitRule(folds=3)).n_predicted == 150
+    assert ridge_job(data, data, test_rows=9).n_predicted == 9
+    assert ridge_job(data, data).n_predicted == 150

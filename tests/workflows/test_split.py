@@ -6,7 +6,7 @@ import pytest
 from jobs import stored
 from ntkdask.errors import InputError
 from ntkdask.rows import DatasetRows, MemoryRows
-from ntkdask.workflows.split import deal, group_rows, hold_out, state_of
+from ntkdask.workflows.split import LEFT_OUT, deal, group_rows, hold_out, keep, state_of
 
 PATH = ("split", "outer")
 
@@ -121,3 +121,31 @@ def test_splits_that_cannot_be(call, words):
 
 def test_parts_are_stored_as_rows_read_them():
     assert state_of(np.array([0, 2, 1]))["part"].dtype == np.int16
+
+
+# part of the rows
+
+
+@pytest.mark.parametrize("count", [1, 7, 50])
+def test_keeping_some_rows_of_a_part(count):
+    parts = np.tile(np.array([0, 1], np.int16), 50)
+    found = keep(parts, 1, count, seed=0)
+    assert found.dtype == np.int16
+    assert (found == 1).sum() == count
+    assert (found[parts == 0] == 0).all()
+    assert set(found[parts == 1]) <= {1, LEFT_OUT}
+    assert (parts == np.tile([0, 1], 50)).all()
+    assert np.array_equal(found, keep(parts, 1, count, seed=0))
+
+
+def test_fewer_rows_are_among_more():
+    parts = np.zeros(60, np.int16)
+    few, many = (keep(parts, 0, count, seed=3) == 0 for count in (10, 25))
+    assert many[few].all()
+    assert not np.array_equal(few, keep(parts, 0, 10, seed=4) == 0)
+    assert keep(parts, 0, None, seed=3) is parts
+
+
+def test_more_rows_than_there_are():
+    with pytest.raises(InputError, match=r"61 rows are to be kept of 60\. Leave the number out"):
+        keep(np.zeros(60, np.int16), 0, 61, seed=0)

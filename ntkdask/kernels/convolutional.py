@@ -1,0 +1,94 @@
+"""NNGP and NTK of networks of images: variance maps, pairs of images up to the readout, the layers of vectors after it.
+
+Pairs take the fused passes of `plane_pass` (CPU) and `plane_device` (GPU) where those take the network, otherwise `planes`. S and T
+at the readout are float64 whatever comes in; results have the dtype of the images. The diagonal of a symmetric call comes
+from the images with themselves, where c = 1 is known. Called by `neural`. MATH.md §1, §3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ntkdask.arrays import Array, is_device_array
+from ntkdask.kernels import general, plane_pass, planes, stages
+from ntkdask.kernels.base import set_diagonal
+from ntkdask.kernels.image_rows import image_pair, image_rows, image_shape
+from ntkdask.networks import Activation, Layer, LayerNorm, Network
+from ntkdask.networks.network import every_layer
+
+PARTS = ("nngp", "ntk")
+
+
+def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) -> list[Array]:
+    """The `parts` ("nngp", "ntk") of images (n, H, W, C), (m, H, W, C) → (n, m) each, x's dtype; y=None means x, with exact diagonals.
+
+    Raises InputError for rows that are not images of equal shapes or that the network does not fit, DtypeError for other dtypes than
+    float32 and float64.
+    """
+    x, y = image_pair(x, y)
+    tangent, tail = "ntk" in parts, _tail(network)
+    maps_x = planes.variance_maps(network, x)
+    maps_y = maps_x if y is None else planes.variance_maps(network, y)
+    s, t = _readout(network, x, y, maps_x, maps_y, tangent)
+    if y is None:
+        own = planes.image_diagonals(network, x, maps_x, tangent)
+        nodes = [general.node_variances(tail, own[0])] * 2
+    elif _sees_variances(tail):
+        sides = ((x, maps_x), (y, maps_y))
+        nodes = [general.node_variances(tail, planes.image_diagonals(network, *side, False)[0]) for side in sides]
+    else:
+        nodes = [[], []]
+    found = general.continued(tail, s, t, nodes, y is None, x.dtype, parts)
+    if y is None:
+        pair = general.diagonals(tail, *own)
+        for matrix, part in zip(found, parts, strict=True):
+            set_diagonal(matrix, pair[PARTS.index(part)])
+    return found
+
+
+def diagonals(network: Network, x: Array, parts: Sequence[str]) -> list[Array]:
+    """The `parts` of every image (n, H, W, C) with itself → (n,) each, x's dtype; errors as of `matrices`."""
+    x = image_rows(x)
+    own = planes.image_diagonals(network, x, planes.variance_maps(network, x), "ntk" in parts)
+    pair = general.diagonals(_tail(network), *own)
+    return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
+
+
+def _readout(
+    network: Network, x: Array, y: Array | None, maps_x: list[Array], maps_y: list[Array], tangent: bool
+) -> tuple[Array, Array | None]:
+    """(S, T) (n, m) float64 at the readout, T when `tangent`: the one place that chooses how. The diagonal of a symmetric call may be
+    anything finite."""
+    program = stages.program(network, (x.shape[1], x.shape[2]))
+    divisor = float(x.shape[3]) if network.scale_inputs else 1.0
+    if program is not None and is_device_array(x) and plane_device.supports(program, x.dtype.itemsize, tangent):
+        return plane_device.readout(program, x, y, maps_x, maps_y, divisor, tangent)
+    if program is not None and not is_device_array(x) and plane_pass.takes(program):
+        s, t = plane_pass.readout(program, x, y, maps_x, maps_y, divisor)
+        return s, t if tangent else None
+    return planes.readout_pairs(network, x, y, maps_x, maps_y, tangent)
+
+
+def workspace_bytes(
+    network: Network, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None, parts: int, tangent: bool
+) -> int:
+    """Results, variance maps, S and T, and each thread's pairs, on the CPU; see `Kernel.workspace_bytes`. Without a row's shape,
+    results, S and T alone. InputError for rows that the network does not take."""
+    results = n * m * parts * itemsize
+    if row_shape is None:
+        return results + 8 * (1 + tangent) * n * m
+    h, w, channels = shape = image_shape(row_shape)
+    maps = (n + m) * planes.map_bytes(network, (h, w))
+    program = stages.program(network, (h, w))
+    if program is None or not plane_pass.takes(program):
+        return results + maps + planes.workspace_bytes(network, n, m, shape, tangent)
+    passing = plane_pass.workspace_bytes(program, n, m, itemsize, channels)
+    return results + maps + max(passing, 8 * 2 * n * m + planes.batch_bytes(network, n, m, shape, tangent))
+
+
+def _tail(network: Network) -> tuple[Layer, ...]:
+    return network.layers[network.readout_position + 1 :]
+
+
+def _sees_variances(layers: tuple[Layer, ...]) -> bool:
+    return any(isinstance(layer, (Activation, LayerNorm)) for layer in every_layer(layers))

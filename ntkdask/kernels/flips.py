@@ -1,0 +1,158 @@
+"""Kernels averaged over horizontal flips of both images: what training on every image and its mirror image amounts to.
+
+Half of the flips come for free where the kernel does not change when both images are mirrored (`keeps_mirrors`): then flipping the
+second argument alone gives the mean. Called like any kernel: job files nest the kernel's table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ntkdask.arrays import Array, namespace, require_float
+from ntkdask.errors import InputError
+from ntkdask.kernels.arccosine import ArcCosine
+from ntkdask.kernels.base import Kernel
+from ntkdask.kernels.neural import NNGP, NTK
+from ntkdask.kernels.rbf import RBF
+from ntkdask.networks import AvgPool, Conv, Layer, Residual
+from ntkdask.networks.network import output_shape
+from ntkdask.registry import register
+
+_WIDTH_AXIS = 2  # of (n, H, W, C) and (n, H, W)
+
+
+@register("kernel")
+@dataclass(frozen=True)
+class FlipAveraged:
+    """k̄(x, y) = ¼·Σ k(gx, hy) over g, h ∈ {identity, flip}, flip: left and right of an image exchanged.
+
+    Rows are images (H, W, C) or (H, W). Positive semi-definite as k is: k̄ is the kernel of the features ½·(φ(x) + φ(flip x)). Where
+    k(flip x, flip y) = k(x, y) (`keeps_mirrors`), k̄(x, y) = ½·(k(x, y) + k(x, flip y)): two evaluations of k, otherwise four; and
+    kernel ridge on n images with k̄ and α predicts what it predicts with k and 2α on those images and their n mirror images.
+
+    kernel: of one matrix a call. Raises InputError for what is none and for rows that are no images.
+    Source: Li et al. 2019 (Enhanced Convolutional Neural Tangent Kernels); Shankar et al. 2020.
+
+    >>> import numpy as np
+    >>> x = np.array([[[[1.0], [0.0]]]])  # one image of 1×2 pixels
+    >>> FlipAveraged(ArcCosine(1))(x), ArcCosine(1)(x)
+    (array([[0.65915494]]), array([[1.]]))
+    """
+
+    kernel: Kernel
+
+    def __post_init__(self) -> None:
+        kernel = self.kernel
+        if isinstance(kernel, type) or not isinstance(kernel, Kernel):
+            raise InputError(f"FlipAveraged: kernel is {kernel!r}; give one of ntkdask.kernels, such as NTK(network).")
+        parts = tuple(getattr(kernel, "parts", ()))
+        if len(parts) > 1:
+            raise InputError(
+                f"FlipAveraged: {type(kernel).__name__} gives {' and '.join(parts)} in one call. Average NNGP(network) and "
+                "NTK(network) one by one."
+            )
+
+    def __call__(self, x: Array, y: Array | None = None) -> Array:
+        """(n, H, W, C), (m, H, W, C) → (n, m) of x's kind and dtype; y=None means x, and the result is symmetric.
+
+        Raises InputError for rows that are no images, and the kernel's own errors.
+        """
+        mirrored = flip(x)
+        if y is not None:
+            require_images(y, "y")
+        if keeps_mirrors(self.kernel, x.shape[1:]):
+            if y is None:
+                return _mean(self.kernel(x), _symmetric(self.kernel(x, mirrored)))
+            return _mean(self.kernel(x, y), self.kernel(mirrored, y))
+        if y is None:
+            return _mean(_mean(self.kernel(x), self.kernel(mirrored)), _symmetric(self.kernel(x, mirrored)))
+        across = flip(y, "y")
+        same = _mean(self.kernel(x, y), self.kernel(mirrored, across))
+        return _mean(same, _mean(self.kernel(mirrored, y), self.kernel(x, across)))
+
+    def diagonal(self, x: Array) -> Array:
+        """(n, H, W, C) → (n,): k̄(x_i, x_i), from n evaluations of k on an image and its mirror image.
+
+        Equal to the diagonal of a symmetric call to rounding; images that are their own mirror images have that of k.
+        """
+        mirrored = flip(x)
+        xp, own = namespace(x), self.kernel.diagonal(x)
+        other = own if keeps_mirrors(self.kernel, x.shape[1:]) else self.kernel.diagonal(mirrored)
+        across = [self.kernel(x[i : i + 1], mirrored[i : i + 1])[0] for i in range(x.shape[0])]
+        met = xp.concatenate(across) if across else own
+        unchanged = (x == mirrored).reshape(x.shape[0], math.prod(x.shape[1:])).all(axis=1)
+        return _mean(_mean(own, other), xp.where(unchanged, own, met))
+
+    def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
+        """The kernel's own, a mean of (n, m) beside it or two, a transpose, and the mirrored rows of both sides; bytes."""
+        rows = 0 if row_shape is None else (n + m) * math.prod(row_shape) * itemsize
+        return self.kernel.workspace_bytes(n, m, itemsize, row_shape) + 3 * n * m * itemsize + rows
+
+
+def flip(x: Array, name: str = "x") -> Array:
+    """Images (n, H, W, C) or (n, H, W) with left and right exchanged, C-contiguous; InputError for other rows."""
+    require_images(x, name)
+    return namespace(x).ascontiguousarray(x[:, :, ::-1])
+
+
+def require_images(x: Array, name: str = "x") -> None:
+    """InputError unless rows are images, (H, W, C) or (H, W); DtypeError unless they are float32 or float64."""
+    require_float(x, name)
+    if x.ndim not in (_WIDTH_AXIS + 1, _WIDTH_AXIS + 2):
+        raise InputError(
+            f"FlipAveraged: {name} has shape {x.shape}, but only images (n, H, W, C), channels last, have a left and a right. Give "
+            "them in that shape, or the kernel without flips."
+        )
+
+
+def keeps_mirrors(kernel: Kernel, row_shape: tuple[int, ...]) -> bool:
+    """Whether k(flip x, flip y) = k(x, y) for rows of this shape.
+
+    So it is for RBF, ArcCosine and networks of vectors, which do not see the order of pixels, and for networks of images whose
+    filters stand as far from the left border as from the right. Unknown kernels count as not keeping them. InputError where the images
+    do not fit the network.
+    """
+    if isinstance(kernel, (RBF, ArcCosine)):
+        return True
+    if not isinstance(kernel, (NTK, NNGP)):
+        return False
+    network = kernel.network
+    if not network.takes_images:
+        return True
+    shape = (row_shape[0], row_shape[1])
+    network.image_shapes(shape)  # names the layer that does not fit
+    return _keep(network.layers[: network.readout_position], shape)
+
+
+def _keep(layers: Iterable[Layer], shape: tuple[int, int]) -> bool:
+    """Whether the layers commute with mirroring images of (H, W)."""
+    for layer in layers:
+        if isinstance(layer, Conv) and not _centred(layer, shape):
+            return False
+        if isinstance(layer, Residual) and not (_keep(layer.branch, shape) and _keep(layer.shortcut, shape)):
+            return False
+        if isinstance(layer, (Conv, AvgPool, Residual)):
+            shape = output_shape([layer], shape)
+    return True
+
+
+def _centred(conv: Conv, shape: tuple[int, int]) -> bool:
+    """Whether the filters read the mirrored columns for the mirrored outputs.
+
+    Output p reads columns sp − l … sp − l + q − 1; output W' − 1 − p must read W − 1 − those: 2l = s(W' − 1) + q − W, in a circle
+    modulo W.
+    """
+    width, q, s = shape[1], conv.filter[1], conv.strides[1]
+    off = 2 * conv.before(shape)[1] - s * (conv.output_shape(shape)[1] - 1) - q + width
+    return off % width == 0 if conv.padding == "circular" else off == 0
+
+
+def _mean(a: Array, b: Array) -> Array:
+    return (a + b) / 2
+
+
+def _symmetric(k: Array) -> Array:
+    """k(x_i, flip x_j), whose two triangles differ by rounding or, in a kernel that does not keep mirrors, are both wanted."""
+    return (k + k.T) / 2

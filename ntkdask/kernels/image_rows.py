@@ -1,0 +1,60 @@
+"""The checks that kernels of images make on their inputs: (n, H, W, C), NHWC. Called by `convolutional`."""
+
+from __future__ import annotations
+
+from ntkdask.arrays import Array, is_device_array, require_float
+from ntkdask.errors import InputError
+
+EXPECTED = "the network takes images, (n, H, W, C) with channels last"
+CHANNELS = (1, 3, 4)
+
+
+def image_shape(row_shape: tuple[int, ...], name: str = "x") -> tuple[int, int, int]:
+    """(H, W, C) of a row of images; InputError for other shapes, for sides of 0 and for channels first."""
+    shape = ("n", *row_shape)
+    said = f"{name} has rows of shape {tuple(row_shape)}, but {EXPECTED}."
+    if len(row_shape) != 3:
+        hint = "Reshape it: x.reshape(n, H, W, C)."
+        if len(row_shape) == 2:
+            hint = "Add the axis of channels to grey images: x[..., None]."
+        raise InputError(f"{said} {hint}")
+    h, w, c = (int(side) for side in row_shape)
+    if not (h and w and c):
+        raise InputError(f"{said} Give images at least one row, one column and one channel.")
+    # (n, 3, 32, 32): few "rows", and the other two axes alike as the sides of an image are
+    if h in CHANNELS and min(w, c) > max(CHANNELS) and max(w, c) <= 4 * min(w, c):
+        raise InputError(
+            f"{said} {shape[1:]} looks like (C, H, W), channels first (NCHW): give x.transpose(0, 2, 3, 1). Where it is an image "
+            f"of {h}×{w} pixels with {c} channels, exchange rows and columns of the image and of the network: "
+            "x.transpose(0, 2, 1, 3)."
+        )
+    return h, w, c
+
+
+def image_rows(x: Array, name: str = "x") -> Array:
+    """`x` as float (n, H, W, C); InputError for other shapes, DtypeError for other dtypes than float32 and float64."""
+    x = require_float(x, name)
+    if x.ndim < 2:
+        raise InputError(f"{name} has shape {x.shape}, but {EXPECTED}.")
+    image_shape(x.shape[1:], name)
+    return x
+
+
+def image_pair(x: Array, y: Array | None) -> tuple[Array, Array | None]:
+    """Both inputs as float images of equal (H, W, C) and device; InputError or DtypeError otherwise."""
+    x = image_rows(x)
+    if y is None:
+        return x, None
+    y = image_rows(y, "y")
+    if x.shape[1:] != y.shape[1:]:
+        raise InputError(f"x has images of {_named(x)} and y of {_named(y)}; they must agree.")
+    if is_device_array(x) != is_device_array(y):
+        raise InputError(
+            "x and y lie on different devices, one NumPy and one CuPy. Move one of them: arrays.to_device."
+        )
+    return x, y
+
+
+def _named(x: Array) -> str:
+    h, w, c = x.shape[1:]
+    return f"{h}×{w} pixels with {c} channel{'s' if c > 1 else ''}"

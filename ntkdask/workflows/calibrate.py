@@ -1,0 +1,116 @@
+"""How long an entry of a kernel takes here, measured in about a second, where and with the threads that tiles will be computed.
+
+Rows are seeded normal ones of the data's shape: at planning time preprocessing is not fitted, and what a kernel costs hardly depends
+on the rows. With a client every slot measures at the same time, as they share caches and memory. The number chooses tiles
+(`pace`) and predicts time; it enters no fingerprint, the tiles that it chose are stored with the run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ntkdask import seeds, threads
+from ntkdask.arrays import Array, to_device, to_host
+from ntkdask.execution import Done, map_tiles
+from ntkdask.kernels import Kernel
+from ntkdask.preprocessing import Step
+from ntkdask.tiles import Plan
+from ntkdask.workflows.budget import Resources
+from ntkdask.workflows.kernel_options import KernelRidgeOptions
+from ntkdask.workflows.kernel_ridge_plan import KernelShape, plan_kernel_ridge
+from ntkdask.workflows.pace import Pace
+
+SECONDS = 1.0
+"""Of measuring, compilation not counted."""
+LEAST_SECONDS, SHARE = 0.05, 0.05
+"""Measuring stops at this share of what the whole matrix will take, but not before these seconds."""
+GROWTH = 2
+MOST_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class _CalibrateTask:
+    """Measure square tiles of growing size; what the largest took."""
+
+    kernel: Kernel
+    row_shape: tuple[int, ...]
+    dtype: str
+    most_rows: int
+    entries: float
+    device: bool
+
+    def __call__(self, tile: int) -> Pace:
+        # a few entries for every thread
+        rows = min(self.most_rows, max(2, math.isqrt(4 * threads.current())))
+        x, y = self._rows(rows)
+        self._seconds(x, y)
+        spent = 0.0
+        while True:
+            seconds = self._seconds(x, y)
+            spent += seconds
+            budget = min(SECONDS, max(LEAST_SECONDS, SHARE * seconds / rows**2 * self.entries))
+            if rows == self.most_rows or spent + GROWTH**2 * seconds > budget:
+                break
+            rows = min(self.most_rows, GROWTH * rows)
+            x, y = self._rows(rows)
+        return Pace(seconds / rows**2, self._seconds(x) / seconds, rows, threads.current())
+
+    def _rows(self, count: int) -> tuple[Array, Array]:
+        """(x, y) of `count` rows each."""
+        drawn = seeds.normals(0, ("calibrate",), 2 * count, math.prod(self.row_shape), self.dtype)
+        both = to_device(drawn.reshape(2 * count, *self.row_shape), self.device)
+        return both[:count], both[count:]
+
+    def _seconds(self, *rows: Array) -> float:
+        started = time.perf_counter()
+        found = self.kernel(*rows)
+        # waits for the device
+        to_host((found[-1] if isinstance(found, tuple) else found)[:1])
+        return time.perf_counter() - started
+
+
+def calibrate(
+    kernel: Kernel, row_shape: tuple[int, ...], dtype: str, most_rows: int, *, entries: float = math.inf, client: Any = None,
+    slots: int = 1, n_threads: int | None = None, device: bool = False,
+) -> Pace:  # fmt: skip
+    """The kernel's `Pace` for rows of this shape and dtype: in this process, or (client) as the mean over its slots, at most 16.
+
+    most_rows: of the square tile that is measured, within which a task's memory is planned. entries: of the matrix that is planned,
+    which measuring should not rival. slots: of the client. n_threads: of each task (None leaves them). device: compute on the
+    GPU. Errors are those of the kernel: InputError for rows that it does not take.
+    """
+    task = _CalibrateTask(kernel, tuple(row_shape), dtype, most_rows, entries, device)
+    found: list[Pace] = []
+
+    def receive(tile: int, done: Done[Pace]) -> None:
+        found.append(done.value)
+
+    count = 1 if client is None else max(1, min(slots, MOST_SAMPLES))
+    map_tiles(task, range(count), client, label="calibrate", receive=receive, threads=n_threads)
+    return Pace(
+        sum(p.entry_seconds for p in found) / count, sum(p.symmetric_share for p in found) / count,
+        min(p.rows for p in found), min(p.threads for p in found),
+    )  # fmt: skip
+
+
+def is_slow(kernel: Any) -> bool:
+    """Whether time may bound the tiles of a kernel before memory does: its network, or that of a kernel within, takes images."""
+    network, inner = getattr(kernel, "network", None), getattr(kernel, "kernel", None)
+    return bool(getattr(network, "takes_images", False)) or (inner is not None and is_slow(inner))
+
+
+def measured(
+    resources: Resources, kernel: Kernel, shape: KernelShape, options: KernelRidgeOptions, steps: tuple[Step, ...], *, plan: Plan,
+    client: Any = None,
+) -> Resources:  # fmt: skip
+    """`resources` with the pace of the kernel of a kernel ridge run, measured with their threads, on their slots, within the tiles
+    that memory allows. Errors as of `plan_kernel_ridge`."""
+    within = plan_kernel_ridge(shape, kernel, options, steps, plan=plan, resources=resources)
+    pace = calibrate(
+        kernel, shape.row_shape, within.dtype, min(within.matrix_tile, shape.n_train), entries=shape.n_train**2 / 2,
+        client=client, slots=resources.slots, n_threads=resources.threads, device=resources.device_bytes > 0,
+    )  # fmt: skip
+    return replace(resources, pace=pace)

@@ -1,0 +1,95 @@
+"""How fast a kernel is, and what follows from it: seconds of a tile and of a matrix, tiles that take minutes and not hours.
+
+Pure arithmetic on what `calibrate` measured. A tile is what a killed worker loses and what is dealt to workers: for a kernel of a
+microsecond an entry memory bounds it, for one of a millisecond time does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+TILE_SECONDS = 90.0
+"""A tile takes no longer, if it can."""
+LEAST_TILE_SECONDS = 2.0
+"""Nor is it cut to take less: scheduling, reading and writing a tile take some hundredths of a second."""
+TILES_PER_SLOT = 8
+"""So many tiles for every slot leave the last ones to finish within an eighth of the whole."""
+MOST_TASKS = 20_000
+"""Tiles of a matrix, and tasks of predictions, are no more than about these, however slow the kernel: each is a file and a receipt."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """A kernel's measured speed. entry_seconds: of an entry k(x_i, y_j) in one task, while every slot runs one.
+
+    symmetric_share: what a tile of rows with themselves takes of one of as many different rows. rows: of the square tile that was
+    measured; threads: of the task.
+    """
+
+    entry_seconds: float
+    symmetric_share: float
+    rows: int
+    threads: int
+
+    def tile_seconds(self, rows: int, columns: int) -> float:
+        """Seconds of a tile of different rows."""
+        return self.entry_seconds * rows * columns
+
+    def work_seconds(self, n: int, m: int | None, tile_rows: int) -> float:
+        """Seconds of all tiles one after the other; m=None: one triangle of (n, n) in square tiles of tile_rows."""
+        if m is not None:
+            return self.entry_seconds * n * m
+        whole, last = divmod(n, tile_rows)
+        diagonal = whole * tile_rows**2 + last**2
+        return self.entry_seconds * (self.symmetric_share * diagonal + (n * n - diagonal) / 2)
+
+    def tile_rows(self, n: int, m: int | None, slots: int) -> int:
+        """Rows of a tile, and columns where there are so many.
+
+        At most TILE_SECONDS, and TILES_PER_SLOT tiles for every slot where that leaves each LEAST_TILE_SECONDS; about MOST_TASKS tiles
+        in all, even if they take longer.
+        """
+        if m is None:
+            shared, least = (n / _blocks(count) for count in (TILES_PER_SLOT * slots, MOST_TASKS))
+        else:
+            shared, least = (math.sqrt(n * m / count) for count in (TILES_PER_SLOT * slots, MOST_TASKS))
+        rows = self._bounded(shared, least, lambda seconds: math.sqrt(seconds / self.entry_seconds))
+        if m is not None and min(n, m) <= rows:
+            rows = self.predict_rows(min(n, m), max(n, m), slots)
+        step = 64 if rows >= 64 else 16 if rows >= 16 else 1
+        return rows // step * step
+
+    def predict_rows(self, n_train: int, n_total: int, slots: int) -> int:
+        """Rows that one task predicts from n_train training rows, bounded as `tile_rows` is."""
+        shared, least = n_total / (TILES_PER_SLOT * slots), n_total / MOST_TASKS
+        return self._bounded(shared, least, lambda seconds: seconds / (self.entry_seconds * n_train))
+
+    def _bounded(self, shared: float, least: float, rows_in: Callable[[float], float]) -> int:
+        wanted = max(rows_in(LEAST_TILE_SECONDS), min(rows_in(TILE_SECONDS), shared))
+        return max(1, int(max(wanted, math.ceil(least))))
+
+
+def _blocks(tiles: int) -> int:
+    """The least b with b(b + 1)/2 >= tiles: blocks of rows with so many tiles in a triangle."""
+    return math.ceil((math.sqrt(1 + 8 * tiles) - 1) / 2)
+
+
+def elapsed_seconds(work_seconds: float, tasks: int, slots: int) -> float:
+    """Seconds until equal tasks of `work_seconds` in all are done: ⌈tasks/slots⌉ rounds of one each."""
+    return work_seconds * -(-tasks // slots) / max(1, tasks)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them: `7.2 µs`, `1.52 ms`, `48 s`, `12 min 5 s`, `3 h 20 min`.
+
+    >>> duration(0.00152), duration(48.0), duration(725.0), duration(12000.0)
+    ('1.52 ms', '48 s', '12 min 5 s', '3 h 20 min')
+    """
+    if seconds >= 7200:
+        return f"{int(seconds // 3600):,} h {int(seconds % 3600 // 60)} min"
+    if seconds >= 120:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    scale, unit = (1.0, "s") if seconds >= 1 or seconds == 0 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "µs")
+    return f"{seconds * scale:.3g} {unit}"
