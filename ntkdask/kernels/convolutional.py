@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ntkdask.arrays import Array, is_device_array
-from ntkdask.kernels import general, plane_pass, planes, stages
+from ntkdask.kernels import general, plane_device, plane_pass, planes, stages
 from ntkdask.kernels.base import set_diagonal
 from ntkdask.kernels.image_rows import image_pair, image_rows, image_shape
 from ntkdask.networks import Activation, Layer, LayerNorm, Network
@@ -29,7 +29,7 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
     tangent, tail = "ntk" in parts, _tail(network)
     maps_x = planes.variance_maps(network, x)
     maps_y = maps_x if y is None else planes.variance_maps(network, y)
-    s, t = _readout(network, x, y, maps_x, maps_y, tangent)
+    s, t = _readout(network, _wide(tail, x), None if y is None else _wide(tail, y), maps_x, maps_y, tangent)
     if y is None:
         own = planes.image_diagonals(network, x, maps_x, tangent)
         nodes = [general.node_variances(tail, own[0])] * 2
@@ -82,12 +82,19 @@ def workspace_bytes(
     program = stages.program(network, (h, w))
     if program is None or not plane_pass.takes(program):
         return results + maps + planes.workspace_bytes(network, n, m, shape, tangent)
-    passing = plane_pass.workspace_bytes(program, n, m, itemsize, channels)
-    return results + maps + max(passing, 8 * 2 * n * m + planes.batch_bytes(network, n, m, shape, tangent))
+    wide = _sees_variances(_tail(network)) and itemsize < 8
+    passing = plane_pass.workspace_bytes(program, n, m, 8 if wide else itemsize, channels)
+    passing += 8 * (n + m) * h * w * channels if wide else 0
+    return results + maps + max(passing, 8 * 2 * n * m + planes.image_bytes(network, max(n, m), shape, tangent))
 
 
 def _tail(network: Network) -> tuple[Layer, ...]:
     return network.layers[network.readout_position + 1 :]
+
+
+def _wide(tail: tuple[Layer, ...], x: Array) -> Array:
+    """Float64 images where the tail turns errors of S into their square root: its correlations are those of means near ±1."""
+    return x.astype("float64", copy=False) if _sees_variances(tail) else x
 
 
 def _sees_variances(layers: tuple[Layer, ...]) -> bool:

@@ -47,17 +47,17 @@ def readout(
         sides = (x, maps_x), (x, maps_x) if y is None else (y, maps_y)
         run = _Run(stage_codes(program, x.dtype.itemsize, tangent, limit), sides, divisor, tangent)
         doubtful = tangent and x.dtype == np.float32
-        scales = [_own_tangents(run, side) for side in (sides if doubtful else ())]
+        scales = [_own_tangents(run, side) for side in sides[: 1 if y is None else 2]] if doubtful else []
         precise: _Run | None = None
         for i, j in _batches(xp, n, m, y is None, run.batch_pairs):
             means = run.means(i, j)
-            doubted = (
-                xp.flatnonzero(~(means[2] <= DOUBT_LIMIT * xp.sqrt(scales[0][i] * scales[1][j]))) if doubtful else ()
-            )
-            if len(doubted):
-                precise = precise or _Run(stage_codes(program, 8, tangent, limit), sides, divisor, tangent)
-                for part in _cut(doubted, precise.batch_pairs):
-                    means[:, part] = precise.means(i[part], j[part])
+            if doubtful:
+                scale = xp.sqrt(scales[0][i] * scales[-1][j])
+                doubted = xp.flatnonzero(~(means[2] <= DOUBT_LIMIT * scale))  # a NaN is in doubt, too
+                if len(doubted):
+                    precise = precise or _Run(stage_codes(program, 8, tangent, limit), sides, divisor, tangent)
+                    for part in _cut(doubted, precise.batch_pairs):
+                        means[:, part] = precise.means(i[part], j[part])
             for matrix, values in zip(out, means[: len(out)], strict=True):
                 matrix[i, j] = values
                 if y is None:

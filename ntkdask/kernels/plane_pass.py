@@ -335,9 +335,11 @@ def workspace_bytes(program: Program, n: int, m: int, itemsize: int, channels: i
     size = _rows_at_a_time(program)
     pixels = [math.prod(stage.shape_in) for stage in program.stages]
     nodes = [sum(isinstance(op, (Rectify, Normalise)) for op in stage.ops) for stage in program.stages]
-    maps = sum(2 * 8 * k * p for k, p in zip(nodes, pixels, strict=True)) + 2 * itemsize * nodes[0] * pixels[0]
-    # both orders of the images, and while roots and inverses are made one more of the maps
-    sides = (n + m) * (2 * channels * pixels[0] * itemsize + maps + max(nodes) * max(pixels) * 8)
+    apart = [_stride(p, 4) for p in pixels]
+    maps = sum(2 * 8 * k * p for k, p in zip(nodes, apart, strict=True)) + 2 * itemsize * nodes[0] * apart[0]
+    # both orders of the images, and while roots and inverses are made two more of the maps
+    images = channels * itemsize * (pixels[0] + _stride(pixels[0], itemsize))
+    sides = (n + m) * (images + maps) + 2 * 8 * max(n, m) * max(k * p for k, p in zip(nodes, apart, strict=True))
     pooled = [math.prod(_pooled(stage)) ** 2 for stage in program.stages[:-1]]
     # of the two dtypes that a block may run in
     planes = sum((6 + 4 * k + 4) * p * (8 + itemsize) for k, p in zip(nodes, pixels, strict=True))

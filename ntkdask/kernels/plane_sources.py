@@ -28,10 +28,11 @@ REALS = {4: "float", 8: "double"}
 class StageCode:
     """A stage as CUDA C++ `source` and how to launch it.
 
-    itemsize: of the planes' floats. folded: by planes_folded.cu. offsets: the output planes (dy, dx) to
-    compute, all of which are residues modulo the output image where the planes are slabs. nodes: first and number of the variance maps. shared_bytes: dynamic shared memory of a block. addends:
-    how many arrays add up to the pooled one (2 of slab_pools: what stays in a block and what it carries to the next). gain: by
-    what the mean of |T| grows in the stage at most, but for its `divisors`, the nodes of its LayerNorms.
+    itemsize: of the planes' floats. folded: by planes_folded.cu. offsets: the output planes (dy, dx) to compute, residues
+    modulo the output image where the planes are slabs. nodes, first_node: shapes of the stage's variance maps, and where they begin
+    among the program's. shared_bytes: dynamic shared memory of a block. addends: how many arrays add up to the pooled one (2 of slab_pools: what stays in a block
+    and what it carries to the next). gain: by what the mean of |T| grows in the stage at most, but for its `divisors`, the nodes
+    of its LayerNorms.
     """
 
     stage: Stage
@@ -288,7 +289,7 @@ def _folded(writer: _StepWriter, itemsize: int, tangent: bool) -> StageCode | No
     height, width = window or (0, 0)
     macros = {
         "PLANE_THREADS": threads, "PLANE_BLOCKS": blocks, "PLANE_H": h, "PLANE_W": w, "PLANE_SEGMENT": segment,
-        "PLANE_POOL_H": height, "PLANE_POOL_W": width,
+        "PLANE_NORMALISES": int(bool(writer.divisors)), "PLANE_POOL_H": height, "PLANE_POOL_W": width,
     }  # fmt: skip
     text = _text("planes_folded.cu", writer, itemsize, tangent, macros)
     return writer.code(text, itemsize, True, warps * LANES, shared)

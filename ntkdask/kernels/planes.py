@@ -161,25 +161,31 @@ def map_bytes(network: Network, shape: Shape) -> int:
     return 8 * sum(h * w for h, w in _node_shapes(_image_layers(network), shape))
 
 
-def batch_bytes(network: Network, n: int, m: int, row_shape: tuple[int, int, int], tangent: bool) -> int:
-    """Bytes that a thread holds of a batch of pairs or of images, beside the variance maps."""
-    h, w, channels = row_shape
-    shape, layers = (h, w), _image_layers(network)
-    rows, columns = block_shape(network, shape)
-    pairs = max(min(rows, n) * min(columns, m), min(rows * columns, max(n, m)))
-    arrays, row_values = general.block_arrays(layers)
-    arrays += 2 * _remembered(_wraps(layers)) * sum(isinstance(layer, Residual) for layer in every_layer(layers))
-    held = (1 + tangent) * _held(layers, shape, _read(network, shape))
-    pixels = max(min(rows, n) + min(columns, m), 2 * pairs if n == m else 0) * h * w
-    # coefficients of series: of so many values of a and b at a time
-    values = 2 * channels * pixels + row_values * min(pixels, COEFFICIENT_ROWS)
-    return 8 * (pairs * (arrays * h * w + held) + values)
+def image_bytes(network: Network, n: int, row_shape: tuple[int, int, int], tangent: bool) -> int:
+    """Bytes that a batch of n images (H, W, C) with themselves takes, beside the variance maps."""
+    rows, columns = block_shape(network, row_shape[:2])
+    images = min(rows * columns, n)
+    return _batch_bytes(network, images, 2 * images, row_shape, tangent)
 
 
 def workspace_bytes(network: Network, n: int, m: int, row_shape: tuple[int, int, int], tangent: bool) -> int:
-    """Bytes of S and T (n, m) and of every thread's batch in `readout_pairs`."""
-    blocks = cut(n, m, *block_shape(network, row_shape[:2]))
-    return 8 * (1 + tangent) * n * m + workers(len(blocks)) * batch_bytes(network, n, m, row_shape, tangent)
+    """Bytes of S and T (n, m) and of every thread's batch in `readout_pairs`, or of a batch of images."""
+    rows, columns = block_shape(network, row_shape[:2])
+    threads = workers(len(cut(n, m, rows, columns)))
+    rows, columns = min(rows, n), min(columns, m)
+    pairs = threads * _batch_bytes(network, rows * columns, rows + columns, row_shape, tangent)
+    return 8 * (1 + tangent) * n * m + max(pairs, image_bytes(network, max(n, m), row_shape, tangent))
+
+
+def _batch_bytes(network: Network, pairs: int, images: int, row_shape: tuple[int, int, int], tangent: bool) -> int:
+    h, w, channels = row_shape
+    shape, layers = (h, w), _image_layers(network)
+    arrays, row_values = general.block_arrays(layers)
+    arrays += 2 * _remembered(_wraps(layers)) * sum(isinstance(layer, Residual) for layer in every_layer(layers))
+    held = (1 + tangent) * _held(layers, shape, _read(network, shape))
+    # coefficients of series: of so many values of a and b at a time
+    values = 2 * channels * images * h * w + row_values * min(images * h * w, COEFFICIENT_ROWS)
+    return 8 * (pairs * (arrays * h * w + held) + values)
 
 
 def _read_out(

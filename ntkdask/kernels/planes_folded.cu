@@ -20,6 +20,7 @@
 #define PLANE_H 8
 #define PLANE_W 8
 #define PLANE_SEGMENT 8
+#define PLANE_NORMALISES 1
 #define PLANE_POOL_H 2
 #define PLANE_POOL_W 2
 #define PLANE_BOXES(F) F(0, 3, 3, 1, 1, false)
@@ -45,7 +46,7 @@ struct Frame {
     LANE_CODE int right(int lane) const { return (left(lane) + offset(lane)) % W; }
 };
 
-// Whether the fold cuts between rows h and h + 1 of a slab for a row `low` <= h < `high`; "same" alone asks.
+// Whether the fold before row `cut` lies between rows low < high.
 LANE_CODE bool is_cut(int cut, int low, int high) {
     return high - low == 1 ? cut == high : (unsigned)(cut - low - 1) < (unsigned)(high - low);
 }
@@ -176,7 +177,7 @@ LANE_CODE Values run_steps(Values (&s)[H], Values (&t)[H], const Real* roots_x, 
         }
         Roots roots(roots_x, roots_y, step, frame);
         const int node = step.map / (H * W);
-        if (step.kind == NORMALISE) {
+        if (PLANE_NORMALISES && step.kind == NORMALISE) {
             normalise_rows(s, t, roots, frame);
             total = total * Real(float(step.gain) * shares_x[node] * shares_y[node]);
             continue;
