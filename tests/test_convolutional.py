@@ -96,7 +96,7 @@ def test_filters(padding, stride, filter_size):
     """A geometry of every kind, then one that reads its planes."""
     first = Conv(filter_size, padding, stride)
     layers = (Conv(2, "same", weight_variance=1.3), RELU, first, RELU, Conv(2, "circular"), RELU, GAP, Dense())
-    check(Network(layers), images(2, (7, 5, 2)))
+    check(Network(layers), images(2, (6, 5, 2)))
 
 
 LAYERED = {
@@ -309,7 +309,9 @@ def test_rounding(name, dtype):
     network, x = HARD[name], hard_images(dtype)
     tolerance = {"float64": 1e-10, "float32": 1e-5}[dtype]
     if name == "tail" and dtype == "float64":
-        tolerance = 1e-7  # c = 1 of equal and of constant images only to the rounding of a mean, which κ₀ turns into this
+        tolerance = (
+            1e-7  # c = 1 of equal and of constant images only to the rounding of a mean, which κ₀ turns into this
+        )
     for kernel, exact in zip((NNGP(network), NTK(network)), twin(network, x), strict=True):
         own = np.diag(exact)
         found = [(kernel(x), exact), (kernel(x[:5], x), exact[:5]), (kernel(x, x[:2].copy()), exact[:, :2])]
@@ -341,14 +343,36 @@ def test_scale(scale):
 
 @pytest.mark.parametrize("name", ["pool", "projection", "tail"])
 def test_batches_and_threads_change_no_bit(name, monkeypatch):
-    network, x = Network(LAYERED[name]), images(11, (6, 6, 2))
-    whole, own = NTK(network)(x), NTK(network).diagonal(x)
+    network, x = Network(LAYERED[name]), images(7, (6, 6, 2))
+    whole, own, pairs = NTK(network)(x), NTK(network).diagonal(x), by_planes(network, x)
     with threads.limited(1):
         np.testing.assert_array_equal(NTK(network)(x), whole)
+        np.testing.assert_array_equal(by_planes(network, x), pairs)
     np.testing.assert_array_equal(NTK(network).diagonal(x[3:5]), own[3:5])
-    np.testing.assert_allclose(NTK(network)(x[3:5], x[:3]), whole[3:5, :3], rtol=1e-14)
+    np.testing.assert_allclose(NTK(network)(x[3:5], x[:3]), whole[3:5, :3], rtol=1e-12)
+    np.testing.assert_array_equal(by_planes(network, x[3:5], x[:3]), pairs[:, 3:5, :3])
     monkeypatch.setattr(planes, "BATCH_ENTRIES", 36)
-    np.testing.assert_array_equal(NTK(network)(x), whole)
+    np.testing.assert_array_equal(by_planes(network, x), pairs)
+    np.testing.assert_array_equal(NTK(network).diagonal(x), own)
+
+
+def by_planes(network, x, y=None):
+    """(2, n, m): S and T at the readout by the general path."""
+    maps = [planes.variance_maps(network, side) for side in (x, x if y is None else y)]
+    return np.stack(planes.readout_pairs(network, x, y, *maps, True))
+
+
+@pytest.mark.parametrize("network", [*map(Network, LAYERED.values()), *HARD.values(), myrtle(5)], ids=str)
+def test_planes_without_a_fused_pass(network):
+    """What the readout gives to the layers after it, by the general path, for pairs that are equal, constant and zero too."""
+    position = network.readout_position
+    upto, x = Network(network.layers[: position + 1]), hard_images()[:, :, :, :2]
+    if network == myrtle(5):
+        x = x[:, :4, :4]
+    exact = twin(upto, x)
+    for found in (by_planes(upto, x), by_planes(upto, x, x.copy())):
+        for k, matrix in zip(found, exact, strict=True):
+            assert normwise(k, matrix, np.diag(matrix), np.diag(matrix)) <= 1e-10
 
 
 @pytest.mark.parametrize("readout", ["gap", "flatten"])

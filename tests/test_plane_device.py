@@ -1,6 +1,7 @@
 """The passes over planes on a GPU, without one: every CUDA source by NVRTC, and the whole readout as host C++ against a naive twin."""
 
 import itertools
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from cuda_host import HostModules
 
 from ntkdask import activations
-from ntkdask.kernels import plane_device, plane_sources, stages
+from ntkdask.kernels import plane_device, plane_sources, planes, stages
 from ntkdask.networks import (
     Activation,
     AvgPool,
@@ -218,3 +219,157 @@ def test_readout_is_the_twins(name, dtype, on_the_host):
     depth = max(1, network.depth)
     assert normwise(found[0], s, scales) <= TOLERANCE[dtype]
     assert normwise(found[1], t, scales) <= TOLERANCE[dtype] * depth
+
+
+def pass_of(network, x, y=None, tangent=True):
+    """The readout of images, with the variance maps of the general path."""
+    program = stages.program(network, x.shape[1:3])
+    maps = [planes.variance_maps(network, images) for images in (x, x if y is None else y)]
+    return plane_device.readout(program, x, y, *maps, 1.0, tangent)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_whole_image_is_the_general_paths(dtype, on_the_host):
+    """32×32: a slab fills a warp. Two images share a strip of equal patches; the pair of equal images is in doubt."""
+    network = convolutional(2)
+    x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(dtype)
+    x[:, :6] = 1.5
+    y = x[1:].copy()
+    maps = [planes.variance_maps(network, images) for images in (x, y)]
+    expected = planes.readout_pairs(network, x.astype(float), y.astype(float), *maps, True)
+    own = [planes.image_diagonals(network, images, m, True) for images, m in zip((x, y), maps, strict=True)]
+    for found, whole, part in zip(pass_of(network, x, y), expected, (0, 1), strict=True):
+        assert normwise(found, whole, [side[part] for side in own]) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", ["depth 2", "myrtle", "residual, odd strides"])
+def test_symmetric_calls_and_batches_give_the_same_bits(name, on_the_host, monkeypatch):
+    network, shape, _ = NETWORKS[name]
+    x = images(shape, "float32", 4)
+    whole = pass_of(network, x, x.copy())
+    mirrored = pass_of(network, x)
+    monkeypatch.setattr(plane_device, "BATCH_PAIRS", 3)
+    cut = pass_of(network, x)
+    lower = np.tril_indices(4)
+    for a, b, c in zip(whole, mirrored, cut, strict=True):
+        np.testing.assert_array_equal(b, b.T)
+        np.testing.assert_array_equal(b[lower], a[lower])
+        np.testing.assert_array_equal(b, c)
+
+
+@pytest.mark.parametrize("name", ["depth 2", "myrtle", "pooled flatten", "residual"])
+def test_the_nngp_alone(name, on_the_host):
+    network, shape, _ = NETWORKS[name]
+    x = images(shape, "float64")
+    s, t = pass_of(network, x, tangent=False)
+    assert t is None
+    np.testing.assert_allclose(s, pass_of(network, x)[0], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("name", ["depth 2", "LayerNorm", "myrtle", "residual"])
+def test_zero_images_give_what_the_limit_is(name, on_the_host):
+    network, shape, _ = NETWORKS[name]
+    x = images(shape, "float32")
+    x[0] = 0
+    s, t, maps, scales = twin(network, x, x[:1])
+    found = plane_device.readout(stages.program(network, shape), x, x[:1], *maps, 1.0, True)
+    scales = [np.maximum(scale, 1e-30) for scale in scales]
+    assert normwise(found[0], s, scales) <= TOLERANCE["float32"]
+    assert normwise(found[1], t, scales) <= TOLERANCE["float32"] * network.depth
+
+
+def test_no_rows_give_no_entries(on_the_host):
+    network, shape, _ = NETWORKS["depth 2"]
+    x = images(shape, "float64")
+    assert [part.shape for part in pass_of(network, x[:0], x)] == [(0, 3)] * 2
+    assert [part.shape for part in pass_of(network, x[:0])] == [(0, 0)] * 2
+
+
+def test_equal_images_are_doubted_and_generic_ones_are_not(on_the_host, monkeypatch):
+    network, shape = convolutional(3, readout="flatten"), (8, 8)
+    x = np.random.default_rng(3).standard_normal((5, *shape, 3)).astype("float32")
+    x[3] = x[0]
+    sizes = []
+    original = plane_device._Run.means
+
+    def means(run, i, j):
+        sizes.append((run.dtype.name, len(i)))
+        return original(run, i, j)
+
+    monkeypatch.setattr(plane_device._Run, "means", means)
+    pass_of(network, x)
+    # the images with themselves for the scale, all pairs, and of those the five with themselves and the two equal ones
+    assert sizes == [("float32", 5), ("float32", 15), ("float64", 6)]
+
+
+# --- what is taken and what is refused ---------------------------------------------------------------------------
+
+
+def test_pooled_planes_that_do_not_fit_take_the_general_source(on_the_host, monkeypatch):
+    network, shape, _ = NETWORKS["myrtle"]
+    x = images(shape, "float64")
+    roomy = pass_of(network, x)
+    monkeypatch.setattr(plane_device, "block_shared_bytes", lambda: 8 * 4 + 8 * 4 * 96 + 100)
+    codes = plane_sources.stage_codes(stages.program(network, shape), 8, True, plane_device.block_shared_bytes())
+    assert [code.folded for code in codes] == [False, True, True]
+    for a, b in zip(pass_of(network, x), roomy, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_refusals_say_why(on_the_host, monkeypatch):
+    mixed = Network((Conv(2, "valid"), Activation(), Conv(padding="circular"), Activation(), GlobalAvgPool(), Dense()))
+    program = stages.program(mixed, (6, 6))
+    assert "circular" in plane_sources.refusal(program, 4, True, SHARED)
+    assert not plane_device.supports(program, 4, True)
+    uneven = Network((Conv(3, "circular", stride=2), Activation(), GlobalAvgPool(), Dense()))
+    assert not plane_device.supports(stages.program(uneven, (5, 6)), 4, True)
+    large = stages.program(convolutional(1), (120, 120))
+    assert not plane_device.supports(large, 4, True)
+    assert f"a block has {SHARED}" in plane_sources.refusal(large, 8, True, SHARED)
+
+
+def test_workspace_counts_inputs_and_a_batch():
+    program = stages.program(myrtle(5), (32, 32))
+    small, more = (plane_device.workspace_bytes(program, n, 10, 3, 4, True) for n in (10, 20))
+    assert more - small >= 10 * 32 * 32 * 3 * 12
+    assert small >= plane_device.BATCH_BYTES
+
+
+# --- NVRTC ------------------------------------------------------------------------------------------------------------
+
+COMPILED = {
+    "convolutional": (convolutional(3), (32, 32), 4),
+    "convolutional float64": (convolutional(3), (9, 9), 8),
+    "circular": (convolutional(2, 5, "circular", activation="abs"), (12, 20), 4),
+    "flatten": (convolutional(3, readout="flatten"), (14, 28), 4),
+    "myrtle": (myrtle(5), (32, 32), 4),
+    "myrtle float64": (myrtle(5), (8, 8), 8),
+    "residual": (resnet(), (32, 32), 4),
+    "residual float64": (resnet(), (33, 31), 8),
+    "valid": (*NETWORKS["valid"][:2], 8),
+}
+SPILLED_BYTES = 512
+"""Of a thread, at most: registers that a kernel puts by in local memory, loads and stores each."""
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_nvrtc_compiles_within_the_registers(name, architecture):
+    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed (test extra)")
+    try:
+        nvrtc.getVersion()
+    except Exception as error:  # CuPy without an NVRTC library raises its own RuntimeError or an OSError
+        pytest.skip(f"NVRTC is not installed (test extra): {error}")
+    network, shape, itemsize = COMPILED[name]
+    for code in plane_sources.stage_codes(stages.program(network, shape), itemsize, True, SHARED):
+        assert code.shared_bytes <= SHARED
+        program = nvrtc.createProgram(code.source, "planes.cu", [], [])
+        options = [f"--gpu-architecture={architecture}", "--ptxas-options=-v", *plane_device.OPTIONS]
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError:
+            pytest.fail(nvrtc.getProgramLog(program))
+        log = nvrtc.getProgramLog(program)
+        assert max(map(int, re.findall(r"(\d+) bytes spill", log))) <= SPILLED_BYTES, log
+        assert max(map(int, re.findall(r"Used (\d+) registers", log))) * code.threads <= 2**16, log
+        nvrtc.destroyProgram(program)

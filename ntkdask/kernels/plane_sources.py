@@ -30,9 +30,9 @@ class StageCode:
 
     itemsize: of the planes' floats. folded: by planes_folded.cu. offsets: the output planes (dy, dx) to compute, residues
     modulo the output image where the planes are slabs. nodes, first_node: shapes of the stage's variance maps, and where they begin
-    among the program's. shared_bytes: dynamic shared memory of a block. addends: how many arrays add up to the pooled one (2 of slab_pools: what stays in a block
-    and what it carries to the next). gain: by what the mean of |T| grows in the stage at most, but for its `divisors`, the nodes
-    of its LayerNorms.
+    among the program's. shared_bytes: dynamic shared memory of a block. addends: how many arrays add up to the pooled one (2 of
+    slab_pools: what stays in a block and what it carries to the next). gain: by what the mean of |T| grows in the stage at most,
+    but for its `divisors`, the nodes of its LayerNorms.
     """
 
     stage: Stage
