@@ -362,12 +362,15 @@ def by_planes(network, x, y=None):
     return np.stack(planes.readout_pairs(network, x, y, *maps, True))
 
 
-@pytest.mark.parametrize("network", [*map(Network, LAYERED.values()), *HARD.values(), myrtle(5)], ids=str)
-def test_planes_without_a_fused_pass(network):
+GENERAL = {**{name: Network(layers) for name, layers in LAYERED.items()}, **HARD, "myrtle": myrtle(5)}
+
+
+@pytest.mark.parametrize("name", GENERAL)
+def test_planes_without_a_fused_pass(name):
     """What the readout gives to the layers after it, by the general path, for pairs that are equal, constant and zero too."""
-    position = network.readout_position
-    upto, x = Network(network.layers[: position + 1]), hard_images()[:, :, :, :2]
-    if network == myrtle(5):
+    network, x = GENERAL[name], hard_images()[..., :2]
+    upto = Network(network.layers[: network.readout_position + 1])
+    if name == "myrtle":
         x = x[:, :4, :4]
     exact = twin(upto, x)
     for found in (by_planes(upto, x), by_planes(upto, x, x.copy())):
