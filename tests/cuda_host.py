@@ -12,7 +12,7 @@ import subprocess
 import numpy as np
 import pytest
 
-FLAGS = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-pthread"]
+FLAGS = ["-std=c++20", "-O1", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-pthread"]
 
 RUNTIME = """
 #include <barrier>

@@ -152,6 +152,7 @@ def test_lazy_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dask_input_is_written_block_by_block(tmp_path: Path) -> None:
+    import dask
     import dask.array as da
 
     largest = 0
@@ -164,7 +165,9 @@ def test_dask_input_is_written_block_by_block(tmp_path: Path) -> None:
 
     x = da.map_blocks(block, chunks=((10, 20, 7), (6,)), dtype=float, meta=np.empty((0, 0)))
     targets = da.from_array(np.arange(37) % 2, chunks=5)
-    dataset = write_dataset(tmp_path / "d", x, targets)
+    # in this process, also where an earlier test's client is still open
+    with dask.config.set(scheduler="synchronous"):
+        dataset = write_dataset(tmp_path / "d", x, targets)
     assert largest == 20
     np.testing.assert_array_equal(dataset.rows(0, 37), np.arange(37 * 6.0).reshape(37, 6))
     np.testing.assert_array_equal(dataset.targets(0, 37), np.arange(37) % 2)

@@ -142,7 +142,6 @@ def resnet(**conv):
 NETWORKS = {
     # network, images, whether planes_folded.cu runs each stage
     "depth 2": (convolutional(2, bias_variance=0.05), (6, 5), [True]),
-    "frozen ends": (convolutional(2, trainable_ends=False), (5, 7), [True]),
     "flatten": (convolutional(3, readout="flatten"), (4, 5), [True]),
     "circular": (convolutional(2, 5, "circular", activation="abs"), (6, 4), [True]),
     "even filter": (convolutional(2, (2, 4), activation=LEAKY), (5, 9), [True]),
@@ -257,7 +256,7 @@ def test_symmetric_calls_and_batches_give_the_same_bits(name, on_the_host, monke
         np.testing.assert_array_equal(b, c)
 
 
-@pytest.mark.parametrize("name", ["depth 2", "myrtle", "pooled flatten", "residual"])
+@pytest.mark.parametrize("name", ["depth 2", "myrtle", "residual"])
 def test_the_nngp_alone(name, on_the_host):
     network, shape, _ = NETWORKS[name]
     x = images(shape, "float64")

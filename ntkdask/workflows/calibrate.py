@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,17 +47,22 @@ class _CalibrateTask:
         # a few entries for every thread
         rows = min(self.most_rows, max(2, math.isqrt(4 * threads.current())))
         x, y = self._rows(rows)
-        self._seconds(x, y)
+        # what is compiled at the first call
+        for call in (lambda: self.kernel(x, y), lambda: self.kernel(x), lambda: self.kernel.diagonal(x)):
+            self._seconds(call)
         spent = 0.0
         while True:
-            seconds = self._seconds(x, y)
+            seconds = self._seconds(lambda: self.kernel(x, y))
             spent += seconds
             budget = min(SECONDS, max(LEAST_SECONDS, SHARE * seconds / rows**2 * self.entries))
             if rows == self.most_rows or spent + GROWTH**2 * seconds > budget:
                 break
             rows = min(self.most_rows, GROWTH * rows)
             x, y = self._rows(rows)
-        return Pace(seconds / rows**2, self._seconds(x) / seconds, rows, threads.current())
+        symmetric, diagonal = self._seconds(lambda: self.kernel(x)), self._seconds(lambda: self.kernel.diagonal(x))
+        share = max(0.5, (symmetric - diagonal) / seconds)
+        row_seconds = max(0.0, symmetric - share * seconds) / rows
+        return Pace(seconds / rows**2, share, row_seconds, rows, threads.current())
 
     def _rows(self, count: int) -> tuple[Array, Array]:
         """(x, y) of `count` rows each."""
@@ -64,9 +70,9 @@ class _CalibrateTask:
         both = to_device(drawn.reshape(2 * count, *self.row_shape), self.device)
         return both[:count], both[count:]
 
-    def _seconds(self, *rows: Array) -> float:
+    def _seconds(self, call: Callable[[], Any]) -> float:
         started = time.perf_counter()
-        found = self.kernel(*rows)
+        found = call()
         # waits for the device
         to_host((found[-1] if isinstance(found, tuple) else found)[:1])
         return time.perf_counter() - started
@@ -92,6 +98,7 @@ def calibrate(
     map_tiles(task, range(count), client, label="calibrate", receive=receive, threads=n_threads)
     return Pace(
         sum(p.entry_seconds for p in found) / count, sum(p.symmetric_share for p in found) / count,
+        sum(p.row_seconds for p in found) / count,
         min(p.rows for p in found), min(p.threads for p in found),
     )  # fmt: skip
 

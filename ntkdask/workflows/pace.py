@@ -24,12 +24,13 @@ MOST_TASKS = 20_000
 class Pace:
     """A kernel's measured speed. entry_seconds: of an entry k(x_i, y_j) in one task, while every slot runs one.
 
-    symmetric_share: what a tile of rows with themselves takes of one of as many different rows. rows: of the square tile that was
-    measured; threads: of the task.
+    A tile of r rows with themselves takes symmetric_share of a tile of different rows, at least the half of one triangle, and r times
+    row_seconds for its exact diagonal. rows: of the square tile that was measured; threads: of the task.
     """
 
     entry_seconds: float
     symmetric_share: float
+    row_seconds: float
     rows: int
     threads: int
 
@@ -43,7 +44,7 @@ class Pace:
             return self.entry_seconds * n * m
         whole, last = divmod(n, tile_rows)
         diagonal = whole * tile_rows**2 + last**2
-        return self.entry_seconds * (self.symmetric_share * diagonal + (n * n - diagonal) / 2)
+        return self.entry_seconds * (self.symmetric_share * diagonal + (n * n - diagonal) / 2) + self.row_seconds * n
 
     def tile_rows(self, n: int, m: int | None, slots: int) -> int:
         """Rows of a tile, and columns where there are so many.

@@ -39,8 +39,8 @@ MILLISECOND, MICROSECOND = 1e-3, 1e-6
 IMAGES = NTK(convolutional(1))
 
 
-def pace(entry_seconds=MILLISECOND, share=1.0) -> Pace:
-    return Pace(entry_seconds, share, 8, 1)
+def pace(entry_seconds=MILLISECOND, share=1.0, row_seconds=0.0) -> Pace:
+    return Pace(entry_seconds, share, row_seconds, 8, 1)
 
 
 def images(n=30, seed=0) -> np.ndarray:
@@ -57,11 +57,11 @@ def images(n=30, seed=0) -> np.ndarray:
 def test_work_is_that_of_all_tiles(n, m, tile, share):
     """Against the tiles themselves."""
     grid = TileGrid(n, m or n, tile, tile, symmetric=m is None)
-    one = pace(share=share)
-    work = sum(
-        one.tile_seconds(t.rows, t.col_stop - t.col_start) * (share if m is None and t.start == t.col_start else 1.0)
-        for t in grid
-    )
+    one, work = pace(share=share, row_seconds=0.3), 0.0
+    for t in grid:
+        on_diagonal = m is None and t.start == t.col_start
+        work += one.tile_seconds(t.rows, t.col_stop - t.col_start) * (share if on_diagonal else 1.0)
+        work += 0.3 * t.rows if on_diagonal else 0.0
     assert one.work_seconds(n, m, tile) == pytest.approx(work)
 
 
@@ -175,22 +175,31 @@ class Clock:
 
 @dataclass(frozen=True)
 class Costly:
-    """A kernel of which an entry takes entry_seconds of a clock, half of it in a symmetric call; `first` once at the beginning."""
+    """A kernel of which an entry takes entry_seconds of a clock, `share` of it in a symmetric call, which takes its diagonal besides, a
+    row as long as row_entries entries. Each kind of call takes `first` more at its first time."""
 
     clock: Clock = field(compare=False)
     entry_seconds: float
     calls: list = field(default_factory=list, compare=False)
+    share: float = 0.5
+    row_entries: float = 0.0
     first: float = 30.0
 
     def __call__(self, x, y=None):
-        self.clock.now += 0.0 if self.calls else self.first
-        self.calls.append((len(x), None if y is None else len(y)))
-        entries = len(x) ** 2 / 2 if y is None else len(x) * len(y)
-        self.clock.now += self.entry_seconds * entries
+        if y is None:
+            self._spend("symmetric", len(x), self.share * len(x) ** 2 + self.row_entries * len(x))
+        else:
+            self._spend("rectangular", len(x), len(x) * len(y))
         return np.zeros((len(x), len(x if y is None else y)), x.dtype)
 
     def diagonal(self, x):
+        self._spend("diagonal", len(x), self.row_entries * len(x))
         return np.zeros(len(x), x.dtype)
+
+    def _spend(self, kind, rows, entries):
+        self.clock.now += 0.0 if kind in (k for k, _ in self.calls) else self.first
+        self.calls.append((kind, rows))
+        self.clock.now += self.entry_seconds * entries
 
     def workspace_bytes(self, n, m, itemsize, row_shape=None):
         return n * m * itemsize
@@ -213,23 +222,40 @@ def test_the_pace_without_compilation_in_a_second(costly, entry_seconds, most):
     assert found.threads == 1
     assert found.rows <= most
     smallest = min(most, 2)
-    spent = kernel.clock.now - kernel.first
-    assert spent <= max(2 * module.SECONDS, 3 * entry_seconds * smallest**2)
+    spent = kernel.clock.now - 3 * kernel.first
+    assert spent <= max(2 * module.SECONDS, 4 * entry_seconds * smallest**2)
     # as large as a second allows
     assert found.rows == most or 21 * found.rows**2 * entry_seconds > 4 * module.SECONDS
-    assert max(n for n, _ in kernel.calls) == found.rows
+    assert max(n for _, n in kernel.calls) == found.rows
+
+
+@pytest.mark.parametrize(("share", "row_entries"), [(0.5, 0.0), (0.5, 40.0), (1.0, 1.0), (1.3, 0.5)])
+def test_a_symmetric_tile_is_told_from_its_diagonal(costly, share, row_entries):
+    """So that what a small tile took holds for a large one."""
+    found = calibrate(costly(MILLISECOND, share=share, row_entries=row_entries), (3,), "float32", 2048, n_threads=1)
+    assert found.rows < 40
+    assert found.symmetric_share == pytest.approx(share, rel=1e-6)
+    assert found.row_seconds == pytest.approx(row_entries * MILLISECOND, abs=1e-9)
+
+
+def test_no_symmetric_tile_takes_less_than_a_triangle(costly):
+    """A diagonal that took longer by itself than within the call, as on a busy machine."""
+    kernel = costly(MILLISECOND, share=0.1, row_entries=1.0)
+    found = calibrate(kernel, (3,), "float32", 16, n_threads=1)
+    assert found.symmetric_share == 0.5
+    assert found.row_seconds == 0.0
 
 
 def test_measuring_does_not_rival_the_matrix(costly):
     kernel = costly(MILLISECOND)
     calibrate(kernel, (3,), "float32", 100, entries=5000, n_threads=1)
-    assert kernel.clock.now - kernel.first <= 0.25 * 5
+    assert kernel.clock.now - 3 * kernel.first <= 0.25 * 5
 
 
 def test_every_thread_finds_something_to_do(costly):
     kernel = costly(1.0)
     calibrate(kernel, (3,), "float32", 100, n_threads=16)
-    assert kernel.calls[0] == (8, 8)
+    assert kernel.calls[0] == ("rectangular", 8)
 
 
 def test_rows_have_the_shape_and_dtype_of_the_data(costly):
@@ -243,7 +269,7 @@ def test_rows_have_the_shape_and_dtype_of_the_data(costly):
     base = costly(1.0)
     calibrate(Looking(base.clock, 1.0), (4, 5, 3), "float32", 2)
     assert {(shape, dtype) for shape, dtype, _ in seen} == {((4, 5, 3), "float32")}
-    assert [shared for *_, shared in seen] == [False, False, True]
+    assert [shared for *_, shared in seen] == [False, True, False, True]
 
 
 def test_a_kernel_refuses_its_rows_before_anything_is_planned():
