@@ -48,18 +48,19 @@ class _CalibrateTask:
         rows = min(self.most_rows, max(2, math.isqrt(4 * threads.current())))
         x, y = self._rows(rows)
         # what is compiled at the first call
-        for call in (lambda: self.kernel(x, y), lambda: self.kernel(x), lambda: self.kernel.diagonal(x)):
-            self._seconds(call)
+        self._seconds(self.kernel, x, y)
+        self._seconds(self.kernel, x)
+        self._seconds(self.kernel.diagonal, x)
         spent = 0.0
         while True:
-            seconds = self._seconds(lambda: self.kernel(x, y))
+            seconds = self._seconds(self.kernel, x, y)
             spent += seconds
             budget = min(SECONDS, max(LEAST_SECONDS, SHARE * seconds / rows**2 * self.entries))
             if rows == self.most_rows or spent + GROWTH**2 * seconds > budget:
                 break
             rows = min(self.most_rows, GROWTH * rows)
             x, y = self._rows(rows)
-        symmetric, diagonal = self._seconds(lambda: self.kernel(x)), self._seconds(lambda: self.kernel.diagonal(x))
+        symmetric, diagonal = self._seconds(self.kernel, x), self._seconds(self.kernel.diagonal, x)
         share = max(0.5, (symmetric - diagonal) / seconds)
         row_seconds = max(0.0, symmetric - share * seconds) / rows
         return Pace(seconds / rows**2, share, row_seconds, rows, threads.current())
@@ -70,9 +71,9 @@ class _CalibrateTask:
         both = to_device(drawn.reshape(2 * count, *self.row_shape), self.device)
         return both[:count], both[count:]
 
-    def _seconds(self, call: Callable[[], Any]) -> float:
+    def _seconds(self, call: Callable[..., Any], *rows: Array) -> float:
         started = time.perf_counter()
-        found = call()
+        found = call(*rows)
         # waits for the device
         to_host((found[-1] if isinstance(found, tuple) else found)[:1])
         return time.perf_counter() - started

@@ -175,8 +175,10 @@ class Clock:
 
 @dataclass(frozen=True)
 class Costly:
-    """A kernel of which an entry takes entry_seconds of a clock, `share` of it in a symmetric call, which takes its diagonal besides, a
-    row as long as row_entries entries. Each kind of call takes `first` more at its first time."""
+    """A kernel of which an entry takes entry_seconds of a clock, `share` of it in a symmetric call.
+
+    That takes its diagonal besides, a row as long as row_entries entries. Each kind of call takes `first` more at its first time.
+    """
 
     clock: Clock = field(compare=False)
     entry_seconds: float
