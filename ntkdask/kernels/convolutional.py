@@ -64,7 +64,7 @@ def _readout(
     if program is not None and is_device_array(x) and plane_device.supports(program, x.dtype.itemsize, tangent):
         return plane_device.readout(program, x, y, maps_x, maps_y, divisor, tangent)
     if program is not None and not is_device_array(x) and plane_pass.takes(program):
-        s, t = plane_pass.readout(program, x, y, maps_x, maps_y, divisor)
+        s, t = plane_pass.readout(program, x, y, maps_x, maps_y, divisor, tangent)
         return s, t if tangent else None
     return planes.readout_pairs(network, x, y, maps_x, maps_y, tangent)
 

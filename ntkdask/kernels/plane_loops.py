@@ -17,6 +17,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from ntkdask.compiled import inlined_on_views, polynomial
+from ntkdask.kernels.plane_lanes import LANES, sum_two_lanes
 
 # arccos(u)/(π√(1 − u²)) on [0, 1]: the smallest largest error of the angle, 1.7e-7, and Chebyshev interpolation, 8e-16
 ANGLE = {
@@ -81,8 +82,8 @@ def products(x, z, first, out):
 
 
 @inlined_on_views
-def roll(z, out, h, w, dx):
-    """out (2hw,) = z (hw,) with its columns moved by dx, twice one below the other: entry p of slab (dy, dx) is out[dy·w + p]."""
+def roll(z, out, h, w, dx, twice):
+    """out (2hw,) = z (hw,) with its columns moved by dx, `twice` one below the other: entry p of slab (dy, dx) is out[dy·w + p]."""
     for row in range(h):
         first = row * w
         a, b = out[first : first + w - dx], z[first + dx : first + w]
@@ -91,9 +92,10 @@ def roll(z, out, h, w, dx):
         a, b = out[first + w - dx : first + w], z[first : first + dx]
         for i in range(dx):
             a[i] = b[i]
-    a, b = out[h * w : 2 * h * w], out[: h * w]
-    for i in range(h * w):
-        a[i] = b[i]
+    if twice:
+        a, b = out[h * w : 2 * h * w], out[: h * w]
+        for i in range(h * w):
+            a[i] = b[i]
 
 
 @inlined_on_views
@@ -111,12 +113,6 @@ def masks(left, right, h, w, dx):
 
 
 @inlined_on_views
-def _sum_of_two(a, b, out):
-    for i in range(out.size):
-        out[i] = a[i] + b[i]
-
-
-@inlined_on_views
 def _copy(a, out):
     for i in range(out.size):
         out[i] = a[i]
@@ -129,15 +125,23 @@ def _add(a, out):
 
 
 @inlined_on_views
+def _sum_of_two(src, first, out, start, w):
+    """Row out[start:] = row src[first:] + the one below it."""
+    whole = w - w % LANES
+    for i in range(0, whole, LANES):
+        sum_two_lanes(out, start + i, src, first + i, first + w + i)
+    for i in range(whole, w):
+        out[start + i] = src[first + i] + src[first + w + i]
+
+
+@inlined_on_views
 def _end_rows(src, out, first, last, w):
     """Rows first and last − 1 of a plane: sums of two rows, or of one."""
     if last - first == 1:
         _copy(src[first * w : last * w], out[first * w : last * w])
     elif last > first:
-        a = src[first * w : (first + 2) * w]
-        _sum_of_two(a[:w], a[w:], out[first * w : first * w + w])
-        a = src[(last - 2) * w : last * w]
-        _sum_of_two(a[:w], a[w:], out[(last - 1) * w : last * w])
+        _sum_of_two(src, first * w, out, first * w, w)
+        _sum_of_two(src, (last - 2) * w, out, (last - 1) * w, w)
 
 
 @inlined_on_views
@@ -305,24 +309,3 @@ def total(a):
     for i in range(a.size):
         found += a[i]
     return float(found)
-
-
-@inlined_on_views
-def pool(src, out, h, w, dy, dx, rows, columns):
-    """Add a slab (hw,) to the slabs (h/rows, w/columns, h/rows · w/columns) of the image pooled by windows of rows×columns.
-
-    Pixels p = window·P + (b, a) and p' of slab (dy, dx) lie in windows at the offset ((b + dy)//rows, (a + dx)//columns), modulo.
-    """
-    high, wide = h // rows, w // columns
-    for b in range(rows):
-        for a in range(columns):
-            target = out[((b + dy) // rows) % high, ((a + dx) // columns) % wide]
-            for row in range(high):
-                s = src[(rows * row + b) * w : (rows * row + b + 1) * w]
-                o = target[row * wide : row * wide + wide]
-                if columns == 2:
-                    for i in range(wide):
-                        o[i] += s[2 * i + a]
-                else:
-                    for i in range(wide):
-                        o[i] += s[columns * i + a]

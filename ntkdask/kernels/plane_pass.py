@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,9 +19,9 @@ from ntkdask import threads
 from ntkdask.kernels import plane_stage as codes
 from ntkdask.kernels.stages import Add, Convolve, Exchange, Normalise, Op, Program, Rectify, Save, Shape, Stage
 
-ROWS, POOLED_ROWS, PLANE_ROWS = 16, 4, 256
-"""Images x that meet one image z at a time: their maps stay in a core's second cache, beside pooled slabs where there are any; for a
-Flatten readout one slab of each is all there is."""
+ROWS, POOLED_ROWS, FLAT_COLUMNS = 16, 4, 64
+"""Images x that meet one image z at a time: their maps stay in a core's second cache, beside pooled slabs where there are any. For a
+Flatten readout, where one slab of a pair is all there is, as many images z one after the other."""
 
 LIMIT = 100.0
 """Mean of 1/√(1 − c²) in a slab above which float32 is not enough: the error of κ₀ is up to 1.5e-7/π times that, 5e-6."""
@@ -31,7 +32,7 @@ LATER_LIMIT = 0.01
 ALIGNED = 64
 """Bytes of a vector and of a cache line."""
 
-_NONE = np.zeros((0, 0, 0))
+Block: TypeAlias = tuple[slice, slice]
 
 
 def takes(program: Program) -> bool:
@@ -47,25 +48,26 @@ def readout(
     maps_x: list[np.ndarray],
     maps_y: list[np.ndarray],
     divisor: float,
+    tangent: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(S, T) float64 (n, m) at the readout of images (n, H, W, C), (m, H, W, C), float32 or float64.
+    """(S, T) float64 (n, m) at the readout of images (n, H, W, C), (m, H, W, C), float32 or float64; without `tangent` T is 0.
 
-    maps: variances (n, H_k, W_k) float64 before every activation and LayerNorm. y None: x with itself; the diagonal is left 0.
+    maps: variances (n, H_k, W_k) float64 before every activation and LayerNorm. y None: x with itself; the diagonal: anything finite.
     divisor: of the inputs' products.
     """
     compiled_stages = tuple(_compile_stages(program))
     left = _side(compiled_stages, x, maps_x, divisor, True)
     right = _side(compiled_stages, x if y is None else y, maps_x if y is None else maps_y, 1.0, False)
     found = np.zeros((2, x.shape[0], right.images.shape[0]))
-    size = _rows_at_a_time(program)
-    blocks: SimpleQueue[tuple[int, int, int]] = SimpleQueue()
+    size = _block_size(program)
+    blocks: SimpleQueue[Block] = SimpleQueue()
     count = 0
-    for block in _blocks(x.shape[0], right.images.shape[0], size, y is None):
+    for block in _blocks(x.shape[0], right.images.shape[0], *size, y is None):
         blocks.put(block)
         count += 1
-    run = [_Worker(program, compiled_stages, left, right, size).run for _ in range(min(threads.current(), count))]
+    run = [_Worker(compiled_stages, left, right, size, tangent).run for _ in range(min(threads.current(), count))]
 
-    def work(pair_block: Callable[[tuple[int, int, int], np.ndarray], None]) -> None:
+    def work(pair_block: Callable[[Block, np.ndarray], None]) -> None:
         while True:
             try:
                 block = blocks.get_nowait()
@@ -77,22 +79,25 @@ def readout(
     pixels = math.prod(program.stages[-1].shape_out)
     found /= pixels**2 if program.gap else pixels
     if y is None:
-        found += found.transpose(0, 2, 1)
+        below = np.tril(np.ones(found.shape[1:], bool), -1)
+        found[:, below] = found.transpose(0, 2, 1)[:, below]
     return found[0], found[1]
 
 
-def _rows_at_a_time(program: Program) -> int:
+def _block_size(program: Program) -> tuple[int, int]:
+    """Rows and columns of a block of pairs."""
     if len(program.stages) > 1:
-        return POOLED_ROWS
-    return ROWS if program.gap else PLANE_ROWS
+        return POOLED_ROWS, 1
+    return ROWS, 1 if program.gap else FLAT_COLUMNS
 
 
-def _blocks(n: int, m: int, size: int, symmetric: bool) -> Iterator[tuple[int, int, int]]:
-    """(first row, last row, column), long ones first; of a symmetric matrix only what lies above the diagonal."""
-    for column in range(m - 1, -1, -1):
-        last = column if symmetric else n
-        for first in range(0, last, size):
-            yield first, min(first + size, last), column
+def _blocks(n: int, m: int, rows: int, columns: int, symmetric: bool) -> Iterator[Block]:
+    """Rows and columns of blocks, those of many rows first; of a symmetric matrix those that hold something above the diagonal."""
+    for start in reversed(range(0, m, columns)):
+        stop = min(start + columns, m)
+        last = stop - 1 if symmetric else n
+        for first in range(0, last, rows):
+            yield slice(first, min(first + rows, last)), slice(start, stop)
 
 
 @dataclass(frozen=True)
@@ -240,62 +245,63 @@ class _Worker:
     """A thread's scratch, and the stages run in it on one block of pairs after the other."""
 
     def __init__(
-        self, program: Program, stages: tuple[_CompiledStage, ...], left: _Side, right: _Side, rows: int
+        self, stages: tuple[_CompiledStage, ...], left: _Side, right: _Side, size: tuple[int, int], tangent: bool
     ) -> None:
-        self.program, self.stages, self.left, self.right = program, stages, left, right
+        self.stages, self.left, self.right, self.tangent = stages, left, right, tangent
         self.dtype = left.images.dtype
         self.scratch: dict[tuple[int, np.dtype], tuple[np.ndarray, ...]] = {}
+        rows, columns = size
         self.pooled = [np.empty((rows, 2, *_pooled(s.stage), math.prod(_pooled(s.stage)))) for s in stages[:-1]]
-        self.sums = np.empty((rows, 2))
+        self.sums = np.empty((columns, rows, 2))
 
-    def run(self, block: tuple[int, int, int], found: np.ndarray) -> None:
-        """S and T of the pairs (rows of x, a column) of a block into found (2, n, m), summed over the readout's pixels."""
-        first, last, column = block
-        doubtful = self._pairs(slice(first, last), column, self.dtype, found)
-        for row in first + np.flatnonzero(doubtful):
-            self._pairs(slice(row, row + 1), column, np.dtype(np.float64), found)
+    def run(self, block: Block, found: np.ndarray) -> None:
+        """S and T of the pairs of a block into found (2, n, m), summed over the readout's pixels."""
+        rows, columns = block
+        doubtful = self._pairs(rows, columns, self.dtype, found)
+        for column, row in np.argwhere(doubtful):
+            row, column = int(row) + rows.start, int(column) + columns.start
+            self._pairs(slice(row, row + 1), slice(column, column + 1), np.dtype(np.float64), found)
 
-    def _pairs(self, rows: slice, column: int, dtype: np.dtype, found: np.ndarray) -> np.ndarray:
-        """All stages of the pairs, the first in `dtype`; which of the rows a later stage leaves in doubt."""
-        count = rows.stop - rows.start
+    def _pairs(self, rows: slice, columns: slice, dtype: np.dtype, found: np.ndarray) -> np.ndarray:
+        """All stages of the pairs, the first in `dtype`; (columns, rows) which of them a later stage leaves in doubt."""
+        count = columns.stop - columns.start, rows.stop - rows.start
         single = dtype == np.float32
         doubtful = np.zeros(count, bool)
-        inputs, scale = np.empty((0, 2, 0, 0, 0)), 1.0
-        self.sums[:count] = 0
+        inputs, scale = np.empty((count[1], 2, 0, 0, 0)), 1.0
+        sums = self.sums[: count[0], : count[1]]
+        sums[:] = 0
         for index, stage in enumerate(self.stages):
-            outputs = np.empty((0, 2, 0, 0, 0))
+            outputs = np.empty((count[1], 2, 0, 0, 0))
             if index < len(self.pooled):
-                outputs = self.pooled[index][:count]
+                outputs = self.pooled[index][: count[1]]
                 outputs[...] = 0
-            todo = np.repeat(stage.wanted[None], count, axis=0)
+            todo = np.broadcast_to(stage.wanted, (*count, *stage.wanted.shape)).copy()
+            call = (index, rows, columns, inputs, scale, todo, outputs, sums)
             if index == 0 and single:
-                self._stage(index, dtype, rows, column, inputs, scale, todo, outputs, LIMIT)
+                self._stage(dtype, LIMIT, *call)
             if todo.any():
-                limit = LATER_LIMIT if index and single else 1.0
-                self._stage(index, np.dtype(np.float64), rows, column, inputs, scale, todo, outputs, limit)
-                doubtful |= todo.any(axis=(1, 2))
+                self._stage(np.dtype(np.float64), LATER_LIMIT if index and single else 1.0, *call)
+                doubtful |= todo.any(axis=(2, 3))
             inputs = outputs
             window = stage.stage.window or (1, 1)
             scale = stage.unit / math.prod(window) ** 2
-        found[:, rows, column] = stage.unit * self.sums[:count].T
+        found[:, rows, columns] = stage.unit * sums.transpose(2, 1, 0)
         return doubtful
 
     def _stage(
-        self, index: int, dtype: np.dtype, rows: slice, column: int, inputs: np.ndarray, scale: float, todo: np.ndarray,
-        outputs: np.ndarray, limit: float,
+        self, dtype: np.dtype, limit: float, index: int, rows: slice, columns: slice, inputs: np.ndarray, scale: float,
+        todo: np.ndarray, outputs: np.ndarray, sums: np.ndarray,
     ) -> None:  # fmt: skip
         stage = self.stages[index]
-        shape = stage.stage.shape_in
-        begins = index == 0
-        channels = self.left.images.shape[1] if begins else 0
+        channels = 0 if index else self.left.images.shape[1]
         x = self.left.images[rows, :channels].astype(dtype, copy=False)
-        z = self.right.images[column, :channels].astype(dtype, copy=False)
+        z = self.right.images[columns, :channels].astype(dtype, copy=False)
         rx, sx = (part[rows] for part in self.left.maps(index, dtype))
-        rz, sz = (part[column] for part in self.right.maps(index, dtype))
-        planes, saved, columns, near = self._scratch(index, dtype, channels)
+        rz, sz = (part[columns] for part in self.right.maps(index, dtype))
         codes.run_stage(
-            stage.ops, stage.constants.astype(dtype), shape, stage.stage.window or (0, 0), x, z, rx, rz, sx, sz, inputs,
-            dtype.type(scale), todo, dtype.type(limit), outputs, self.sums, planes, saved, columns, near,
+            stage.ops, stage.constants.astype(dtype), stage.stage.shape_in, stage.stage.window or (0, 0), self.tangent, x, z,
+            rx, rz, sx, sz, inputs, dtype.type(scale), todo, dtype.type(limit), outputs.reshape(rows.stop - rows.start, 2, -1), sums,
+            *self._scratch(index, dtype, channels),
         )  # fmt: skip
 
     def _scratch(self, index: int, dtype: np.dtype, channels: int) -> tuple[np.ndarray, ...]:
@@ -306,8 +312,14 @@ class _Worker:
             planes = _aligned(4, n + 2, dtype)
             saved = np.empty((2 * stage.depth, n), dtype)
             columns = _aligned(channels + 2 * len(stage.curves), 2 * n, dtype, 0)
-            self.scratch[key] = planes, saved, columns, np.empty((2, n), np.uint8)
+            strips = np.empty((2, _strips(stage.stage)), dtype)
+            self.scratch[key] = planes, saved, columns, strips, np.empty((2, n), np.uint8)
         return self.scratch[key]
+
+
+def _strips(stage: Stage) -> int:
+    """Sums over the windows' rows of the slabs of one dx."""
+    return _pooled(stage)[0] ** 2 * stage.shape_out[1] if stage.window else 0
 
 
 def _pooled(stage: Stage) -> Shape:
@@ -332,7 +344,8 @@ def _aligned(rows: int, length: int, dtype: np.dtype, lead: int = 1) -> np.ndarr
 
 def workspace_bytes(program: Program, n: int, m: int, itemsize: int, channels: int) -> int:
     """S and T of (n, m), both sides' images and maps, and each thread's scratch; bytes."""
-    size = _rows_at_a_time(program)
+    rows, columns = _block_size(program)
+    rows, columns = min(rows, n), min(columns, m)
     pixels = [math.prod(stage.shape_in) for stage in program.stages]
     nodes = [sum(isinstance(op, (Rectify, Normalise)) for op in stage.ops) for stage in program.stages]
     apart = [_stride(p, 4) for p in pixels]
@@ -343,10 +356,12 @@ def workspace_bytes(program: Program, n: int, m: int, itemsize: int, channels: i
     pooled = [math.prod(_pooled(stage)) ** 2 for stage in program.stages[:-1]]
     # of the two dtypes that a block may run in
     planes = sum((6 + 4 * k + 4) * p * (8 + itemsize) for k, p in zip(nodes, pixels, strict=True))
+    planes += sum(2 * _strips(stage) * (8 + itemsize) for stage in program.stages)
     block = (
         planes
-        + 2 * 8 * size * sum(pooled)
-        + size * channels * pixels[0] * 8
+        + 2 * 8 * rows * sum(pooled)
+        + (rows + columns) * channels * pixels[0] * 8
+        + rows * columns * max(pixels)
         + 2 * channels * pixels[0] * (8 + itemsize)
     )
     return 3 * 2 * 8 * n * m + sides + threads.current() * block

@@ -12,7 +12,6 @@ from ntkdask.kernels.plane_loops import (
     columns_sum,
     masks,
     normalise,
-    pool,
     products,
     rectify,
     roll,
@@ -22,6 +21,7 @@ from ntkdask.kernels.plane_loops import (
     three_rows,
     total,
 )
+from ntkdask.kernels.plane_pooling import pool_columns, pool_rows
 
 SUM_RECTIFY, CONVOLVE_3, CONVOLVE, RECTIFY, NORMALISE, SAVE, EXCHANGE, ADD = range(8)
 
@@ -59,8 +59,8 @@ def _load(a, scale, out):
 
 
 @inlined_on_views
-def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, dy, dx, tangent):
-    """All operations on S and T (hw,) of slab (dy, dx); the largest Σ of the doubts (`plane_loops`) of its activations.
+def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, dy, dx, tangent, both):
+    """All operations on S and T (hw,) of slab (dy, dx), of T when `both`; the largest Σ of its activations' doubts (`plane_loops`).
 
     v, u: (hw + 2,) scratch. saved: (2·depth, hw) for residual paths. rx, sx: (nodes, hw); rz, sz: (nodes, 2hw) rolled by dx.
     """
@@ -71,7 +71,7 @@ def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, 
         node, code = op[NODE], op[CODE]
         if code <= CONVOLVE_3:
             three_rows(s, v[1 : n + 1], h, w, dy)
-            if tangent:
+            if tangent and both:
                 three_rows(t, u[1 : n + 1], h, w, dy)
         if code == SUM_RECTIFY:
             found = sum_rectify(
@@ -87,7 +87,7 @@ def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, 
             tangent = True
         elif code == CONVOLVE:
             _box(s, v[1 : n + 1], op, h, w, dy, dx)
-            if tangent:
+            if tangent and both:
                 _box(t, v[1 : n + 1], op, h, w, dy, dx)
             affine(s, t, k[SCALE], k[BIAS], k[TRAINABLE], tangent)
             tangent = True
@@ -110,21 +110,39 @@ def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, 
     return worst
 
 
+@inlined_on_views
+def _start(inputs, x, zc, scale, dy, dx, w, begins, tangent, both, s, t):
+    """S and T of a slab before the stage: from the images, or `inputs` (2, H, W, HW) times scale."""
+    if begins:
+        products(x, zc, dy * w, s)
+        if tangent:
+            t[:] = 0
+    else:
+        _load(inputs[0, dy, dx], scale, s)
+        if both:
+            _load(inputs[1, dy, dx], scale, t)
+        else:
+            t[:] = 0
+
+
 @compiled_on_views
 def run_stage(
-    ops, constants, shape, window, x, z, rx, rz, sx, sz, inputs, scale, todo, limit, outputs, sums, planes, saved, columns, near
+    ops, constants, shape, window, both, x, z, rx, rz, sx, sz, inputs, scale, todo, limit, outputs, sums, planes, saved, columns,
+    strips, near,
 ):  # fmt: skip
-    """A stage of the pairs (x_i, z), i < B, on the slabs that `todo` (B, H, W) marks; it unmarks those it has done.
+    """A stage of the pairs (x_i, z_j), i < B, j < J, on the slabs that `todo` (J, B, H, W) marks; it unmarks those it has done.
 
-    x (B, C, HW), z (C, HW): images, of the first stage (C > 0). inputs (B, 2, H, W, HW) float64: slabs of S and T of a later one,
-    times `scale`. rx, sx (B, nodes, HW) and rz, sz (nodes, HW): 1/√v and √v of the stage's nodes in its units, sx times curve/π.
-    limit: slabs in which the mean doubt is larger stay marked and are not added. outputs (B, 2, H/rows, W/columns,
-    HW/rows·columns) float64: the pooled slabs; sums (B, 2) float64: of S and T where window is (0, 0). planes (4, ≥ HW + 2): scratch,
-    each row aligned so that its second entry is. columns (C + 2·nodes, 2HW): scratch for what z becomes for each dx; near (2, HW)
-    uint8: for its masks.
+    x (B, C, HW), z (J, C, HW): images, of the first stage (C > 0). inputs (B, 2, H, W, HW) float64: slabs of S and T of a later one,
+    times `scale`, J = 1. rx, sx (B, nodes, HW) and rz, sz (J, nodes, HW): 1/√v and √v of the stage's nodes in its units, sx times
+    curve/π. both: T as well as S; what there is of T otherwise does not matter. limit: slabs in which the mean doubt is larger stay
+    marked and are not added. outputs (B, 2, (HW/rows·columns)²) float64: the pooled slabs, J = 1; sums (J, B, 2) float64: of S and T
+    where window is (0, 0).
+
+    Scratch: planes (4, ≥ HW + 2), each row aligned so that its second entry is; columns (C + 2·nodes, 2HW), for what z becomes for
+    each dx; strips (2, W·(H/rows)²), for sums over the windows' rows; near (2, HW) uint8, for masks.
     """
     h, w = shape
-    n, channels, nodes = h * w, z.shape[0], rz.shape[0]
+    n, channels, nodes = h * w, z.shape[1], rz.shape[1]
     v, u = planes[0, : n + 2], planes[1, : n + 2]
     s, t = planes[2, 1 : n + 1], planes[3, 1 : n + 1]
     left, right = near[0], near[1]
@@ -134,34 +152,57 @@ def run_stage(
     tangent = not begins or ops.shape[0] == 0 or ops[0, CODE] > CONVOLVE
     zc, zr, zs = columns[:channels], columns[channels : channels + nodes], columns[channels + nodes :]
     for dx in range(w):
-        if not todo[:, :, dx].any():
+        if not todo[:, :, :, dx].any():
             continue
         masks(left, right, h, w, dx)
-        for row in range(channels):
-            roll(z[row], zc[row], h, w, dx)
-        for row in range(nodes):
-            roll(rz[row], zr[row], h, w, dx)
-            roll(sz[row], zs[row], h, w, dx)
-        for i in range(todo.shape[0]):
-            for dy in range(h):
-                if not todo[i, dy, dx]:
-                    continue
-                if begins:
-                    products(x[i], zc, dy * w, s)
-                    if tangent:
-                        t[:] = 0
-                else:
-                    _load(inputs[i, 0, dy, dx], scale, s)
-                    _load(inputs[i, 1, dy, dx], scale, t)
-                worst = _slab(
-                    ops, constants, s, t, v, u, saved, left, right, rx[i], zr, sx[i], zs, h, w, dy, dx, tangent
-                )
-                if worst > limit * n:
-                    continue
-                todo[i, dy, dx] = 0
-                if window[0]:
-                    pool(s, outputs[i, 0], h, w, dy, dx, window[0], window[1])
-                    pool(t, outputs[i, 1], h, w, dy, dx, window[0], window[1])
-                else:
-                    sums[i, 0] += total(s)
-                    sums[i, 1] += total(t)
+        beyond = h > 1 and todo[:, :, 1:, dx].any()
+        for j in range(z.shape[0]):
+            for row in range(channels):
+                roll(z[j, row], zc[row], h, w, dx, beyond)
+            for row in range(nodes):
+                roll(rz[j, row], zr[row], h, w, dx, beyond)
+                roll(sz[j, row], zs[row], h, w, dx, beyond)
+            for i in range(todo.shape[1]):
+                strips[:] = 0
+                pooled = False
+                for dy in range(h):
+                    if not todo[j, i, dy, dx]:
+                        continue
+                    _start(inputs[i], x[i], zc, scale, dy, dx, w, begins, tangent, both, s, t)
+                    worst = _slab(
+                        ops,
+                        constants,
+                        s,
+                        t,
+                        v,
+                        u,
+                        saved,
+                        left,
+                        right,
+                        rx[i],
+                        zr,
+                        sx[i],
+                        zs,
+                        h,
+                        w,
+                        dy,
+                        dx,
+                        tangent,
+                        both,
+                    )
+                    if worst > limit * n:
+                        continue
+                    todo[j, i, dy, dx] = 0
+                    if window[0]:
+                        pooled = True
+                        pool_rows(s, strips[0], h, w, dy, window[0])
+                        if both:
+                            pool_rows(t, strips[1], h, w, dy, window[0])
+                    else:
+                        sums[j, i, 0] += total(s)
+                        if both:
+                            sums[j, i, 1] += total(t)
+                if pooled:
+                    pool_columns(strips[0], outputs[i, 0], h // window[0], w, dx, window[1])
+                    if both:
+                        pool_columns(strips[1], outputs[i, 1], h // window[0], w, dx, window[1])
