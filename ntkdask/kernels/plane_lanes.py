@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba.extending
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+
+intrinsic: Any = numba.extending.intrinsic  # its type forgets that compiled code calls with other arguments than it
 
 LANES = 16
 """Entries that are walked at once: a vector of float32, two of float64, more where vectors are shorter."""

@@ -2,7 +2,8 @@
 
 A slab (dy, dx) of images of H×W holds all pixel pairs with p' = p + (dy, dx) modulo (H, W), one entry a pixel p: the plane of offset
 (dy, dx) and up to three partners that wrap. So every slab is a dense H×W array; a convolution moves along it and stops, or wraps if
-it is circular, at the image's border and at the cuts, in row H − dy and column W − dx, where p' wraps. S and T of a slab and two
+it is circular, at the image's border and at the cuts, in row H − dy and column W − dx, where p' wraps. H×W is the image's frame
+(`plane_tables`), after strides the smaller one of what is left. S and T of a slab and two
 buffers stay in a core's first cache through all layers of a stage. MATH.md §3. Called by `plane_stage`; arrays are C-ordered and flat.
 """
 
@@ -17,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from ntkdask.compiled import inlined_on_views, polynomial
-from ntkdask.kernels.plane_lanes import LANES, sum_two_lanes
+from ntkdask.kernels.plane_lanes import LANES, add_lanes, sum_two_lanes
 
 # arccos(u)/(π√(1 − u²)) on [0, 1]: the smallest largest error of the angle, 1.7e-7, and Chebyshev interpolation, 8e-16
 ANGLE = {
@@ -119,9 +120,13 @@ def _copy(a, out):
 
 
 @inlined_on_views
-def _add(a, out):
-    for i in range(out.size):
-        out[i] += a[i]
+def _add(src, first, out, start, w):
+    """Row out[start:] += row src[first:]."""
+    whole = w - w % LANES
+    for i in range(0, whole, LANES):
+        add_lanes(out, start + i, src, first + i)
+    for i in range(whole, w):
+        out[start + i] += src[first + i]
 
 
 @inlined_on_views
@@ -157,40 +162,65 @@ def three_rows(src, out, h, w, dy):
 
 
 @inlined_on_views
-def rows_sum(src, out, h, w, dy, q, before, circular):
-    """out = sums over q rows, from `before` above, of the same plane, or of all rows modulo h when circular."""
-    out[: h * w] = 0
-    cut = h - dy
-    for row in range(h):
-        o = out[row * w : row * w + w]
-        first, last = (0, cut) if row < cut else (cut, h)
+def rows_sum(src, out, h, w, dy, q, before, circular, stride, inside, kept):
+    """out (h/stride · w,) = sums of the rows of src (hw,) under filters of q rows, from `before` above, of the same plane or modulo h.
+
+    Of the frame's rows `inside` are the image's, of those of the output `kept`; the rest of the output is 0.
+    """
+    high, offset = h // stride, dy // stride
+    out[: high * w] = 0
+    for row in range(kept):
+        if row < kept - offset:
+            first, last = 0, inside - dy
+        elif row >= high - offset:
+            first, last = h - dy, inside
+        else:
+            continue
         for a in range(q):
-            other = row + a - before
+            other = stride * row + a - before
             if circular:
                 other %= h
             elif other < first or other >= last:
                 continue
-            _add(src[other * w : other * w + w], o)
+            _add(src, other * w, out, row * w, w)
 
 
 @inlined_on_views
-def columns_sum(src, out, h, w, dx, q, before, circular):
-    """The same over q columns."""
-    out[: h * w] = 0
-    cut = w - dx
+def columns_sum(src, out, h, w, dx, q, before, circular, stride, inside, kept):
+    """The same over columns: out (h · w/stride,) from src (hw,)."""
+    wide, offset = w // stride, dx // stride
+    out[: h * wide] = 0
     for row in range(h):
-        o, s = out[row * w : row * w + w], src[row * w : row * w + w]
+        o, s = out[row * wide : row * wide + wide], src[row * w : row * w + w]
         for a in range(q):
             shift = a - before
             if circular:
-                shift %= w
-                _add(s[shift:], o[: w - shift])
-                _add(s[:shift], o[w - shift :])
+                for i in range(wide):
+                    o[i] += s[(stride * i + shift) % w]
                 continue
-            for first, last in ((0, cut), (cut, w)):
-                low, high = max(first, first - shift), min(last, last - shift)
-                if high > low:
-                    _add(s[low + shift : high + shift], o[low:high])
+            for start, stop, first, last in (
+                (0, kept - offset, 0, inside - dx), (wide - offset, kept, w - dx, inside),
+            ):  # fmt: skip
+                # stride·i + shift within [first, last)
+                low, high = max(start, -((shift - first) // stride)), min(stop, (last - 1 - shift) // stride + 1)
+                if stride == 1 and high > low:
+                    _add(s, low + shift, o, low, high - low)
+                else:
+                    for i in range(low, high):
+                        o[i] += s[stride * i + shift]
+
+
+@inlined_on_views
+def clip(s, h, w, dy, dx, rows, columns):
+    """0 where p or p' of slab (dy, dx) lies beyond the image, (rows, columns) of the frame (h, w)."""
+    for row in range(h):
+        a = s[row * w : row * w + w]
+        if row >= rows or (row + dy) % h >= rows:
+            a[:] = 0
+            continue
+        for i in range(w):
+            if i >= columns or (i + dx) % w >= columns:
+                a[i] = 0
 
 
 @inlined_on_views

@@ -1,7 +1,8 @@
 """Average pooling of folded slabs, in compiled loops: where a slab's entries go in the slabs of the pooled image.
 
 A pixel p = window·P + (b, a) and its partner p' of slab (dy, dx) lie in windows at the offset ((b + dy)//rows, (a + dx)//columns),
-modulo the pooled image. Rows are pooled slab by slab, columns once for all slabs of one dx. Called by `plane_stage`; arrays are flat.
+modulo the pooled image's frame (`plane_tables`). Rows are pooled slab by slab, columns once for all slabs of one dx. Called by
+`plane_stage`; arrays are flat.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from ntkdask.kernels.plane_lanes import LANES, add_apart, add_every_second, add_
 
 
 @inlined_on_views
-def pool_rows(src, out, h, w, dy, rows):
-    """Add a slab (hw,) to the sums over `rows` rows of all slabs of one dx, (h/rows · h/rows · w,): offsets, rows, columns."""
-    high = h // rows
+def pool_rows(src, out, h, w, dy, rows, inside, high):
+    """Add a slab (hw,) to the sums over `rows` rows of all slabs of one dx, (high · high · w,): offsets, rows, columns.
+
+    inside: rows of the frame that are the image's; high: rows of the pooled image's frame.
+    """
     whole = w - w % LANES
-    pairs = rows == 2 and dy % 2 == 0
+    pairs = rows == 2 and dy % 2 == 0 and high * 2 == h
     for b in range(1 if pairs else rows):
-        first = ((b + dy) // rows) % high * high * w
-        for row in range(high):
-            o, a = first + row * w, (rows * row + b) * w
+        near, far = ((b + dy) // rows) % high, ((b + dy - h) // rows) % high
+        for window in range(inside // rows):
+            row = window * rows + b
+            offset = near if row + dy < h else far
+            if (row + dy if row + dy < h else row + dy - h) >= inside:
+                continue
+            o, a = (offset * high + window) * w, row * w
             if pairs:
                 for i in range(0, whole, LANES):
                     add_two_lanes(out, o + i, src, a + i, a + w + i)
@@ -33,21 +40,21 @@ def pool_rows(src, out, h, w, dy, rows):
 
 
 @inlined_on_views
-def pool_columns(sums, out, high, w, dx, columns):
-    """Add the row sums (high · high · w,) of dx to the slabs (high · wide · high · wide,) of the pooled image, wide = w/columns."""
-    wide = w // columns
-    whole = w - w % LANES if columns == 2 else 0
+def pool_columns(sums, out, w, dx, columns, inside, high, wide):
+    """Add the row sums (high · high · w,) of dx to the slabs (high · wide · high · wide,) of the pooled image's frame."""
+    whole = w - w % LANES if columns == 2 and wide * 2 == w else 0
+    slab = high * wide
+    one, two = dx // 2 % wide * slab, (dx + 1) // 2 % wide * slab
     for b in range(high):
         for row in range(high):
             s, o = (b * high + row) * w, (b * wide * high + row) * wide
-            if whole:
-                one, two = dx // 2 % wide, (dx + 1) // 2 % wide
-                one, two = o + one * high * wide, o + two * high * wide
-                for i in range(0, whole, LANES):
-                    if dx % 2 == 0:
-                        add_every_second(out, one + i // 2, sums, s + i)
-                    else:
-                        add_apart(out, one + i // 2, two + i // 2, sums, s + i)
-            for i in range(whole, w):
-                a = i % columns
-                out[o + ((a + dx) // columns) % wide * high * wide + i // columns] += sums[s + i]
+            for i in range(0, whole, LANES):
+                if dx % 2 == 0:
+                    add_every_second(out, o + one + i // 2, sums, s + i)
+                else:
+                    add_apart(out, o + one + i // 2, o + two + i // 2, sums, s + i)
+            for i in range(whole, inside):
+                other = (i + dx) % w
+                if other < inside:
+                    offset = (other // columns - i // columns) % wide
+                    out[o + offset * slab + i // columns] += sums[s + i]

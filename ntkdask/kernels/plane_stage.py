@@ -9,6 +9,7 @@ from __future__ import annotations
 from ntkdask.compiled import compiled_on_views, inlined_on_views
 from ntkdask.kernels.plane_loops import (
     affine,
+    clip,
     columns_sum,
     masks,
     normalise,
@@ -25,8 +26,13 @@ from ntkdask.kernels.plane_pooling import pool_columns, pool_rows
 
 SUM_RECTIFY, CONVOLVE_3, CONVOLVE, RECTIFY, NORMALISE, SAVE, EXCHANGE, ADD = range(8)
 
-CODE, ROWS, COLUMNS, ABOVE, BEFORE, CIRCULAR, NODE = range(7)
-"""Columns of an operation: filter, pixels of it above and before, and the variance map it reads."""
+CODE, ROWS, COLUMNS, ABOVE, BEFORE, CIRCULAR, NODE, LEVEL = range(8)
+DOWN, ACROSS, ROWS_IN, COLUMNS_IN, ROWS_OUT, COLUMNS_OUT = range(8, 14)
+"""Columns of an operation: filter, pixels of it above and before, the variance map it reads, the level of what follows; strides and
+sizes of the images before and after a convolution."""
+
+HIGH, WIDE, STEP, STRIDE = range(4)
+"""Columns of a level: the frame, and the inputs' frame over it."""
 
 SCALE, BIAS, TRAINABLE, CURVE, LINE = range(5)
 """Columns of its constants: σ_w²/q², σ_b², 1 or 0, and those of `stages.Rectify`."""
@@ -34,10 +40,22 @@ SCALE, BIAS, TRAINABLE, CURVE, LINE = range(5)
 
 @inlined_on_views
 def _box(a, v, op, h, w, dy, dx):
-    """Sums of a (hw,) over the filter, in place; v: as large."""
-    if op[ROWS] * op[COLUMNS] > 1:
-        rows_sum(a, v, h, w, dy, op[ROWS], op[ABOVE], op[CIRCULAR])
-        columns_sum(v, a, h, w, dx, op[COLUMNS], op[BEFORE], op[CIRCULAR])
+    """Sums of a (hw,) over the filter, in place: as large as a, of which the frame over the strides counts. v: as large."""
+    if op[ROWS] * op[COLUMNS] * op[DOWN] * op[ACROSS] > 1:
+        rows_sum(a, v, h, w, dy, op[ROWS], op[ABOVE], op[CIRCULAR], op[DOWN], op[ROWS_IN], op[ROWS_OUT])
+        columns_sum(
+            v,
+            a,
+            h // op[DOWN],
+            w,
+            dx,
+            op[COLUMNS],
+            op[BEFORE],
+            op[CIRCULAR],
+            op[ACROSS],
+            op[COLUMNS_IN],
+            op[COLUMNS_OUT],
+        )
 
 
 @inlined_on_views
@@ -54,30 +72,41 @@ def _accumulate(a, b):
 
 @inlined_on_views
 def _load(a, scale, out):
-    for i in range(out.size):
+    for i in range(a.size):
         out[i] = a[i] * scale
 
 
 @inlined_on_views
-def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, dy, dx, tangent, both):
-    """All operations on S and T (hw,) of slab (dy, dx), of T when `both`; the largest Σ of its activations' doubts (`plane_loops`).
+def _slab(ops, constants, levels, full_s, full_t, v, u, saved, near, rx, rz, sx, sz, dy, dx, tangent, both):
+    """All operations on S and T (hw,) of slab (dy, dx), of T when `both`; the largest mean doubt (`plane_loops`) of its activations.
 
     v, u: (hw + 2,) scratch. saved: (2·depth, hw) for residual paths. rx, sx: (nodes, hw); rz, sz: (nodes, 2hw) rolled by dx.
     """
-    n, first, depth = h * w, dy * w, 0
-    worst, one = s.dtype.type(0), s.dtype.type(1)
+    level, depth, worst, one = -1, 0, 0.0, full_s.dtype.type(1)
+    following, h, w, n, first, oy, ox = 0, 0, 0, 0, 0, 0, 0
     for o in range(ops.shape[0]):
         op, k = ops[o], constants[o]
         node, code = op[NODE], op[CODE]
+        if following != level:
+            level = following
+            h, w, oy, ox = (
+                levels[level, HIGH],
+                levels[level, WIDE],
+                dy // levels[level, STEP],
+                dx // levels[level, STRIDE],
+            )
+            n, first = h * w, oy * w
+        following = op[LEVEL]
+        s, t, left, right = full_s[:n], full_t[:n], near[2 * level], near[2 * level + 1]
         if code <= CONVOLVE_3:
-            three_rows(s, v[1 : n + 1], h, w, dy)
+            three_rows(s, v[1 : n + 1], h, w, oy)
             if tangent and both:
-                three_rows(t, u[1 : n + 1], h, w, dy)
+                three_rows(t, u[1 : n + 1], h, w, oy)
         if code == SUM_RECTIFY:
             found = sum_rectify(
                 v, u, left, right, rx[node], rz[node, first:], sx[node], sz[node, first:], s, t, tangent
             )
-            worst = max(worst, found)
+            worst = max(worst, found / n)
             tangent = True
         elif code == CONVOLVE_3:
             sum_columns(v, left, right, s)
@@ -86,14 +115,15 @@ def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, 
             affine(s, t, k[SCALE], k[BIAS], k[TRAINABLE], tangent)
             tangent = True
         elif code == CONVOLVE:
-            _box(s, v[1 : n + 1], op, h, w, dy, dx)
+            _box(s, v[1 : n + 1], op, h, w, oy, ox)
             if tangent and both:
-                _box(t, v[1 : n + 1], op, h, w, dy, dx)
-            affine(s, t, k[SCALE], k[BIAS], k[TRAINABLE], tangent)
+                _box(t, v[1 : n + 1], op, h, w, oy, ox)
+            kept = n // (op[DOWN] * op[ACROSS])
+            affine(s[:kept], t[:kept], k[SCALE], k[BIAS], k[TRAINABLE], tangent)
             tangent = True
         elif code == RECTIFY:
             found = rectify(s, t, rx[node], rz[node, first:], sx[node], sz[node, first:], k[CURVE], k[LINE])
-            worst = max(worst, found)
+            worst = max(worst, found / n)
         elif code == NORMALISE:
             normalise(s, t, rx[node], rz[node, first:])
         elif code == SAVE:
@@ -101,8 +131,8 @@ def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, 
             _load(t, one, saved[depth + 1])
             depth += 2
         elif code == EXCHANGE:
-            _swap(s, saved[depth - 2])
-            _swap(t, saved[depth - 1])
+            _swap(full_s, saved[depth - 2])
+            _swap(full_t, saved[depth - 1])
         else:
             depth -= 2
             _accumulate(s, saved[depth])
@@ -112,56 +142,82 @@ def _slab(ops, constants, s, t, v, u, saved, left, right, rx, rz, sx, sz, h, w, 
 
 @inlined_on_views
 def _start(inputs, x, zc, scale, dy, dx, w, begins, tangent, both, s, t):
-    """S and T of a slab before the stage: from the images, or `inputs` (2, H, W, HW) times scale."""
+    """S and T (hw,) of a slab before the stage: from the images, or `inputs` (2, (hw)²) times scale."""
     if begins:
         products(x, zc, dy * w, s)
         if tangent:
             t[:] = 0
     else:
-        _load(inputs[0, dy, dx], scale, s)
+        first = (dy * w + dx) * s.size
+        _load(inputs[0, first : first + s.size], scale, s)
         if both:
-            _load(inputs[1, dy, dx], scale, t)
+            _load(inputs[1, first : first + s.size], scale, t)
         else:
             t[:] = 0
 
 
+@inlined_on_views
+def _roll_columns(levels, ops, z, rz, sz, columns, dx, beyond):
+    """What dx makes of the image z, of its variance maps and of the masks; `beyond`: of dy > 0 too."""
+    h, w = levels[0, HIGH], levels[0, WIDE]
+    channels, nodes = z.shape[0], rz.shape[0]
+    for row in range(channels):
+        roll(z[row], columns[row], h, w, dx, beyond)
+    for o in range(ops.shape[0]):
+        # an activation's level is that of what follows it
+        code, node, level = ops[o, CODE], ops[o, NODE], ops[o, LEVEL]
+        if code in (SUM_RECTIFY, RECTIFY, NORMALISE):
+            h, w, shift = levels[level, HIGH], levels[level, WIDE], dx // levels[level, STRIDE]
+            roll(rz[node], columns[channels + node], h, w, shift, beyond)
+            roll(sz[node], columns[channels + nodes + node], h, w, shift, beyond)
+
+
 @compiled_on_views
 def run_stage(
-    ops, constants, shape, window, both, x, z, rx, rz, sx, sz, inputs, scale, todo, limit, outputs, sums, planes, saved, columns,
+    ops, constants, levels, ends, both, x, z, rx, rz, sx, sz, inputs, scale, todo, limit, outputs, sums, planes, saved, columns,
     strips, near,
 ):  # fmt: skip
     """A stage of the pairs (x_i, z_j), i < B, j < J, on the slabs that `todo` (J, B, H, W) marks; it unmarks those it has done.
 
-    x (B, C, HW), z (J, C, HW): images, of the first stage (C > 0). inputs (B, 2, H, W, HW) float64: slabs of S and T of a later one,
+    x (B, C, HW), z (J, C, HW): images, of the first stage (C > 0). inputs (B, 2, (HW)²) float64: slabs of S and T of a later one,
     times `scale`, J = 1. rx, sx (B, nodes, HW) and rz, sz (J, nodes, HW): 1/√v and √v of the stage's nodes in its units, sx times
     curve/π. both: T as well as S; what there is of T otherwise does not matter. limit: slabs in which the mean doubt is larger stay
-    marked and are not added. outputs (B, 2, (HW/rows·columns)²) float64: the pooled slabs, J = 1; sums (J, B, 2) float64: of S and T
-    where window is (0, 0).
+    marked and are not added.
+
+    ends: (rows, columns) of the image after the stage, the window of its pooling and the frame (h, w) of what is pooled, or zeros.
+    outputs (B, 2, (hw)²) float64: the pooled slabs, J = 1; sums (J, B, 2) float64: of S and T where there is no window.
 
     Scratch: planes (4, ≥ HW + 2), each row aligned so that its second entry is; columns (C + 2·nodes, 2HW), for what z becomes for
-    each dx; strips (2, W·(H/rows)²), for sums over the windows' rows; near (2, HW) uint8, for masks.
+    each dx; strips (2, W·h²), for sums over the windows' rows; near (2·levels, HW) uint8, for masks.
     """
-    h, w = shape
+    h, w = levels[0, HIGH], levels[0, WIDE]
     n, channels, nodes = h * w, z.shape[1], rz.shape[1]
     v, u = planes[0, : n + 2], planes[1, : n + 2]
     s, t = planes[2, 1 : n + 1], planes[3, 1 : n + 1]
-    left, right = near[0], near[1]
     v[:] = 0
     u[:] = 0
     begins = channels > 0
     tangent = not begins or ops.shape[0] == 0 or ops[0, CODE] > CONVOLVE
     zc, zr, zs = columns[:channels], columns[channels : channels + nodes], columns[channels + nodes :]
+    rows_out, columns_out, rows, across, high, wide = ends
+    last = levels[ops[-1, LEVEL] if ops.shape[0] else 0]
+    out_h, out_w = last[HIGH], last[WIDE]
+    whole = out_h == rows_out and out_w == columns_out
+    left_s, left_t = s[: out_h * out_w], t[: out_h * out_w]
     for dx in range(w):
         if not todo[:, :, :, dx].any():
             continue
-        masks(left, right, h, w, dx)
+        for level in range(levels.shape[0]):
+            masks(
+                near[2 * level],
+                near[2 * level + 1],
+                levels[level, HIGH],
+                levels[level, WIDE],
+                dx // levels[level, STRIDE],
+            )
         beyond = h > 1 and todo[:, :, 1:, dx].any()
         for j in range(z.shape[0]):
-            for row in range(channels):
-                roll(z[j, row], zc[row], h, w, dx, beyond)
-            for row in range(nodes):
-                roll(rz[j, row], zr[row], h, w, dx, beyond)
-                roll(sz[j, row], zs[row], h, w, dx, beyond)
+            _roll_columns(levels, ops, z[j], rz[j], sz[j], columns, dx, beyond)
             for i in range(todo.shape[1]):
                 strips[:] = 0
                 pooled = False
@@ -170,39 +226,26 @@ def run_stage(
                         continue
                     _start(inputs[i], x[i], zc, scale, dy, dx, w, begins, tangent, both, s, t)
                     worst = _slab(
-                        ops,
-                        constants,
-                        s,
-                        t,
-                        v,
-                        u,
-                        saved,
-                        left,
-                        right,
-                        rx[i],
-                        zr,
-                        sx[i],
-                        zs,
-                        h,
-                        w,
-                        dy,
-                        dx,
-                        tangent,
-                        both,
+                        ops, constants, levels, s, t, v, u, saved, near, rx[i], zr, sx[i], zs, dy, dx, tangent, both
                     )
-                    if worst > limit * n:
+                    if worst > limit:
                         continue
                     todo[j, i, dy, dx] = 0
-                    if window[0]:
+                    oy, ox = dy // last[STEP], dx // last[STRIDE]
+                    if not whole:
+                        clip(left_s, out_h, out_w, oy, ox, rows_out, columns_out)
+                        clip(left_t, out_h, out_w, oy, ox, rows_out, columns_out)
+                    if rows:
                         pooled = True
-                        pool_rows(s, strips[0], h, w, dy, window[0])
+                        pool_rows(left_s, strips[0], out_h, out_w, oy, rows, rows_out, high)
                         if both:
-                            pool_rows(t, strips[1], h, w, dy, window[0])
+                            pool_rows(left_t, strips[1], out_h, out_w, oy, rows, rows_out, high)
                     else:
-                        sums[j, i, 0] += total(s)
+                        sums[j, i, 0] += total(left_s)
                         if both:
-                            sums[j, i, 1] += total(t)
+                            sums[j, i, 1] += total(left_t)
                 if pooled:
-                    pool_columns(strips[0], outputs[i, 0], h // window[0], w, dx, window[1])
+                    ox = dx // last[STRIDE]
+                    pool_columns(strips[0], outputs[i, 0], out_w, ox, across, columns_out, high, wide)
                     if both:
-                        pool_columns(strips[1], outputs[i, 1], h // window[0], w, dx, window[1])
+                        pool_columns(strips[1], outputs[i, 1], out_w, ox, across, columns_out, high, wide)
