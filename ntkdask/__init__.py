@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         myrtle,
     )
     from ntkdask.tiles import Plan
+    from ntkdask.workflows.approximation import approximation_error
     from ntkdask.workflows.ensemble import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
     from ntkdask.workflows.ensemble_converged import predict_converged
     from ntkdask.workflows.featurize import featurize
@@ -61,6 +62,7 @@ _HOMES = {
     "tiles": ("Plan",),
     "datasets": ("import_dataset", "open_dataset", "write_dataset"),
     "cluster": ("connect",),
+    "workflows.approximation": ("approximation_error",),
     "workflows.ensemble": ("EnsembleMatrices", "predict_ensemble", "predict_stored_ensemble"),
     "workflows.ensemble_converged": ("predict_converged",),
     "workflows.featurize": ("featurize",),
@@ -95,6 +97,7 @@ __all__ = [
     "RidgeClassifier",
     "RidgeRegressor",
     "activations",
+    "approximation_error",
     "connect",
     "convolutional",
     "features",

@@ -128,11 +128,16 @@ def as_array(x: Any) -> Array:
 
 
 def require_float(x: Any, name: str = "x") -> Array:
-    """`x` as an array of float32 or float64; TypeError for anything else.
+    """`x` as an array of float32 or float64; TypeError for anything else, InputError for sparse matrices.
 
     Kernels and feature maps call this on their inputs. Workflows and estimators cast integers, bool and float16
     before they call them.
     """
+    if hasattr(x, "toarray") and hasattr(x, "nnz"):
+        raise InputError(
+            f"{name} is a sparse {type(x).__name__}, but dense rows are needed here. Use {name}.toarray(), or a map that takes sparse "
+            "rows: NTKSketch or HomogeneousSketch with leaves='count'."
+        )
     x = as_array(x)
     if x.dtype.name not in FLOAT_DTYPES:
         raise DtypeError(

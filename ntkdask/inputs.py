@@ -11,7 +11,7 @@ import numbers
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sklearn.utils import check_array, check_consistent_length
@@ -22,10 +22,12 @@ from ntkdask.arrays import Array, as_array, is_device_array, to_host
 from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap, FeatureMapBase
+from ntkdask.features.fitting import DataDependentMap, learns
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.states import content_digest
+from ntkdask.workflows.fit_features import fit_to_rows
 from ntkdask.workflows.sources import store_input
 
 
@@ -157,14 +159,30 @@ def locate(
     return DatasetRows(dataset.url, digest=dataset.digest), dataset.digest if is_lazy(x) else Path(dataset.url).name
 
 
-def fitted_map(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -> FeatureMap | None:
-    """`features` fitted to x where it depends on data and x is in memory; itself otherwise."""
+def fitted_here(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -> FeatureMap | None:
+    """A user's own map with a `fit`, fitted to x when x is in memory; every other map as it is.
+
+    Maps of the package that learn are not fitted here: `fit_ridge` streams the rows to them.
+    """
     fit = getattr(features, "fit", None)
-    if fit is None or type(features).__dict__.get("fit", FeatureMapBase.fit) is FeatureMapBase.fit:
-        return features
-    if isinstance(x, Dataset) or is_lazy(x):
+    if fit is None or isinstance(features, FeatureMapBase) or isinstance(x, Dataset) or is_lazy(x):
         return features
     return fit(prepared(x, dtype), targets)
+
+
+def fitted_map(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -> FeatureMap | None:
+    """`features` fitted to x and targets where it depends on data: a dataset is streamed and brings its own targets, a dask array is
+    computed into memory. InputError for targets that are missing, or given beside a dataset."""
+    if not learns(features):
+        return fitted_here(features, x, targets, dtype)
+    if not isinstance(x, Dataset):
+        x = x.compute() if is_lazy(x) else x
+        return cast(DataDependentMap, features).fit(prepared(x, dtype), None if targets is None else to_memory(targets))
+    if targets is not None:
+        raise InputError(f"dataset {x.url} brings its own targets: leave y out, or give arrays (dataset.x, y).")
+    n_classes = len(x.class_names or ()) if x.kind == "classification" else None
+    k = 0 if x.target_shape is None else n_classes or math.prod(x.target_shape or (1,))
+    return fit_to_rows(features, DatasetRows(x.url, digest=x.digest), dtype, k, n_classes)
 
 
 def prepared(x: Array, dtype: str) -> Array:

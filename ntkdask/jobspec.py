@@ -247,18 +247,16 @@ def _object(spec: JobSpec, table: Mapping[str, Any], kind: str) -> Any:
     """The feature map or kernel of a table, with the job's network and seed where it takes them."""
     cls = registry.lookup(str(table.get("type")), kind)
     fields = {f.name for f in dataclasses.fields(cls)}
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"seed": spec.run.seed} if "seed" in fields and "seed" not in table else {}
     if isinstance(table.get("kernel"), Mapping) and "kernel" in fields:
         inner = {key: value for key, value in table.items() if key != "kernel"}
-        return registry.from_config(inner, kind, kernel=_object(spec, table["kernel"], "kernel"))
+        return registry.from_config(inner, kind, kernel=_object(spec, table["kernel"], "kernel"), **given)
     if "network" in fields and "network" not in table:
         if spec.network is None:
             raise JobError(f"{cls.__name__} needs a [network] section.")
         given["network"] = build_network(spec.network)
     elif spec.network is not None and "network" not in fields:
         raise JobError(f"{cls.__name__} takes no network: drop the [network] section.")
-    if "seed" in fields and "seed" not in table:
-        given["seed"] = spec.run.seed
     return registry.from_config(table, kind, **given)
 
 

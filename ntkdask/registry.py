@@ -46,7 +46,12 @@ def lookup(name: str, kind: str | None = None) -> type:
 
 
 def to_config(value: Any) -> Any:
-    """`value` as JSON-ready tables, lists and scalars; registered dataclasses gain a `type` key."""
+    """`value` as JSON-ready tables, lists and scalars; registered dataclasses gain a `type` key.
+
+    What holds arrays describes itself, by a digest: its `to_config` is called.
+    """
+    if hasattr(value, "to_config") and not isinstance(value, type):
+        return value.to_config()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = type(value).__name__
         fields = {}

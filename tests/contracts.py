@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ntkdask import activations, cache, registry
-from ntkdask.kernels import NTK
+from ntkdask.features.alignment import Alignment
+from ntkdask.kernels import NTK, RBF
 from ntkdask.networks import (
     Activation,
     AvgPool,
@@ -33,13 +34,15 @@ WIDTH = 6
 
 @dataclass(frozen=True)
 class Example:
-    """Constructor arguments of one class. bias_order: p in bias = O(m^−p) of a map; None: unbiased. row_shape: of its rows."""
+    """Constructor arguments of one class. bias_order: p in bias = O(m^−p) of a map; None: unbiased. row_shape: of its rows.
+    workspace_components: n_components where memory is measured, on rows of up to 2 000 features."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     label: str = ""
     bias_order: float | None = None
     row_shape: tuple[int, ...] = (WIDTH,)
+    workspace_components: int = 600
 
     @property
     def takes_images(self) -> bool:
@@ -48,6 +51,10 @@ class Example:
     def rows(self, n: int, dtype: str = "float64", seed: int = 0) -> np.ndarray:
         """(n, *row_shape): `rows`, as images where the class takes those."""
         return rows(n, dtype, seed).reshape(n, *self.row_shape)
+
+    def shaped(self, row_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A row's shape as the class takes it: vectors become images of 4×5."""
+        return (4, 5, row_shape[0] // 20) if self.takes_images and len(row_shape) == 1 else row_shape
 
     def __str__(self) -> str:
         return f"{self.name}-{self.label}" if self.label else self.name
@@ -67,11 +74,20 @@ GENERAL = Network(
     scale_inputs=True,
 )
 BIASED = fully_connected(1, weight_variance=1.5, bias_variance=0.3)
+BIASED_ERF = fully_connected(1, "erf", weight_variance=1.5, bias_variance=0.3)
 FROZEN_ENDS = Network((Dense(trainable=False), Activation("relu"), Dense(), Activation("relu"), Dense(trainable=False)))
 FROZEN_READOUT = Network((Dense(), Activation("relu"), Dense(trainable=False)))
 RESIDUAL = Network(
     (Dense(1.2, 0.1), LayerNorm(), Residual((Activation("relu"), Dense(0.8, 0.1))), Activation("gelu"), Dense())
 )
+NORMALIZED_GAUSSIAN = fully_connected(2, activations.get("normalized_gaussian", scale=0.5), scale_inputs=True)
+# rows this short leave nothing above degree 12: their sketch is unbiased to 1e-9
+SHORT_ROWS = fully_connected(1, "erf", weight_variance=0.03, bias_variance=0.02)
+CUBIC = fully_connected(1, activations.get("polynomial", coefficients=(0.3, 0.5, -0.2, 0.1)), bias_variance=0.2)
+DEEP_GELU = Network(
+    (Dense(0.1, 0.1), Activation("gelu"), Dense(0.4, trainable=False), Activation("gelu"), Dense(1.2, 0.3))
+)
+LEAKY = fully_connected(2, activations.get("abrelu", A=0.5, B=1.5), normalize=False, scale_inputs=True)
 IMAGE = (2, 1, 3)
 IMAGE_RESIDUAL = Network(
     (
@@ -85,6 +101,19 @@ IMAGE_RESIDUAL = Network(
     ),
     scale_inputs=True,
 )
+IMAGE_FROZEN = Network(
+    (
+        Conv(trainable=False),
+        Activation("relu"),
+        AvgPool((2, 1)),
+        Conv(1),
+        Activation("abs"),
+        Flatten(),
+        Dense(trainable=False),
+    )
+)
+IMAGE_GAUSSIAN = convolutional(1, 1, activation=activations.get("normalized_gaussian", scale=0.5))
+IMAGE_BIASED = convolutional(1, 2, "circular", "flatten", "erf", weight_variance=1.2, bias_variance=0.1)
 IMAGE_POOLED = Network((Conv((2, 1)), Activation("relu"), AvgPool((2, 1)), Conv(1), Activation("relu"), Flatten()))
 
 KERNELS = [
@@ -132,7 +161,111 @@ MAPS = [
     Example("NTKRandomFeatures", {"network": fully_connected(3), "n_components": 64}, "depth 3", bias_order=1.0),
     Example("NTKRandomFeatures", {"network": GENERAL, "n_components": 64}, "general", bias_order=1.0),
     Example("NTKRandomFeatures", {"network": FROZEN_ENDS, "n_components": 64}, "frozen ends", bias_order=1.0),
+    Example(
+        "NTKRandomFeatures", {"network": FROZEN_ENDS, "n_components": 64, "kernel": "nngp"}, "nngp", bias_order=1.0
+    ),
+    Example("NTKRandomFeatures", {"network": BIASED, "n_components": 64, "kernel": "nngp"}, "nngp depth 1"),
+    Example(
+        "NTKRandomFeatures",
+        {"network": fully_connected(1), "n_components": 64, "sampling": "gibbs", "n_sweeps": 3},
+        "gibbs",
+    ),
+    *(
+        Example("CNTKSketch", arguments, label, bias_order=order, row_shape=IMAGE, workspace_components=120)
+        for label, order, arguments in (
+            ("depth 1", None, {"network": convolutional(1), "n_components": 256, "exact_norms": False}),
+            ("depth 2", 1.0, {"network": convolutional(2), "n_components": 64}),
+            ("frozen ends", 1.0, {"network": IMAGE_FROZEN, "n_components": 100}),
+            ("gaussian", 1.0, {"network": IMAGE_GAUSSIAN, "n_components": 64}),
+            ("sketch", 1.0, {"network": IMAGE_GAUSSIAN, "n_components": 64, "method": "sketch", "degree": 3}),
+            ("mixed", 1.0, {"network": IMAGE_BIASED, "n_components": 64, "method": "mixed"}),
+        )
+    ),
+    Example("FourierFeatures", {"n_components": 64, "gamma": 0.2}),
+    Example("FourierFeatures", {"n_components": 65, "gamma": 0.2}, "odd"),
+    Example("FourierFeatures", {"n_components": 64, "gamma": 0.2, "sampling": "orthogonal"}, "orthogonal"),
+    # 64 units of 7 parameters, 80 of 8 and two columns left over
+    Example(
+        "GradientFeatures", {"network": fully_connected(1), "n_components": 448}, "relu", workspace_components=2100
+    ),
+    Example("GradientFeatures", {"network": BIASED_ERF, "n_components": 642}, "biased erf", workspace_components=2100),
+    Example(
+        "GradientFeatures",
+        {"network": convolutional(1, (2, 1)), "n_components": 563},
+        "convolutional",
+        row_shape=IMAGE,
+        workspace_components=2100,
+    ),
+    Example("NTKSketch", {"network": fully_connected(1), "n_components": 96}, "depth 1"),
+    Example(
+        "NTKSketch",
+        {"network": FROZEN_READOUT, "n_components": 96, "degree": 4, "method": "algorithm1"},
+        "frozen readout",
+    ),
+    Example(
+        "NTKSketch",
+        {
+            "network": fully_connected(1),
+            "n_components": 96,
+            "degree": 4,
+            "method": "algorithm1",
+            "derivative": "random",
+        },
+        "random derivative",
+    ),
+    Example(
+        "NTKSketch",
+        {"network": LEAKY, "n_components": 96, "degree": 4, "method": "algorithm1", "expansion": "taylor"},
+        "depth 2 taylor",
+        bias_order=1.0,
+    ),
+    Example(
+        "NTKSketch",
+        {"network": FROZEN_ENDS, "n_components": 96, "degree": 4, "method": "algorithm1"},
+        "frozen ends",
+        bias_order=1.0,
+    ),
+    Example("HomogeneousSketch", {"network": fully_connected(1), "n_components": 64}, "depth 1"),
+    Example("HomogeneousSketch", {"network": fully_connected(3), "n_components": 64, "kernel": "nngp"}, "nngp"),
+    Example("HomogeneousSketch", {"network": NORMALIZED_GAUSSIAN, "n_components": 64, "degree": 12}, "gaussian dual"),
+    Example("HermiteSketch", {"network": SHORT_ROWS, "n_components": 64, "degree": 12}, "erf"),
+    Example("HermiteSketch", {"network": CUBIC, "n_components": 65, "degree": 3, "kernel": "nngp"}, "cubic nngp"),
+    Example("HermiteSketch", {"network": DEEP_GELU, "n_components": 64, "degree": 10}, "deep", bias_order=1.0),
 ]
+
+LEARNED = [
+    Example("NTKRandomFeatures", {"network": BIASED, "n_components": 40, "sampling": "optimized"}, "optimized"),
+    Example(
+        "NTKRandomFeatures",
+        {
+            "network": GENERAL,
+            "n_components": 50,
+            "sampling": "optimized",
+            "alignment": Alignment(3000, 50.0, "sample", "gibbs"),
+        },
+        "optimized sample",
+    ),
+    Example(
+        "NTKRandomFeatures",
+        {
+            "network": FROZEN_ENDS,
+            "n_components": 30,
+            "sampling": "optimized",
+            "kernel": "nngp",
+            "alignment": Alignment(500, 40.0),
+        },
+        "optimized nngp",
+    ),
+    Example("Nystrom", {"kernel": RBF(0.2), "n_components": 20}, "uniform"),
+    Example("Nystrom", {"kernel": NTK(fully_connected(2)), "n_components": 20, "landmarks": "leverage"}, "leverage"),
+    Example(
+        "Nystrom",
+        {"kernel": NTK(convolutional(1)), "n_components": 4, "landmarks": "kmeans++"},
+        "images",
+        row_shape=IMAGE,
+    ),
+]
+"""Maps that must be fitted before they are called, with any arguments."""
 
 
 def import_all(package: str) -> None:

@@ -434,11 +434,11 @@ def test_a_url_resumes(tmp_path, selection):
 
 
 def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch):
-    from ntkdask.workflows import fit_ridge
+    from ntkdask.workflows import solve_ridge
 
     estimator = RidgeRegressor(MAP, ALPHAS, selection="kfold", url=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(fit_ridge, "_solve_folds", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(solve_ridge, "_solve_folds", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             estimator.fit(X, Y)
     sums = {p: t for p, t in written(tmp_path).items() if "gram" in str(p)}

@@ -14,7 +14,7 @@ from ntkdask import registry
 from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
 from ntkdask.features.base import FeatureMap
-from ntkdask.inputs import fitted_map, numerics_dtype
+from ntkdask.inputs import fitted_here, numerics_dtype
 from ntkdask.rows import Rows
 from ntkdask.tiles import Plan
 from ntkdask.workflows.budget import Resources, RidgePlan, RidgeShape, costs_of, plan_ridge
@@ -65,7 +65,7 @@ class _Ridge(RidgeBase):
     def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
         options = RidgeOptions(tuple(np.atleast_1d(self.alphas)), self.fit_intercept, self.selection, self.solver)
         dtype, folder = numerics_dtype(source.x), source.folder
-        features = fitted_map(self.features, source.x, source.targets, dtype)
+        features = fitted_here(self.features, source.x, source.targets, dtype)
         # in memory nothing is recorded, and a map need not be describable
         fingerprint = {} if folder is None else {
             "data": source.digest, "n_classes": n_classes, "features": registry.to_config(features), "dtype": dtype,
@@ -107,7 +107,8 @@ class RidgeClassifier(ClassifierPart, _Ridge):
     X: (n, d), images (n, h, w, c) when there are features, NumPy, CuPy, data frames, dask arrays, or a dataset or its url,
     which brings its own labels 0..C−1 and weights (leave y out). float64, integers and bool compute in float64, float32 and
     float16 in float32, uint8 images in float32 after division by 255. Without client and url, dask arrays are computed
-    into memory. Feature maps that depend on data are fitted to X when it is in memory; fit them first otherwise.
+    into memory. Feature maps that depend on data are fitted to X and y, batch by batch; a map that is fitted already is used as it is.
+    What such a map learned from y makes "gcv" and "loo" too sanguine; for "kfold" and "holdout" it is fitted anew without each fold.
 
     After fit: `alpha_`, `alpha_path_` (a dict with alpha and score per α, smaller is better; empty for one), `classes_`,
     `coef_`, `intercept_` (of the decision function and the features, (m,) and a number for two classes), `model_`, `n_features_in_`.

@@ -20,7 +20,8 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, With
     """A feature map as a scikit-learn transformer: x ↦ φ(x), (n, ...) → (n, n_components).
 
     map: a feature map; None passes rows on, cast to the dtype of the numerics. `fit` keeps `map_`, the map itself or, where
-    it depends on data, fitted to X (dask arrays and datasets: fit the map first).
+    it depends on data, fitted to X and, where it needs them, y: numbers, or labels (integers, strings). Datasets are streamed and
+    bring their own targets; dask arrays are computed into memory for that.
     X: as in `RidgeClassifier`. CuPy arrays give CuPy arrays; dask arrays and datasets a lazy dask array.
 
     >>> import numpy as np

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -13,17 +12,17 @@ from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, requ
 from ntkdask.cache import shared
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import FeatureMapBase, require_components
+from ntkdask.features.gibbs import gibbs_directions
 from ntkdask.kernels.arccosine import ArcCosine
 from ntkdask.registry import register
 
-Sampling = Literal["gaussian", "spherical"]
 SAMPLINGS = ("gaussian", "spherical")
 
 
-def require_sampling(sampling: str) -> str:
+def require_sampling(sampling: str, known: tuple[str, ...] = SAMPLINGS) -> str:
     """`sampling` when it is known; InputError naming the nearest otherwise."""
-    if sampling not in SAMPLINGS:
-        raise InputError(f"unknown sampling {sampling!r}{nearest(str(sampling), SAMPLINGS)}")
+    if sampling not in known:
+        raise InputError(f"unknown sampling {sampling!r}{nearest(str(sampling), known)}")
     return sampling
 
 
@@ -32,19 +31,26 @@ def step_weights(seed: int, path: seeds.Path, d: int, m: int, like: Array) -> Ar
     return _cached("step", seed, path, d, m, like, lambda: seeds.normals(seed, path, d, m, like.dtype.name))
 
 
-def relu_weights(seed: int, path: seeds.Path, d: int, m: int, sampling: str, like: Array) -> Array:
+def relu_weights(
+    seed: int, path: seeds.Path, d: int, m: int, sampling: str, like: Array, n_sweeps: int = 1
+) -> Array:  # fmt: skip
     """(d, m) weights with the factor that makes relu(xᵀW) features of κ₁: E⟨relu(xᵀW), relu(yᵀW)⟩ = ‖x‖‖y‖κ₁.
 
     "gaussian": √(2/m)·N(0, I). "spherical": √(2d/m)·u, u uniform on the sphere, which has exactly the law of the
     leverage-score features of Zandieh et al. 2021, eq. 15: p(w) ∝ ‖w‖²exp(−‖w‖²/2) is isotropic and only w/‖w‖ enters.
+    "gibbs": the same with `n_sweeps` sweeps of the paper's sampler in place of the exact law.
     """
-
-    draw, scale = (seeds.sphere, 2.0 * d / m) if sampling == "spherical" else (seeds.normals, 2.0 / m)
+    dtype = like.dtype.name
 
     def make() -> np.ndarray:
-        return draw(seed, path, d, m, like.dtype.name, math.sqrt(scale))
+        if sampling == "gibbs":
+            return gibbs_directions(seed, path, d, m, n_sweeps, dtype, math.sqrt(2.0 * d / m))
+        if sampling == "spherical":
+            return seeds.sphere(seed, path, d, m, dtype, math.sqrt(2.0 * d / m))
+        return seeds.normals(seed, path, d, m, dtype, math.sqrt(2.0 / m))
 
-    return _cached("relu-" + sampling, seed, path, d, m, like, make)
+    law = f"gibbs-{n_sweeps}" if sampling == "gibbs" else sampling
+    return _cached("relu-" + law, seed, path, d, m, like, make)
 
 
 def _cached(law: str, seed: int, path: seeds.Path, d: int, m: int, like: Array, make) -> Array:
@@ -114,6 +120,8 @@ class ArcCosineFeatures(FeatureMapBase):
         return (n + d) * m * itemsize + drawing_bytes(d, m)
 
 
-def drawing_bytes(d: int, m: int) -> int:
-    """Bytes beside (d, m) weights while they are drawn: one block of columns as bits and in float64 steps."""
-    return 5 * 8 * d * min(m, seeds.COLUMN_BLOCK)
+def drawing_bytes(d: int, m: int, sampling: str = "gaussian") -> int:
+    """Bytes beside (d, m) weights while they are drawn: one block of columns as bits and in float64 steps; for the Gibbs sampler also
+    the state of the sweep and its uniforms."""
+    kept = 3 * 8 * d * min(m, seeds.COLUMN_BLOCK) if sampling == "gibbs" else 0
+    return 5 * 8 * d * min(m, seeds.COLUMN_BLOCK) + kept

@@ -16,7 +16,9 @@ M = TypeVar("M", bound="FeatureMapBase")
 class FeatureMap(Protocol):
     """A map φ with ⟨φ(x), φ(y)⟩ ≈ target(x, y); a frozen dataclass, seeded, independent of tiling and device."""
 
-    n_components: int
+    @property
+    def n_components(self) -> int:
+        """Features of a row."""
 
     @property
     def target(self) -> Kernel:

@@ -83,13 +83,13 @@ def walsh_hadamard(x: Array, out: Array | None = None) -> Array:
     if is_device_array(x):
         _device_transform(x, None, p, out)
         return out
-    flat, stride = _flat_rows(x)
-    flat_out, stride_out = _flat_rows(out)
+    flat, stride = row_memory(x)
+    flat_out, stride_out = row_memory(out)
 
     def work(start: int, stop: int) -> None:
-        _transform_rows(flat, stride, flat_out, stride_out, start, stop, _scratch(p, x.dtype))
+        _transform_rows(flat, stride, flat_out, stride_out, start, stop, aligned(p, x.dtype))
 
-    _over_rows(work, n, n * p)
+    over_rows(work, n, n * p)
     return out
 
 
@@ -103,12 +103,12 @@ def sampled_hadamard(factors: tuple[Factor, ...], scale: float, out: Array) -> A
         return _device_samples(factors, scale, out)
     left, right = factors[0], factors[-1]
     n, m = out.shape
-    x, stride_x = _flat_rows(left.x)
-    y, stride_y = _flat_rows(right.x)
-    flat_out, stride_out = _flat_rows(out)
+    x, stride_x = row_memory(left.x)
+    y, stride_y = row_memory(right.x)
+    flat_out, stride_out = row_memory(out)
 
     def work(start: int, stop: int) -> None:
-        a, b = _scratch(left.size, out.dtype), _scratch(right.size, out.dtype)
+        a, b = aligned(left.size, out.dtype), aligned(right.size, out.dtype)
         if len(factors) == 1:
             _sample_rows(
                 x, stride_x, left.signs, left.rows, flat_out, stride_out, start, stop, out.dtype.type(scale), a
@@ -119,7 +119,7 @@ def sampled_hadamard(factors: tuple[Factor, ...], scale: float, out: Array) -> A
                 flat_out, stride_out, start, stop, out.dtype.type(scale), a, b,
             )  # fmt: skip
 
-    _over_rows(work, n, n * (m + sum(factor.size for factor in factors)))
+    over_rows(work, n, n * (m + sum(factor.size for factor in factors)))
     return out
 
 
@@ -146,14 +146,14 @@ def checked_out(out: Array | None, x: Array, shape: tuple[int, int]) -> Array:
 # --- CPU --------------------------------------------------
 
 
-def _scratch(size: int, dtype: np.dtype) -> np.ndarray:
+def aligned(size: int, dtype: np.dtype) -> np.ndarray:
     """(size,) of `dtype`, aligned to cache lines: an unaligned 64-byte load touches two of them."""
     raw = np.empty(size * dtype.itemsize + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
-def _flat_rows(x: np.ndarray) -> tuple[np.ndarray, int]:
+def row_memory(x: np.ndarray) -> tuple[np.ndarray, int]:
     """The memory of `x` from its first to its last element, (span,), and the elements between rows.
 
     One compiled specialisation then serves whole arrays and column slices, input or output.
@@ -164,7 +164,7 @@ def _flat_rows(x: np.ndarray) -> tuple[np.ndarray, int]:
     return np.lib.stride_tricks.as_strided(x, (span,), (x.itemsize,)), stride
 
 
-def _over_rows(work: Callable[[int, int], None], n: int, elements: int) -> None:
+def over_rows(work: Callable[[int, int], None], n: int, elements: int) -> None:
     """work(start, stop) over contiguous row ranges, one per thread that the task may use and the work deserves."""
     parts = max(1, min(threads.current(), n, elements // THREAD_ELEMENTS))
     if parts == 1:
@@ -241,7 +241,7 @@ def _across(scratch, high, bits):
 
 
 @compiled_as_written
-def _transform(scratch, out, start):
+def transform_row(scratch, out, start):
     """out[start : start + p] = H scratch, (p,); overwrites `scratch`, which may be `out`."""
     p = scratch.size
     lanes = LANE_BYTES // scratch.itemsize
@@ -275,7 +275,7 @@ def _transform(scratch, out, start):
 
 
 @compiled_as_written
-def _load(x, start, signs, scratch):
+def load_signed(x, start, signs, scratch):
     """scratch[:d] = signs · x[start : start + d], zero beyond d."""
     d = signs.size
     row = x[start : start + d]
@@ -291,14 +291,14 @@ def _transform_rows(x, stride, out, stride_out, first, last, scratch):
         row = x[r * stride : r * stride + scratch.size]
         for i in range(scratch.size):
             scratch[i] = row[i]
-        _transform(scratch, out, r * stride_out)
+        transform_row(scratch, out, r * stride_out)
 
 
 @compiled_as_written
 def _sample_rows(x, stride, signs, rows, out, stride_out, first, last, scale, scratch):
     for r in range(first, last):
-        _load(x, r * stride, signs, scratch)
-        _transform(scratch, scratch, 0)
+        load_signed(x, r * stride, signs, scratch)
+        transform_row(scratch, scratch, 0)
         row = out[r * stride_out : r * stride_out + rows.size]
         for j in range(rows.size):
             row[j] = scale * scratch[rows[j]]
@@ -309,10 +309,10 @@ def _sample_product_rows(
     x, stride_x, signs_x, rows_x, y, stride_y, signs_y, rows_y, out, stride_out, first, last, scale, a, b
 ):
     for r in range(first, last):
-        _load(x, r * stride_x, signs_x, a)
-        _load(y, r * stride_y, signs_y, b)
-        _transform(a, a, 0)
-        _transform(b, b, 0)
+        load_signed(x, r * stride_x, signs_x, a)
+        load_signed(y, r * stride_y, signs_y, b)
+        transform_row(a, a, 0)
+        transform_row(b, b, 0)
         row = out[r * stride_out : r * stride_out + rows_x.size]
         for j in range(rows_x.size):
             row[j] = scale * (a[rows_x[j]] * b[rows_y[j]])

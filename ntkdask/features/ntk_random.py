@@ -1,53 +1,65 @@
-"""Random features of the ReLU neural tangent kernel: Zandieh et al. 2021, Algorithm 2, for every fully connected ReLU
+"""Random features of ReLU neural tangent and NNGP kernels: Zandieh et al. 2021, Algorithm 2, for every fully connected ReLU
 network of MATH.md §1 (biases, weight variances, frozen layers, raw or normalised ReLU, scaled inputs).
 
 Each hidden layer multiplies the tangent features ψ by step features φ̇ of the covariance, compressed by a TensorSRHT,
 and puts the layer's ReLU features φ beside them. Everything is homogeneous, so rows need no normalisation: norms (and
-biases, as a constant feature) travel through φ. Works on row blocks that stay in cache; called by workflows on tiles.
+biases, as a constant feature) travel through φ. Works on row blocks that stay in cache (ntk_layers.py); called by workflows on
+tiles. With `sampling="optimized"` the features of every layer are chosen by their alignment with the targets (alignment.py).
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ntkdask.activations import ReLU
+import numpy as np
+
 from ntkdask.arrays import Array, flatten_rows, namespace, require_float
 from ntkdask.cache import shared
-from ntkdask.errors import InputError
-from ntkdask.features.arccosine import drawing_bytes, relu_into, relu_weights, require_sampling, step_into, step_weights
-from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
-from ntkdask.features.sketches import TensorSRHT
-from ntkdask.kernels.neural import NTK
-from ntkdask.networks import Activation, Dense, Network
+from ntkdask.errors import InputError, nearest
+from ntkdask.features.alignment import Alignment, Chosen, add_scores, scores_bytes
+from ntkdask.features.arccosine import drawing_bytes, relu_weights, require_sampling, step_weights
+from ntkdask.features.base import require_components, row_blocks
+from ntkdask.features.fitting import DataDependentMap, Learned, Sums, Training, TrainingBatch
+from ntkdask.features.ntk_layers import (
+    LayerWeights,
+    ReluLayers,
+    Widths,
+    block_rows,
+    readout_network,
+    require_relu_network,
+)
+from ntkdask.kernels.neural import NNGP, NTK
+from ntkdask.networks import Network
 from ntkdask.registry import register
 
-BLOCK_BYTES = 2**23
-"""Bytes of one block's step features: they are written, transformed and dropped while they are in cache."""
-
-
-@dataclass(frozen=True)
-class Widths:
-    """How many features of each kind: m₀ step, m₁ ReLU, m_s sketched; `output` of them leave the map."""
-
-    step: int
-    relu: int
-    sketch: int
+NAME = "NTKRandomFeatures"
+SAMPLINGS = ("gaussian", "spherical", "gibbs", "optimized")
+KERNELS = ("ntk", "nngp")
 
 
 @register("feature map")
 @dataclass(frozen=True)
-class NTKRandomFeatures(FeatureMapBase):
+class NTKRandomFeatures(DataDependentMap):
     """Features ψ with E⟨ψ(x), ψ(z)⟩ = Θ(x, z) at depth 1; above, random features of earlier layers leave a bias O(1/m).
 
     ψ ← φ ⊕ Q²(φ̇ ⊗ ψ), φ̇ = √(2/m₀)·step(W₀φ), φ = √(2/m₁)·relu(W₁φ); m₁ + m_s = n_components at every depth (a bias in
     the last layer takes one more, constant, component).
 
     network: fully connected, ReLU, ending in Dense. n_relu = m₁ and n_step = m₀ (None: the split measured best per second,
-    see `default_widths`). sampling: "gaussian", or "spherical", the leverage-score sampling of Theorem 3 in exact form.
+    see `default_widths`). kernel: "ntk", or "nngp", whose features are the last layer's φ, n_components of them in every layer.
+    sampling, of ReLU weights: "gaussian"; "spherical", the leverage-score sampling of Theorem 3 in exact form; "gibbs", the paper's
+    sampler of it, `n_sweeps` sweeps; "optimized": `fit` chooses, layer by layer and apart for φ̇ and φ, the features that agree best
+    with the targets (Das & Maity 2025), at most n_step and n_relu of them, see `Alignment` (None: its defaults). The fitted map has
+    n_components features in all, or only as many as were chosen where nothing is sketched (the NNGP); its kernel depends on the
+    targets and is not its `target`.
     Raises InputError for other networks or too few components. Source: Zandieh et al. 2021, Algorithm 2, eq. 11, 15.
     """
+
+    needs_targets: ClassVar[bool] = True
 
     network: Network
     n_components: int
@@ -55,169 +67,244 @@ class NTKRandomFeatures(FeatureMapBase):
     n_step: int | None = None
     n_relu: int | None = None
     sampling: str = "gaussian"
+    kernel: str = "ntk"
+    n_sweeps: int = 1
+    alignment: Alignment | None = None
 
     def __post_init__(self) -> None:
         require_components(self.n_components)
-        require_sampling(self.sampling)
-        _require_relu_network(self.network)
+        require_components(self.n_sweeps, "n_sweeps")
+        require_sampling(self.sampling, SAMPLINGS)
+        require_relu_network(self.network, NAME)
+        if self.kernel not in KERNELS:
+            raise InputError(f"{NAME}: unknown kernel {self.kernel!r}{nearest(str(self.kernel), KERNELS)}")
+        if self.alignment is not None and (self.sampling != "optimized" or not isinstance(self.alignment, Alignment)):
+            raise InputError(
+                f"{NAME}: alignment is {self.alignment!r} with sampling={self.sampling!r}; it is an Alignment, and for "
+                'sampling="optimized".'
+            )
         _ = self.widths
 
     @property
-    def target(self) -> NTK:
-        """The NTK of the network."""
-        return NTK(self.network)
+    def target(self) -> NTK | NNGP:
+        """The NTK, or the NNGP, of the network."""
+        return NTK(self.network) if self.kernel == "ntk" else NNGP(self.network)
 
     @functools.cached_property
     def widths(self) -> Widths:
-        """The numbers of step, ReLU and sketched features; InputError where n_components does not leave room."""
-        last = self._denses[-1]
-        bias = int(last.bias_variance > 0)
-        if not any(layer.trainable for layer in self._denses):
-            raise InputError("NTKRandomFeatures: no layer of the network is trainable, so its NTK is zero.")
-        sketched = any(layer.trainable for layer in self._denses[:-1])
-        if not sketched:
+        """The numbers of step, ReLU and sketched features (optimised: the most there may be); InputError where n_components does not
+        leave room."""
+        denses = self._layers.denses
+        bias = int(denses[-1].bias_variance > 0)
+        if not any(layer.trainable for layer in denses):
+            raise InputError(f"{NAME}: no layer of the network is trainable, so its NTK is zero.")
+        if not any(layer.trainable for layer in denses[:-1]):
+            if self.kernel == "nngp" and (self.n_step is not None or self.n_relu is not None):
+                raise InputError(f"{NAME}: n_step and n_relu are for the NTK; an NNGP has n_components ReLU features.")
+            if self.n_components == bias:
+                raise InputError(f"{NAME}: n_components={bias} leaves no feature beside the bias. Use at least 2.")
             return Widths(0, self.n_components - bias, 0)
         step, relu = default_widths(self.n_components)
         step = step if self.n_step is None else require_components(self.n_step, "n_step")
         relu = relu if self.n_relu is None else require_components(self.n_relu, "n_relu")
-        sketch = self.n_components - relu - bias if last.trainable else self.n_components
+        sketch = self.n_components - relu - bias if denses[-1].trainable else self.n_components
         if sketch < 1 or relu < 1:
             raise InputError(
-                f"NTKRandomFeatures: n_components={self.n_components} leaves {sketch} sketched components beside "
+                f"{NAME}: n_components={self.n_components} leaves {sketch} sketched components beside "
                 f"n_relu={relu} (and {bias} for the bias). Use n_components >= {relu + bias + 1} or a smaller n_relu."
             )
         return Widths(step, relu, sketch)
 
-    @property
-    def _denses(self) -> tuple[Dense, ...]:
-        return tuple(layer for layer in self.network.layers if isinstance(layer, Dense))
+    @functools.cached_property
+    def _layers(self) -> ReluLayers:
+        return ReluLayers(self.network if self.kernel == "ntk" else readout_network(self.network), self.seed)
 
     def __call__(self, x: Array) -> Array:
-        """(n, *s) → (n, n_components) of x's kind and dtype."""
+        """(n, *s) → (n, n_components) of x's kind and dtype; InputError when the features are to be optimised and are not."""
+        if self.sampling == "optimized":
+            return super().__call__(x)
         x = flatten_rows(require_float(x))
-        out = namespace(x).empty((x.shape[0], self.n_components), x.dtype)
-        weights = self._weights(x)
-        for rows in row_blocks(x.shape[0], self._block_rows(x.dtype.itemsize)):
-            self._block_into(x[rows], weights, out[rows])
+        return self._blocks(x, self._drawn(x), [self.widths] * self._layers.depth)
+
+    def _blocks(self, x: Array, weights: Sequence[LayerWeights], widths: Sequence[Widths]) -> Array:
+        """Features of all the rows, block by block."""
+        last, layer = self._layers.denses[-1], widths[-1]
+        width = layer.sketch + (layer.relu + int(last.bias_variance > 0) if last.trainable else 0)
+        out = namespace(x).empty((x.shape[0], width), x.dtype)
+        for rows in row_blocks(x.shape[0], block_rows(widths, x.dtype.itemsize)):
+            self._layers.block_into(x[rows], weights, out[rows])
         return out
 
-    def _weights(self, x: Array) -> list[tuple[Array | None, Array | None]]:
-        """(ReLU, step) weights of every hidden layer, held for a whole call: drawing them again for each block could take
+    def _drawn(self, x: Array) -> list[LayerWeights]:
+        """The weights of every hidden layer, held for a whole call: drawing them again for each block could take
         longer than using them. The process's cache keeps them between calls where it may."""
         shared.reserve(2 * self._weights_bytes(x.dtype.itemsize, x.shape[1]))
-        w, d, pairs = self.widths, x.shape[1], []
-        for h, dense in enumerate(self._denses[:-1]):
-            inputs = (w.relu if h else d) + int(dense.bias_variance > 0)
-            last_frozen = h + 1 == self.network.depth and not self._denses[-1].trainable
-            relu = (
-                None if last_frozen else relu_weights(self.seed, ("ntk", h, "relu"), inputs, w.relu, self.sampling, x)
-            )
-            pairs.append((relu, step_weights(self.seed, ("ntk", h, "step"), inputs, w.step, x) if w.step else None))
-        return pairs
+        w, layers, out = self.widths, self._layers, []
+        for h in range(layers.depth):
+            inputs = layers.n_inputs(h, x.shape[1], w.relu)
+            relu = self._candidates(h, "relu", inputs, w.relu, x) if layers.needs_relu(h) else None
+            step = self._candidates(h, "step", inputs, w.step, x) if layers.has_tangent(h) else None
+            out.append(LayerWeights(relu, step, 2.0 / max(w.step, 1), w.sketch))
+        return out
+
+    def _candidates(self, h: int, kind: str, inputs: int, count: int, like: Array) -> Array:
+        """(inputs, count) weights of hidden layer h: of plain features, or of candidates to choose from."""
+        path = ("ntk", h, kind)
+        if kind == "step":
+            return step_weights(self.seed, path, inputs, count, like)
+        return relu_weights(self.seed, path, inputs, count, self._law, like, self.n_sweeps)
+
+    @property
+    def _law(self) -> str:
+        return self._alignment.sampling if self.sampling == "optimized" else self.sampling
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
         """Result, one block's temporaries and, given the shape of a row, every layer's weights."""
-        w, rows = self.widths, min(n, self._block_rows(itemsize))
         d = math.prod(row_shape or (0,))
-        hidden = w.relu + w.sketch + 1
-        sketch = (
-            TensorSRHT(w.sketch, self.seed).workspace_bytes(rows, w.step, max(d, hidden) + 1, itemsize)
-            if w.sketch
-            else 0
-        )
-        block = rows * itemsize * (w.step + (d + 1) + 2 * hidden) + sketch
+        block = self._layers.block_bytes([self.widths], d, n, itemsize)
         weights = 0 if row_shape is None else self._weights_bytes(itemsize, d)
         return n * self.n_components * itemsize + block + weights
 
     def _weights_bytes(self, itemsize: int, d: int) -> int:
         """All layers' weights, which are kept, and the drawing of one, which is not."""
-        w, inputs = self.widths, [d + 1] + [self.widths.relu + 1] * (self.network.depth - 1)
+        w, inputs = self.widths, [d + 1] + [self.widths.relu + 1] * (self._layers.depth - 1)
         return sum(i * (w.relu + w.step) * itemsize for i in inputs) + max(
-            drawing_bytes(i, max(w.relu, w.step)) for i in inputs
+            drawing_bytes(i, max(w.relu, w.step), self._law) for i in inputs
         )
 
-    def _block_rows(self, itemsize: int) -> int:
-        return max(32, min(1024, BLOCK_BYTES // (itemsize * max(self.widths.step, self.widths.relu))))
+    # --- optimised features: one pass for the mean of the targets, one for every hidden layer ------------------------
 
-    def _block_into(self, x: Array, weights: list[tuple[Array | None, Array | None]], out: Array) -> None:
-        """One block of rows through all the layers; `out` (b, n_components) receives the features."""
-        xp, w, first = namespace(x), self.widths, self._denses[0]
-        weight = first.weight_variance / (x.shape[1] if self.network.scale_inputs else 1)
-        covariance = _with_bias(x, math.sqrt(weight), first.bias_variance)
-        tangent = covariance if first.trainable else None
-        for h in range(self.network.depth):
-            following = self._denses[h + 1]
-            width = w.relu + int(following.bias_variance > 0)
-            is_last = h + 1 == self.network.depth
-            if is_last and not following.trainable:
-                self._sketch_into(h, covariance, tangent, weights[h][1], following, out)
-                return
-            features = out if is_last else xp.empty((x.shape[0], width + w.sketch), x.dtype)
-            self._relu_into(h, covariance, weights[h][0], following, features[:, :width])
-            if tangent is not None:
-                self._sketch_into(h, covariance, tangent, weights[h][1], following, features[:, width:])
-            elif not is_last:
-                features = features[:, :width]
-            covariance = features[:, :width]
-            tangent = features if following.trainable else (features[:, width:] if tangent is not None else None)
+    @property
+    def _alignment(self) -> Alignment:
+        return self.alignment or Alignment()
 
-    def _relu_into(self, h: int, covariance: Array, weights: Array, following: Dense, out: Array) -> None:
-        """out ← [σ_w·φ, σ_b]: ReLU features of layer h as the next Dense layer weighs them."""
-        m = self.widths.relu
-        relu_into(covariance, weights, out[:, :m])
-        factor = math.sqrt(self._gain(h) / 2 * following.weight_variance)
-        if factor != 1.0:
-            out[:, :m] *= out.dtype.type(factor)
-        if out.shape[1] > m:
-            out[:, m] = math.sqrt(following.bias_variance)
+    @property
+    def n_passes(self) -> int:
+        """0; for optimised features one for the mean of the targets and one for each hidden layer."""
+        return 1 + self._layers.depth if self.sampling == "optimized" else 0
 
-    def _sketch_into(
-        self, h: int, covariance: Array, tangent: Array, weights: Array, following: Dense, out: Array
-    ) -> None:
-        """out ← σ_w·Q²(φ̇ ⊗ ψ): step features of layer h times the tangent features, compressed."""
-        xp, m = namespace(covariance), self.widths.step
-        steps = step_into(covariance, weights, xp.empty((covariance.shape[0], m), covariance.dtype))
-        scale = math.sqrt(2.0 / m * self._gain(h) / 2 * following.weight_variance)
-        TensorSRHT(out.shape[1], self.seed, ("ntk", h, "sketch"))(steps, tangent, out=out, scale=scale)
+    def begin(self, index: int, learned: Learned, training: Training, like: Array | None = None) -> Sums:
+        """Pass 0: Σ w y and Σ w. Pass h + 1: Φᵀ(Y − Ȳ) of the candidates of hidden layer h."""
+        xp = np if like is None else namespace(like)
+        if not index:
+            return {"targets": xp.zeros(training.n_targets), "weight": xp.zeros(1)}
+        shape = (self._alignment.n_candidates, training.n_targets)
+        return {kind: xp.zeros(shape) for kind in self._kinds(index - 1)}
 
-    def _gain(self, h: int) -> float:
-        layer = self.network.layers[2 * h + 1]
-        return layer.gain if isinstance(layer, Activation) else 1.0
+    def _kinds(self, h: int) -> list[str]:
+        """Which features hidden layer h chooses."""
+        needed = {"relu": self._layers.needs_relu(h), "step": self._layers.has_tangent(h)}
+        return [kind for kind, is_needed in needed.items() if is_needed]
+
+    def accumulate(self, index: int, learned: Learned, batch: TrainingBatch, sums: Sums) -> None:
+        """Add a batch; candidate features exist one block at a time."""
+        x, y = flatten_rows(batch.x), batch.y
+        xp = namespace(x)
+        weights = xp.ones(x.shape[0]) if batch.weights is None else batch.weights
+        if not index:
+            sums["targets"] += weights @ y
+            sums["weight"] += weights.sum()
+            return
+        h, count = index - 1, self._alignment.n_candidates
+        covariance = self._layers.covariance(h, x, self._learned_weights(learned, h, x))
+        shared.reserve(4 * covariance.shape[1] * count * x.dtype.itemsize)
+        centred = (y - xp.asarray(learned["mean"])) * weights[:, None]
+        for kind in self._kinds(h):
+            candidates = self._candidates(h, kind, covariance.shape[1], count, x)
+            add_scores(covariance, candidates, centred, sums[kind], kind == "step")
+
+    def finish(self, index: int, learned: Learned, sums: Sums, training: Training) -> Mapping[str, np.ndarray]:
+        """The mean of the targets; then the weights of the chosen features of hidden layer h, with their factors."""
+        if not index:
+            if not sums["weight"][0] > 0:
+                raise InputError(f"{NAME}: the training rows have no weight: there is nothing to align with.")
+            return {"mean": sums["targets"] / sums["weight"]}
+        h, out, w = index - 1, {}, self.widths
+        count, like = self._alignment.n_candidates, np.empty(0, training.dtype)
+        before = learned[f"{h - 1}.relu"].shape[1] if h else 0
+        inputs = self._layers.n_inputs(h, math.prod(training.row_shape), before)
+        for kind in self._kinds(h):
+            scores = np.einsum("ij,ij->i", sums[kind], sums[kind])
+            most = min(count, w.relu if kind == "relu" else w.step)
+            chosen: Chosen = self._alignment.choose(scores, most, self.seed, ("ntk", h, kind, "draws"))
+            weights = self._candidates(h, kind, inputs, count, like)[:, chosen.columns].astype(np.float64)
+            if kind == "relu":
+                out[f"{h}.relu"] = weights * (chosen.factors * math.sqrt(count))
+            else:
+                out[f"{h}.step"], out[f"{h}.factors"] = weights, chosen.factors
+        return out
+
+    def fit_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
+        """Features of the covariance, one block of candidates, their sums and weights, and the drawing of these."""
+        d, a, relu = math.prod(row_shape), self._alignment, self.widths.relu
+        inputs = max(d, relu if self._layers.depth > 1 else 0) + 1
+        weights = (
+            2 * inputs * a.n_candidates * itemsize
+            + drawing_bytes(inputs, a.n_candidates, a.sampling)
+            + 2 * inputs * (self.widths.step + relu) * 8
+        )
+        rows = n * itemsize * 2 * inputs + 3 * 8 * n * n_targets
+        return (
+            weights
+            + rows
+            + self.sums_bytes(row_shape, n_targets)
+            + scores_bytes(n, a.n_candidates, n_targets, itemsize)
+        )
+
+    def sums_bytes(self, row_shape: tuple[int, ...], n_targets: int) -> int:
+        """Both kinds of candidates times the targets, float64."""
+        return 8 * 2 * self._alignment.n_candidates * n_targets
+
+    def apply(self, x: Array, learned: Learned) -> Array:
+        """(n, *s) → (n, learned_components(learned)); InputError for rows of another width than those the map was fitted to."""
+        x = flatten_rows(require_float(x))
+        known = self._width_of(learned)
+        if x.shape[1] != known:
+            raise InputError(f"{NAME} was fitted to rows of {known} features; these have {x.shape[1]}.")
+        return self._blocks(x, self._learned_weights(learned, self._layers.depth, x), self._learned_widths(learned))
+
+    def _width_of(self, learned: Learned) -> int:
+        first = learned["0.relu" if "0.relu" in learned else "0.step"]
+        return first.shape[0] - int(self._layers.denses[0].bias_variance > 0)
+
+    def _learned_weights(self, learned: Learned, count: int, like: Array) -> list[LayerWeights]:
+        """Weights of the first `count` hidden layers."""
+        out = []
+        for h, widths in enumerate(self._learned_widths(learned)[:count]):
+            relu, step, factors = (
+                learned.on(name, like) if name in learned else None
+                for name in (f"{h}.relu", f"{h}.step", f"{h}.factors")
+            )
+            out.append(LayerWeights(relu, step, 2.0, widths.sketch, factors))
+        return out
+
+    def _learned_widths(self, learned: Learned) -> list[Widths]:
+        """Of every layer that is learned: the sketch takes what the chosen ReLU features leave."""
+        last, out = self._layers.denses[-1], []
+        for h in range(self._layers.depth):
+            step, relu = (learned[n].shape[1] if n in learned else 0 for n in (f"{h}.step", f"{h}.relu"))
+            beside = relu + int(last.bias_variance > 0) if last.trainable else 0
+            sketched = self.n_components - beside if self.widths.sketch else 0
+            if step or relu:
+                out.append(Widths(step, relu, sketched))
+        return out
+
+    def learned_components(self, learned: Learned) -> int:
+        """n_components; where nothing is sketched, the chosen features of the last layer and its bias."""
+        if self.widths.sketch:
+            return self.n_components
+        return self._learned_widths(learned)[-1].relu + int(self._layers.denses[-1].bias_variance > 0)
+
+    def learned_workspace_bytes(
+        self, learned: Learned, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None
+    ) -> int:
+        """Result, one block's temporaries and the learned weights in the rows' dtype."""
+        d = self._width_of(learned)
+        block = self._layers.block_bytes(self._learned_widths(learned), d, n, itemsize)
+        return n * self.learned_components(learned) * itemsize + block + learned.nbytes * itemsize // 8
 
 
 def default_widths(n_components: int) -> tuple[int, int]:
     """(m₀, m₁) for `n_components` outputs: half ReLU features, the other half sketched from as many step features."""
     half = max(1, n_components // 2)
     return half, half
-
-
-def _with_bias(x: Array, factor: float, bias_variance: float) -> Array:
-    """[factor·x, σ_b]: features of Λ of a first Dense layer; x itself where that is the same."""
-    xp = namespace(x)
-    if factor == 1.0 and bias_variance == 0.0:
-        return x
-    bias = int(bias_variance > 0)
-    out = xp.empty((x.shape[0], x.shape[1] + bias), x.dtype)
-    xp.multiply(x, x.dtype.type(factor), out=out[:, : x.shape[1]])
-    if bias:
-        out[:, -1] = math.sqrt(bias_variance)
-    return out
-
-
-def _require_relu_network(network: Network) -> None:
-    """InputError, naming the layer, unless the network is [Dense, ReLU]×L + Dense with L >= 1."""
-    if not isinstance(network, Network):
-        raise InputError(f"NTKRandomFeatures: network is {network!r}; give a Network, for example fully_connected(1).")
-    for position, layer in enumerate(network.layers):
-        expected = Activation if position % 2 else Dense
-        if not isinstance(layer, expected):
-            raise InputError(f"NTKRandomFeatures: layer {position} is {layer}; expected Dense and Activation in turn.")
-        if isinstance(layer, Activation) and not isinstance(layer.sigma, ReLU):
-            raise InputError(
-                f"NTKRandomFeatures: layer {position} is {layer.sigma}; these random features are for relu."
-            )
-    if len(network.layers) % 2 == 0 or network.depth == 0:
-        raise InputError(
-            f"NTKRandomFeatures: the network has {network.depth} activations and {len(network.layers)} layers; expected at least one "
-            "activation and a last Dense. For a linear kernel use features=None."
-        )

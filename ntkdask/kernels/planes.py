@@ -84,20 +84,36 @@ class _Chains:
 def variance_maps(network: Network, x: Array) -> list[Array]:
     """(n, H, W, C) → (n, H_k, W_k) float64 each: S(p, p) of every image with itself just before every Activation and LayerNorm of the
     image part, in order, branches before shortcuts. InputError, naming the layer, where the images do not fit."""
+    return [s for s, _ in _node_maps(network, x, tangent=False)]
+
+
+def tangent_maps(network: Network, x: Array) -> list[Plane]:
+    """(S(p, p), T(p, p)) where `variance_maps` has S(p, p): (n, H_k, W_k) float64 each, T = 0 where nothing is trainable yet."""
+    return _node_maps(network, x, tangent=True)
+
+
+def _node_maps(network: Network, x: Array, tangent: bool) -> list[Plane]:
     layers, shape = _image_layers(network), (int(x.shape[1]), int(x.shape[2]))
     network.image_shapes(shape)
     xp = namespace(x)
-    found = [xp.empty((x.shape[0], *s)) for s in _node_shapes(layers, shape)]
+    found = [
+        (xp.empty((x.shape[0], *s)), xp.zeros((x.shape[0], *s)) if tangent else None)
+        for s in _node_shapes(layers, shape)
+    ]
     for part in _image_batches(network, x):
         waiting = iter(found)
 
-        def node(source: PlaneSource, part: slice = part, waiting: Iterator[Array] = waiting) -> tuple[Array, Array]:
+        def node(source: PlaneSource, part: slice = part, waiting: Iterator[Plane] = waiting) -> tuple[Array, Array]:
             # a pooled variance that cancels may end below 0
-            v = next(waiting)[part]
-            v[...] = xp.maximum(source.get((0, 0))[0], 0.0)
+            variances, tangents = next(waiting)
+            s, t = source.get((0, 0))
+            v = variances[part]
+            v[...] = xp.maximum(s, 0.0)
+            if tangents is not None and t is not None:
+                tangents[part] = t
             return v, v
 
-        chains = _Chains(node, own=True, tangent=False, wraps=_wraps(layers))
+        chains = _Chains(node, own=True, tangent=tangent, wraps=_wraps(layers))
         images = _channels_first(x[part])
         chains.extend(Inputs(images, images, _divisor(network, x)), layers, ALONE)
     return found

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ntkdask.arrays import host_cores
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.features.base import FeatureMap
+from ntkdask.features.fitting import DataDependentMap, learns, uses_targets
 from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.solvers.gram import packed_length
 from ntkdask.tiles import Plan, format_bytes, largest_rows, slab_rows
@@ -115,6 +116,8 @@ def plan_ridge(
     worst = max(least, key=lambda name: least[name])
     if least[worst] > limit:
         cheaper = "" if shape.selection == "gcv" else 'selection="gcv", '
+        if worst.startswith("features"):
+            cheaper += "fewer candidates or landmarks, "
         raise MemoryBudgetError(
             f"{worst} needs {format_bytes(least[worst])} (rows=1, n_components={shape.m}, targets={shape.k}, {dtype}; the process "
             f"itself {format_bytes(BASE_BYTES)}) but a worker has {format_bytes(limit)}. Use n_components <= "
@@ -156,12 +159,23 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
         memory["preprocess-sum"] = 5 * 8 * d * d
         # the covariance, ZCA's 48 d², and the fitted matrix on its way to the store
         memory["preprocess-fit"] = 9 * 8 * d * d
+    sums, passes = 0, 0
+    if learns(feature_map):
+        learner = cast(DataDependentMap, feature_map)
+        sums, passes = learner.sums_bytes(shape.row_shape, k), learner.n_passes
+        fitting = learner.fit_bytes(plan.batch_rows, itemsize, shape.row_shape, k)
+        memory["features-slab"] = rows_bytes(shape, steps, plan) + fitting + 4 * sums
+        memory["features-sum"] = 6 * sums
     memory = {name: BASE_BYTES + value for name, value in memory.items()}
-    slabs = -(-shape.n_total // plan.slab_rows) * shape.n_groups
+    # features that learn from targets are fitted anew for every fold that is held out, and each fold summed twice
+    refits = 1 + (shape.n_groups if shape.n_groups > 1 and uses_targets(feature_map) else 0)
+    rounds = shape.n_groups if refits == 1 else 2 * refits - 1
+    per_pass = -(-shape.n_total // plan.slab_rows)
+    slabs = per_pass * rounds
     tiles = -(-shape.n_total // plan.tile_rows)
-    tasks = shape.n_runs * (2 * slabs - shape.n_groups + len(steps) * -(-shape.n_total // plan.slab_rows) + 1 + tiles)
+    tasks = shape.n_runs * (2 * slabs - rounds + (len(steps) + 2 * passes * refits) * per_pass + 1 + tiles)
     flops = shape.n_runs * (float(shape.n_train) * m * m + 9.0 * m**3 * shape.n_groups)
-    disk = shape.n_runs * (packed * (slabs + shape.n_groups) + 8 * shape.n_total * k + 8 * m * k)
+    disk = shape.n_runs * (packed * (slabs + rounds) + 2 * per_pass * sums + 8 * shape.n_total * k + 8 * m * k)
     return Costs(memory, (gram + batch + scratch) if plan.device else 0, flops, tasks, disk)
 
 
@@ -180,16 +194,23 @@ def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[
     """Bytes of one batch on its way from stored rows to features, weights of the map and preprocessing states included."""
     itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows
     d = math.prod(shape.row_shape)
+    mapped = (
+        rows * d * itemsize if feature_map is None else feature_map.workspace_bytes(rows, itemsize, shape.row_shape)
+    )
+    return rows_bytes(shape, steps, plan) + mapped
+
+
+def rows_bytes(shape: RidgeShape, steps: tuple[Step, ...], plan: RidgePlan) -> int:
+    """Bytes of one batch on its way from stored rows to preprocessed ones, preprocessing states and targets included."""
+    itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows
+    d = math.prod(shape.row_shape)
     # read twice: the chunks a range touches, and the range
     raw = 2 * rows * shape.row_bytes
     fitted = FittedPreprocessor(shape.row_shape, plan.dtype)
     work = fitted.workspace_bytes(rows, shape.row_shape, itemsize)
     work += max((step.workspace_bytes(rows, shape.row_shape, itemsize) for step in steps), default=0)
     states = sum(8 * d * (d if step.needs == "covariance" else 2) for step in steps)
-    mapped = (
-        rows * d * itemsize if feature_map is None else feature_map.workspace_bytes(rows, itemsize, shape.row_shape)
-    )
-    return raw + work + 2 * states + mapped + 8 * rows * (shape.k + 1) * 2
+    return raw + work + 2 * states + 8 * rows * (shape.k + 1) * 2
 
 
 def _with_batch(plan: RidgePlan, rows: int) -> RidgePlan:

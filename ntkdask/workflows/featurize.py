@@ -14,12 +14,13 @@ from ntkdask.arrays import Array, to_host
 from ntkdask.datasets import Dataset
 from ntkdask.execution import Done, map_tiles
 from ntkdask.features.base import FeatureMap
+from ntkdask.features.fitting import FittedMap, require_fitted
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.store import Receipt, TileStore, local_path
 from ntkdask.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.workflows.progress import Listener, Silent
 from ntkdask.workflows.sources import as_source, rows_of
-from ntkdask.workflows.stream import FeatureStream
+from ntkdask.workflows.stream import FeatureStream, store_map
 
 TILE_BYTES = 64 * 2**20
 
@@ -44,8 +45,10 @@ def featurize(
     x: an array, a dask array, a Dataset or its url; integers and uint8 images are cast (uint8 divided by 255). url=None:
     lazy, nothing is computed or stored. url: every tile is computed now, stored there and resumed; equal tiles are not
     computed again, and a store of another map, seed, dtype or data is refused. client: a Dask client, or None for a loop here.
+    A map that depends on data is fitted first (InputError otherwise): map.fit, or FeatureTransformer(map).fit for what is stored.
     """
     plan, listener = plan or Plan(), listener or Silent()
+    require_fitted(map)
     if url is None:
         return _lazy(map, x, plan)
     path = local_path(url)
@@ -53,7 +56,10 @@ def featurize(
     dtype = plan.dtype or ("float64" if rows.dtype == "float64" else "float32")
     itemsize = np.dtype(dtype).itemsize
     tile_rows = plan.tile_rows or _tile_rows(map, rows.row_shape, rows.n_total, itemsize, plan.memory_bytes)
-    stream = FeatureStream(rows, FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype), map, None, tile_rows)
+    # tasks carry no arrays: what a map learned lies beside the store
+    addressed = store_map(f"{path}.state", map) if isinstance(map, FittedMap) and client is not None else map
+    fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
+    stream = FeatureStream(rows, fitted, addressed, None, tile_rows)
     store = TileStore.create(
         path, shape=(rows.n_total, map.n_components), tile_shape=(tile_rows, map.n_components), dtype=dtype,
         fingerprint={"map": registry.to_config(map), "data": digest},

@@ -14,6 +14,7 @@ from ntkdask.arrays import Array, is_device_array, namespace, to_device
 from ntkdask.cache import shared
 from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.features.base import FeatureMap
+from ntkdask.features.fitting import from_state, to_state
 from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.rows import Rows
@@ -48,8 +49,9 @@ class RidgeModel:
 
     def save(self, root: Path | str) -> str:
         """Store the model as a state under `root`; returns its url."""
-        arrays = {"weights": self.weights, "intercept": self.intercept}
-        attributes = {"map": registry.to_config(self.map), "alpha": self.alpha, "n_classes": self.n_classes}
+        learned, described = to_state(self.map)
+        arrays = {"weights": self.weights, "intercept": self.intercept, **{f"map.{k}": v for k, v in learned.items()}}
+        attributes = {"map": described, "alpha": self.alpha, "n_classes": self.n_classes}
         return _save(root, self.preprocessor, arrays, attributes)
 
     @classmethod
@@ -129,7 +131,8 @@ def load_model(url: str) -> Model:
                 preprocessor, registry.from_config(a["kernel"], "kernel"), points, arrays["coefficients"], arrays["intercept"],
                 a["alpha"], a["n_classes"], a["block_rows"],
             )  # fmt: skip
-        feature_map: Any = None if a["map"] is None else registry.from_config(a["map"], "feature map")
+        learned = {k.removeprefix("map."): v for k, v in arrays.items() if k.startswith("map.")}
+        feature_map: Any = from_state(learned, a["map"])
         return RidgeModel(preprocessor, feature_map, arrays["weights"], arrays["intercept"], a["alpha"], a["n_classes"])
 
     return shared.get(("model", url), load)

@@ -13,6 +13,7 @@ from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.cache import shared
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap
+from ntkdask.features.fitting import from_state, to_state
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import name_rows
 from ntkdask.rows import Batch, Rows, selected_count
@@ -31,14 +32,14 @@ class Featured(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FeatureStream:
-    """Where features come from: rows, the fitted preprocessing (an object, or its state's url), the map (None: identity).
+    """Where features come from: rows, the fitted preprocessing and the map (None: identity), each an object or its state's url.
 
     n_classes: labels become zero-mean one-hot targets; None: targets are numbers. device: compute on this process's GPU.
     """
 
     rows: Rows
     preprocessor: FittedPreprocessor | str
-    map: FeatureMap | None
+    map: FeatureMap | str | None
     n_classes: int | None
     batch_rows: int
     device: bool = False
@@ -46,7 +47,13 @@ class FeatureStream:
     @property
     def n_components(self) -> int:
         """Features of a row."""
-        return math.prod(self.rows.row_shape) if self.map is None else self.map.n_components
+        feature_map = self.loaded_map
+        return math.prod(self.rows.row_shape) if feature_map is None else feature_map.n_components
+
+    @property
+    def loaded_map(self) -> FeatureMap | None:
+        """The map itself."""
+        return load_map(self.map) if isinstance(self.map, str) else self.map
 
     def select(self, *parts: int) -> FeatureStream:
         """The same stream over other parts of the rows."""
@@ -54,9 +61,9 @@ class FeatureStream:
 
     def batches(self, start: int, stop: int, with_targets: bool = True) -> Iterator[Featured]:
         """Features of the selected rows in [start, stop). InputError naming the rows that hold NaN or infinite values."""
-        preprocess = self._prepared()
+        preprocess, feature_map = self._prepared(), self.loaded_map
         for batch in self.rows.batches(start, stop, self.batch_rows):
-            yield self._featured(preprocess, batch, with_targets)
+            yield self._featured(preprocess, feature_map, batch, with_targets)
 
     @property
     def n_selected(self) -> int:
@@ -85,9 +92,11 @@ class FeatureStream:
         require_finite(x, batch.numbers, name)
         return x
 
-    def _featured(self, preprocess: FittedPreprocessor, batch: Batch, with_targets: bool) -> Featured:
+    def _featured(
+        self, preprocess: FittedPreprocessor, feature_map: FeatureMap | None, batch: Batch, with_targets: bool
+    ) -> Featured:
         x = self._preprocessed(preprocess, batch)
-        phi = x.reshape(x.shape[0], -1) if self.map is None else self.map(x)
+        phi = x.reshape(x.shape[0], -1) if feature_map is None else feature_map(x)
         if isinstance(phi, np.ndarray) and np.may_share_memory(phi, batch.x):
             phi = phi.copy()  # the accumulator scales by weights in place: never the user's array
         y = None if not with_targets or batch.targets is None else to_device(self._encoded(batch), self.device)
@@ -113,6 +122,22 @@ class FeatureStream:
 def store_preprocessor(root: Any, fitted: FittedPreprocessor) -> str:
     """Store a fitted chain as a state under `root`; returns its url."""
     return save_state(root, *fitted.to_state())
+
+
+def store_map(root: Any, feature_map: FeatureMap) -> str:
+    """Store a map, fitted or not, as a state under `root`; returns its url."""
+    arrays, described = to_state(feature_map)
+    return save_state(root, arrays, {"map": described})
+
+
+def load_map(url: str) -> FeatureMap:
+    """The map stored at `url`, once per process."""
+
+    def load() -> FeatureMap:
+        arrays, attributes = load_state(url)
+        return from_state(arrays, attributes["map"])
+
+    return shared.get(("map", url), load)
 
 
 def require_finite(x: Array, numbers: np.ndarray, name: str = "x") -> None:

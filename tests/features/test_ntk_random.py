@@ -1,18 +1,24 @@
 """NTKRandomFeatures against a dense float64 twin with the same weights; its errors; spherical against Gaussian sampling."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from contracts import BIASED, FROZEN_ENDS, FROZEN_READOUT, GENERAL, rows
 from reference import dense_tensor_srht, ntk_random_features
+from scipy.optimize import brentq
+from scipy.special import ndtr
 
 from ntkdask import seeds
 from ntkdask.activations import ActivationFunction, ReLU
 from ntkdask.errors import InputError
 from ntkdask.features import ArcCosineFeatures, NTKRandomFeatures
+from ntkdask.features.gibbs import gibbs_directions
 from ntkdask.features.hadamard import padded_size
 from ntkdask.features.ntk_random import default_widths
+from ntkdask.features.quality import map_error
+from ntkdask.kernels import NNGP, NTK
 from ntkdask.networks import Activation, Dense, Network, fully_connected
 
 TOLERANCE = {"float32": 3e-6, "float64": 1e-12}
@@ -212,3 +218,84 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_bad_arguments_of_arc_cosine_features_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         ArcCosineFeatures(**{"n_components": 8, **arguments})
+
+
+# --- NNGP, Gibbs sampling, and Theorem 3 ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nngp_features_are_those_of_a_network_that_trains_its_readout_alone(name):
+    network = NETWORKS[name]
+    denses = [layer for layer in network.layers if isinstance(layer, Dense)]
+    readout = iter([dataclasses.replace(layer, trainable=layer is denses[-1]) for layer in denses])
+    frozen = dataclasses.replace(
+        network, layers=tuple(next(readout) if isinstance(layer, Dense) else layer for layer in network.layers)
+    )
+    feature_map, x = NTKRandomFeatures(network, 51, seed=3, kernel="nngp"), rows(12)
+    assert feature_map.target == NNGP(network)
+    np.testing.assert_allclose(feature_map.target(x), NTK(frozen)(x), atol=1e-12)
+    np.testing.assert_allclose(feature_map(x), twin(NTKRandomFeatures(frozen, 51, seed=3), x), atol=1e-11)
+
+
+def naive_gibbs(seed, path, d, m, sweeps):
+    """The sampler by a generic root finder, in float64."""
+    w = seeds.normals(seed, path, d, m)
+    for sweep in range(sweeps):
+        u = seeds.uniforms(seed, (*path, "gibbs", sweep), d * m).reshape(m, d).T
+        for column in range(m):
+            for i in range(d):
+                s = (w[:, column] ** 2).sum() - w[i, column] ** 2
+
+                def excess(t, s=s, goal=u[i, column]):
+                    return ndtr(t) - t * np.exp(-t * t / 2) / np.sqrt(2 * np.pi) / (1 + s) - goal
+
+                w[i, column] = brentq(excess, -10, 10, xtol=1e-14)
+    return w / np.linalg.norm(w, axis=0)
+
+
+@pytest.mark.parametrize(("d", "sweeps"), [(1, 1), (2, 1), (5, 3), (40, 1)])
+def test_the_gibbs_sampler_is_the_naive_one(d, sweeps):
+    expected = naive_gibbs(3, ("g",), d, 9, sweeps)
+    np.testing.assert_allclose(gibbs_directions(3, ("g",), d, 9, sweeps), expected, atol=1e-8)
+
+
+def test_gibbs_columns_do_not_depend_on_their_number():
+    np.testing.assert_array_equal(
+        gibbs_directions(0, ("g",), 7, 600, 2)[:, :100], gibbs_directions(0, ("g",), 7, 100, 2)
+    )
+    scaled = gibbs_directions(0, ("g",), 7, 600, 2, "float32", 3.0)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(scaled, axis=0), 3.0, rtol=1e-6)
+
+
+def test_one_sweep_is_biased_and_more_are_less_so():
+    """MATH.md §4: 10 % at d = 2 after one sweep. E d·u_i² = 1 on the sphere; of 40 000 draws the standard error is 0.0035."""
+    one, many = (2 * (gibbs_directions(0, ("g",), 2, 40_000, sweeps)[0] ** 2).mean() for sweeps in (1, 8))
+    assert 0.08 < one - 1 < 0.12
+    assert abs(many - 1) < 4 * 0.0036
+
+
+def test_the_gibbs_map_is_the_dense_twin_with_its_directions():
+    feature_map, x = NTKRandomFeatures(fully_connected(1), 50, seed=3, sampling="gibbs", n_sweeps=2), rows(12)
+    phi = feature_map(x)
+    weights = np.sqrt(2 * 6 / 25) * gibbs_directions(3, ("ntk", 0, "relu"), 6, 25, 2)
+    np.testing.assert_allclose(phi[:, :25], np.maximum(x @ weights, 0), atol=1e-12)
+    np.testing.assert_array_equal(phi[:, 25:], feature_map.replace(sampling="gaussian")(x)[:, 25:])
+
+
+def spectral_errors(d, n_relu, sampling, count):
+    """(count,): the ε of eq. 13 at λ = 1 on 60 unit rows; ReLU features dominate, the others are many."""
+    x = np.random.default_rng(d).standard_normal((60, d))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    feature_map = NTKRandomFeatures(fully_connected(1), n_relu + 1024, n_relu=n_relu, n_step=1024, sampling=sampling)
+    return np.array([map_error(feature_map.replace(seed=seed), x, lam=1.0).epsilon for seed in range(count)])
+
+
+@pytest.mark.parametrize(("d", "gain"), [(6, 0.06), (20, 0.0)])
+def test_the_spectral_guarantee_of_theorem_3(d, gain):
+    """ε falls as 1/√m₁, and leverage-score (spherical) sampling needs fewer features than Gaussian, more so at small d."""
+    found = {sampling: spectral_errors(d, 40, sampling, 24) for sampling in ("gaussian", "spherical")}
+    error = np.sqrt(sum(e.var(ddof=1) for e in found.values()) / 24)
+    assert found["spherical"].mean() < (1 - gain) * found["gaussian"].mean() + (0 if gain else 2 * error)
+    more = spectral_errors(d, 360, "spherical", 6)
+    assert more.mean() < 0.6 * found["spherical"].mean()

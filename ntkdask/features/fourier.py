@@ -1,0 +1,116 @@
+"""Random Fourier features of the Gaussian kernel, the comparator of Table 2 of Zandieh et al. 2021.
+
+Frequencies come from `seeds`, with independent directions or with orthogonal ones. Called by workflows on tiles of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ntkdask import seeds, threads
+from ntkdask.arrays import Array, is_device_array, namespace, to_device
+from ntkdask.cache import shared
+from ntkdask.errors import InputError, nearest
+from ntkdask.features.arccosine import drawing_bytes
+from ntkdask.features.base import FeatureMapBase, require_components
+from ntkdask.kernels.base import flat_rows
+from ntkdask.kernels.rbf import RBF
+from ntkdask.registry import register
+
+SAMPLINGS = ("gaussian", "orthogonal")
+
+
+@register("feature map")
+@dataclass(frozen=True)
+class FourierFeatures(FeatureMapBase):
+    """Random features of RBF(gamma) = exp(−γ‖x − y‖²): √(2/m)·[cos(Wᵀx), sin(Wᵀx)], W (d, m/2) with columns N(0, 2γI).
+
+    Unbiased; a pair's products give cos(wᵀ(x − y)), so ⟨φ(x), φ(x)⟩ = 1 for every draw. An odd m ends with √(2/m)·cos(wᵀx + b),
+    b uniform on [0, 2π). sampling: "gaussian", or "orthogonal", where each d frequencies have orthogonal directions and
+    independent lengths of the same law, which is unbiased too and of no larger variance for rows that are near each other.
+    Raises InputError for n_components < 1, gamma <= 0, unknown sampling and rows without features.
+    Source: Rahimi & Recht 2007; Yu et al. 2016 (orthogonal).
+    """
+
+    n_components: int
+    gamma: float = 1.0
+    seed: int = 0
+    sampling: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        require_components(self.n_components)
+        if self.sampling not in SAMPLINGS:
+            raise InputError(f"unknown sampling {self.sampling!r}{nearest(str(self.sampling), SAMPLINGS)}")
+        _ = self.target
+
+    @property
+    def target(self) -> RBF:
+        """The Gaussian kernel of this gamma."""
+        return RBF(self.gamma)
+
+    def __call__(self, x: Array) -> Array:
+        """(n, *s) → (n, n_components)."""
+        x, pairs = flat_rows(x), self.n_components // 2
+        xp = namespace(x)
+        out = xp.empty((x.shape[0], self.n_components), x.dtype)
+        frequencies = self._frequencies(x)
+        cosines, sines, last = out[:, :pairs], out[:, pairs : 2 * pairs], out[:, 2 * pairs :]
+        xp.matmul(x, frequencies[:, :pairs], out=cosines)
+        xp.sin(cosines, out=sines)
+        xp.cos(cosines, out=cosines)
+        if last.shape[1]:
+            xp.matmul(x, frequencies[:, pairs:], out=last)
+            last += x.dtype.type(2 * math.pi * seeds.uniforms(self.seed, ("fourier", "phase"), 1)[0])
+            xp.cos(last, out=last)
+        out *= x.dtype.type(math.sqrt(2.0 / self.n_components))
+        return out
+
+    def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
+        """The result, and (with the shape of a row) the frequencies and their drawing."""
+        d, m = math.prod(row_shape or (0,)), -(-self.n_components // 2)
+        drawing = drawing_bytes(d, m)
+        if self.sampling == "orthogonal":
+            # a block, its factor and LAPACK's copies of both
+            drawing += 4 * 8 * d * min(d, m)
+        return n * self.n_components * itemsize + d * m * itemsize + drawing
+
+    def _frequencies(self, x: Array) -> Array:
+        """(d, ⌈m/2⌉) in x's dtype and on its device, drawn once per process."""
+        d, m, device = x.shape[1], -(-self.n_components // 2), is_device_array(x)
+        draw = _orthogonal if self.sampling == "orthogonal" else _independent
+        key = ("fourier", self.sampling, self.gamma, self.seed, d, m, x.dtype.name, device and x.device.id)
+        scale = math.sqrt(2.0 * self.gamma)
+        return shared.get(key, lambda: to_device(draw(self.seed, d, m, x.dtype.name, scale), device))
+
+
+def _independent(seed: int, d: int, m: int, dtype: str, scale: float) -> np.ndarray:
+    return seeds.normals(seed, ("fourier", "frequencies"), d, m, dtype, scale)
+
+
+def _orthogonal(seed: int, d: int, m: int, dtype: str, scale: float) -> np.ndarray:
+    """(d, m) in blocks of d columns: a Haar-distributed orthogonal matrix times independent lengths of law χ_d."""
+    out = np.empty((d, m), dtype)
+    for block, start in enumerate(range(0, m, d)):
+        width = min(d, m - start)
+        gaussian = seeds.normals(seed, ("fourier", "directions", block), d, width)
+        # one thread: the bits of the features do not depend on how many there are
+        with threads.limited(1):
+            q, r = np.linalg.qr(gaussian)
+        # LAPACK fixes signs by the first entries: R's diagonal made positive leaves Q uniform
+        q *= scale * np.sign(np.diag(r)) * _lengths(seed, block, d, width)
+        out[:, start : start + width] = q
+    return out
+
+
+def _lengths(seed: int, block: int, d: int, width: int) -> np.ndarray:
+    """(width,) lengths of standard normal vectors of d entries, independent of the directions."""
+    path = ("fourier", "lengths", block)
+    return np.concatenate(
+        [
+            np.linalg.norm(seeds.normals(seed, (*path, start), d, min(seeds.COLUMN_BLOCK, width - start)), axis=0)
+            for start in range(0, width, seeds.COLUMN_BLOCK)
+        ]
+    )

@@ -1,0 +1,181 @@
+"""A fully connected ReLU network read as random features, one block of rows through all its layers, given the layers' weights.
+
+    φ ← √(gain/2)·σ_w·[relu(φ W), σ_b],   ψ ← φ ⊕ Q²(φ̇ ⊗ ψ),   φ̇ = step(φ W')
+
+Who draws or learns the weights is not said here: see ntk_random.py. Arrays in, arrays out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ntkdask.activations import ReLU
+from ntkdask.arrays import Array, namespace
+from ntkdask.errors import InputError
+from ntkdask.features.arccosine import relu_into, step_into
+from ntkdask.features.sketches import TensorSRHT
+from ntkdask.networks import Activation, Dense, Network
+
+BLOCK_BYTES = 2**23
+"""Bytes of one block's step features: they are written, transformed and dropped while they are in cache."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How many features of each kind a layer has: m₀ step, m₁ ReLU, m_s sketched."""
+
+    step: int
+    relu: int
+    sketch: int
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """One hidden layer's: relu (inputs, m₁) with the factors of its features, step (inputs, m₀); None where the layer needs none.
+
+    share, factors: a step feature is √share times 0 or 1, times its own factor (m₀,) where there are factors. sketch: m_s.
+    """
+
+    relu: Array | None
+    step: Array | None
+    share: float
+    sketch: int
+    factors: Array | None = None
+
+
+@dataclass(frozen=True)
+class ReluLayers:
+    """The layers of [Dense, ReLU]×L + Dense as a map of row blocks; seed: of the sketches."""
+
+    network: Network
+    seed: int
+
+    @property
+    def denses(self) -> tuple[Dense, ...]:
+        """The L + 1 dense layers."""
+        return tuple(layer for layer in self.network.layers if isinstance(layer, Dense))
+
+    @property
+    def depth(self) -> int:
+        """L, the number of hidden layers."""
+        return self.network.depth
+
+    def has_tangent(self, h: int) -> bool:
+        """Whether tangent features enter hidden layer h: a dense layer up to it is trainable. Then it needs step features."""
+        return any(layer.trainable for layer in self.denses[: h + 1])
+
+    def needs_relu(self, h: int) -> bool:
+        """Whether ReLU features of hidden layer h are read: not those before a frozen readout."""
+        return h + 1 < self.depth or self.denses[-1].trainable
+
+    def n_inputs(self, h: int, d: int, relu_before: int) -> int:
+        """Features that enter hidden layer h: those of the rows (d) or of the layer before, and the bias."""
+        return (relu_before if h else d) + int(self.denses[h].bias_variance > 0)
+
+    def block_into(self, x: Array, weights: Sequence[LayerWeights], out: Array) -> None:
+        """One block of rows x (b, d) through all the layers; `out` (b, n_components) receives the features."""
+        xp = namespace(x)
+        covariance = self._inputs(x)
+        tangent = covariance if self.denses[0].trainable else None
+        for h in range(self.depth):
+            following, layer = self.denses[h + 1], weights[h]
+            is_last = h + 1 == self.depth
+            if is_last and not following.trainable:
+                self._sketch_into(h, covariance, tangent, layer, out)
+                return
+            width = layer.relu.shape[1] + int(following.bias_variance > 0)  # type: ignore[union-attr]
+            features = out if is_last else xp.empty((x.shape[0], width + layer.sketch), x.dtype)
+            self._relu_into(h, covariance, layer.relu, features[:, :width])
+            if tangent is not None:
+                self._sketch_into(h, covariance, tangent, layer, features[:, width:])
+            elif not is_last:
+                features = features[:, :width]
+            covariance = features[:, :width]
+            tangent = features if following.trainable else (features[:, width:] if tangent is not None else None)
+
+    def covariance(self, h: int, x: Array, weights: Sequence[LayerWeights]) -> Array:
+        """Features of the covariance that enters hidden layer h, (b, n_inputs); only the layers before h are read."""
+        covariance = self._inputs(x)
+        for before in range(h):
+            relu = weights[before].relu
+            width = relu.shape[1] + int(self.denses[before + 1].bias_variance > 0)  # type: ignore[union-attr]
+            features = namespace(x).empty((x.shape[0], width), x.dtype)
+            self._relu_into(before, covariance, relu, features)
+            covariance = features
+        return covariance
+
+    def block_bytes(self, widths: Sequence[Widths], d: int, n: int, itemsize: int) -> int:
+        """Temporaries of one block of at most n rows."""
+        rows = min(n, block_rows(widths, itemsize))
+        step, sketch = max(w.step for w in widths), max(w.sketch for w in widths)
+        hidden = max(w.relu + w.sketch for w in widths) + 1
+        srht = TensorSRHT(sketch, self.seed).workspace_bytes(rows, step, max(d, hidden) + 1, itemsize) if sketch else 0
+        return rows * itemsize * (step + (d + 1) + 2 * hidden) + srht
+
+    def _inputs(self, x: Array) -> Array:
+        """[factor·x, σ_b]: features of Λ of the first Dense layer; x itself where that is the same."""
+        xp, first = namespace(x), self.denses[0]
+        factor = math.sqrt(first.weight_variance / (x.shape[1] if self.network.scale_inputs else 1))
+        if factor == 1.0 and first.bias_variance == 0.0:
+            return x
+        bias = int(first.bias_variance > 0)
+        out = xp.empty((x.shape[0], x.shape[1] + bias), x.dtype)
+        xp.multiply(x, x.dtype.type(factor), out=out[:, : x.shape[1]])
+        if bias:
+            out[:, -1] = math.sqrt(first.bias_variance)
+        return out
+
+    def _relu_into(self, h: int, covariance: Array, weights: Array, out: Array) -> None:
+        """out ← [σ_w·φ, σ_b]: ReLU features of layer h as the next Dense layer weighs them."""
+        following, m = self.denses[h + 1], weights.shape[1]
+        relu_into(covariance, weights, out[:, :m])
+        factor = math.sqrt(self._gain(h) / 2 * following.weight_variance)
+        if factor != 1.0:
+            out[:, :m] *= out.dtype.type(factor)
+        if out.shape[1] > m:
+            out[:, m] = math.sqrt(following.bias_variance)
+
+    def _sketch_into(self, h: int, covariance: Array, tangent: Array, layer: LayerWeights, out: Array) -> None:
+        """out ← σ_w·Q²(φ̇ ⊗ ψ): step features of layer h times the tangent features, compressed."""
+        xp, m = namespace(covariance), layer.step.shape[1]  # type: ignore[union-attr]
+        steps = step_into(covariance, layer.step, xp.empty((covariance.shape[0], m), covariance.dtype))
+        if layer.factors is not None:
+            steps *= layer.factors
+        scale = math.sqrt(layer.share * self._gain(h) / 2 * self.denses[h + 1].weight_variance)
+        TensorSRHT(out.shape[1], self.seed, ("ntk", h, "sketch"))(steps, tangent, out=out, scale=scale)
+
+    def _gain(self, h: int) -> float:
+        layer = self.network.layers[2 * h + 1]
+        return layer.gain if isinstance(layer, Activation) else 1.0
+
+
+def block_rows(widths: Sequence[Widths], itemsize: int) -> int:
+    """Rows of a block."""
+    return max(32, min(1024, BLOCK_BYTES // (itemsize * max(max(w.step, w.relu) for w in widths))))
+
+
+def readout_network(network: Network) -> Network:
+    """The network whose NTK is the NNGP of `network`: only its last layer is trained."""
+    *hidden, last = network.layers
+    frozen = [replace(layer, trainable=False) if isinstance(layer, Dense) else layer for layer in hidden]
+    readout = replace(last, trainable=True) if isinstance(last, Dense) else last
+    return replace(network, layers=(*frozen, readout))
+
+
+def require_relu_network(network: Network, name: str) -> None:
+    """InputError in the name of a map, naming the layer, unless the network is [Dense, ReLU]×L + Dense with L >= 1."""
+    if not isinstance(network, Network):
+        raise InputError(f"{name}: network is {network!r}; give a Network, for example fully_connected(1).")
+    for position, layer in enumerate(network.layers):
+        expected = Activation if position % 2 else Dense
+        if not isinstance(layer, expected):
+            raise InputError(f"{name}: layer {position} is {layer}; expected Dense and Activation in turn.")
+        if isinstance(layer, Activation) and not isinstance(layer.sigma, ReLU):
+            raise InputError(f"{name}: layer {position} is {layer.sigma}; these random features are for relu.")
+    if len(network.layers) % 2 == 0 or network.depth == 0:
+        raise InputError(
+            f"{name}: the network has {network.depth} activations and {len(network.layers)} layers; expected at least one "
+            "activation and a last Dense. For a linear kernel use features=None."
+        )
