@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	@$(NTKDASK) run jobs/quickstart.toml --overwrite
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow

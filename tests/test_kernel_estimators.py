@@ -344,7 +344,7 @@ def test_gradients_at_alpha_zero_say_what_to_do(kernel):
      ({"tolerance": 2.0}, "tolerance is 2.0"), ({"max_iterations": 0}, "max_iterations is 0"),
      ({"kernel": "rbf"}, "kernel is 'rbf'; give one of ntkdask.kernels"), ({"kernel": RBF}, "give one of ntkdask.kernels"),
      ({"kernel": np.dot}, "give one of ntkdask.kernels")],
-    ids=str,
+    ids=lambda value: str(value).split(" at 0x")[0],
 )  # fmt: skip
 def test_refused_parameters(change, message):
     estimator = KernelRidgeRegressor(**change)  # nothing is checked before fit

@@ -282,7 +282,7 @@ def test_unit_norm_of_float32_neither_overflows_nor_vanishes():
         (ZCA(variant="shankar"), lambda c: 1e-4),
         (ZCA(0.02, "shankar"), lambda c: 0.02),
     ],
-    ids=str,
+    ids=lambda value: str(value).split(" at 0x")[0],
 )
 def test_zca_leaves_the_spectrum_e_over_e_plus_epsilon(step, epsilon):
     x = images(400)

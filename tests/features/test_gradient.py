@@ -344,7 +344,9 @@ SIGMAS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("sigma", [activations.get(sigma) for sigma in SIGMAS], ids=str)
+@pytest.mark.parametrize(
+    "sigma", [activations.get(sigma) for sigma in SIGMAS], ids=lambda value: str(value).split(" at 0x")[0]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_derivatives_are_difference_quotients(sigma, dtype):
     t = np.concatenate([np.linspace(-3, 3, 40), [1e-3, -1e-3]]).astype(dtype)
