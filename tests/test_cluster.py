@@ -142,6 +142,8 @@ def test_interrupts_go_to_the_driver_alone(client):
 def test_an_interrupt_while_a_cluster_starts_ends_it(monkeypatch):
     """It is held back until there is something to close."""
     started = []
+    # a test process that another one directs may ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     class Interrupted(cluster.LocalCluster):
         def __init__(self, **options):
@@ -150,8 +152,11 @@ def test_an_interrupt_while_a_cluster_starts_ends_it(monkeypatch):
             started.append(self)
 
     monkeypatch.setattr(cluster, "LocalCluster", Interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        cluster.connect(n_workers=1, cuda=False)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.connect(n_workers=1, cuda=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [c.status.name for c in started] == ["closed"]
 
 

@@ -42,19 +42,25 @@ def pool_rows(src, out, h, w, dy, rows, inside, high):
 @inlined_on_views
 def pool_columns(sums, out, w, dx, columns, inside, high, wide):
     """Add the row sums (high · high · w,) of dx to the slabs (high · wide · high · wide,) of the pooled image's frame."""
-    whole = w - w % LANES if columns == 2 and wide * 2 == w else 0
     slab = high * wide
-    one, two = dx // 2 % wide * slab, (dx + 1) // 2 % wide * slab
-    for b in range(high):
-        for row in range(high):
-            s, o = (b * high + row) * w, (b * wide * high + row) * wide
-            for i in range(0, whole, LANES):
+    # in two passes: what the second one divides by is not prepared in every row of the first
+    whole = w - w % LANES if columns == 2 and wide * 2 == w else 0
+    if whole:
+        one, two = dx // 2 % wide * slab, (dx + 1) // 2 % wide * slab
+        for b in range(high):
+            for row in range(high):
+                s, o = (b * high + row) * w, (b * wide * high + row) * wide
                 if dx % 2 == 0:
-                    add_every_second(out, o + one + i // 2, sums, s + i)
+                    for i in range(0, whole, LANES):
+                        add_every_second(out, o + one + i // 2, sums, s + i)
                 else:
-                    add_apart(out, o + one + i // 2, o + two + i // 2, sums, s + i)
-            for i in range(whole, inside):
-                other = (i + dx) % w
-                if other < inside:
-                    offset = (other // columns - i // columns) % wide
-                    out[o + offset * slab + i // columns] += sums[s + i]
+                    for i in range(0, whole, LANES):
+                        add_apart(out, o + one + i // 2, o + two + i // 2, sums, s + i)
+    for i in range(whole, inside):
+        other = (i + dx) % w
+        if other >= inside:
+            continue
+        offset = (other // columns - i // columns) % wide * slab + i // columns
+        for b in range(high):
+            for row in range(high):
+                out[(b * wide * high + row) * wide + offset] += sums[(b * high + row) * w + i]
