@@ -2,11 +2,11 @@
 
 import json
 import pickle
-import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from contracts import peak_bytes
 
 from ntkdask import registry
 from ntkdask.errors import DtypeError, InputError, JobError
@@ -216,11 +216,7 @@ def test_workspace_holds_the_peak(dtype):
     shape = (16, 16, 3)
     averaged, x, y = FlipAveraged(LeftHeavy()), images(150, dtype, shape=shape), images(90, dtype, 1, shape)
     for arguments, sizes in (((x,), (150, 150)), ((x, y), (150, 90))):
-        averaged(*arguments)
-        tracemalloc.start()
-        averaged(*arguments)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        peak = peak_bytes(lambda arguments=arguments: averaged(*arguments))
         assert peak <= averaged.workspace_bytes(*sizes, x.itemsize, shape) + 2**16
 
 

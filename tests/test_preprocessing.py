@@ -2,10 +2,10 @@
 
 import json
 import pickle
-import tracemalloc
 
 import numpy as np
 import pytest
+from contracts import peak_bytes
 from sklearn.preprocessing import StandardScaler
 
 from ntkdask import arrays, targets
@@ -409,16 +409,6 @@ def test_measured_memory_of_a_fit_stays_within_what_is_declared(step, shape):
     assert peak_bytes(lambda: fitted.accumulate(step, raw)) <= fitted.accumulate_bytes(step, 1500)
     assert fitted.accumulate(UnitNorm(), raw) is None
     assert fitted.accumulate_bytes(UnitNorm(), 1500) == 0
-
-
-def peak_bytes(call):
-    call()
-    tracemalloc.start()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 # State, job files, errors

@@ -5,15 +5,15 @@ import itertools
 import math
 import shutil
 import subprocess
-import tracemalloc
 from importlib import resources
 
 import numpy as np
 import pytest
 import scipy.sparse
+from contracts import peak_bytes
 
 import ntkdask
-from ntkdask import arrays, cache, seeds, threads
+from ntkdask import arrays, seeds, threads
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.features.count_sketch import CountSketch, TensorSketch
 
@@ -142,18 +142,10 @@ def test_columns_do_not_depend_on_how_many_there_are(sketch):
 def test_workspace_is_declared(sketch):
     for n, d in ((3000, 400), (2, 20_000), (1, 1)):
         x = matrix(n, d, "float32")
-        sketch(x)  # compiles
-        cache.shared.clear()
-        tracemalloc.start()
-        try:
-            sketch(x)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        peak = peak_bytes(lambda x=x: sketch(x))
         planned = sketch.workspace_bytes(n, d, 4)
         assert peak <= planned
         assert planned <= 3 * peak + 2**17
-    cache.shared.clear()
 
 
 @every_sketch

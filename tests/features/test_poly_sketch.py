@@ -2,14 +2,14 @@
 
 import itertools
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
 import scipy.sparse
+from contracts import peak_bytes
 from scipy.linalg import hadamard
 
-from ntkdask import arrays, cache, seeds, threads
+from ntkdask import arrays, seeds, threads
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.features.hadamard import padded_size
 from ntkdask.features.poly_program import JOIN_CONSTANT, LEAF, program
@@ -238,18 +238,10 @@ def test_workspace_is_declared(n, d, p, m, leaves):
     x = matrix(n, d, "float32")
     sketch = PolySketch(p, m, 11, ("memory",), leaves)
     for degrees in (None, [p]):
-        PolySketch(p, m, 12, (), leaves)(x, degrees=degrees)  # compiles
-        cache.shared.clear()
-        tracemalloc.start()
-        try:
-            sketch(x, degrees=degrees)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        peak = peak_bytes(lambda degrees=degrees: sketch(x, degrees=degrees))
         planned = sketch.workspace_bytes(n, d, 4, degrees)
         assert peak <= planned
         assert planned <= 3 * peak + 2**18
-    cache.shared.clear()
 
 
 def test_other_inputs_are_refused():
