@@ -290,8 +290,12 @@ def images(n: int, dtype: str = "float64", seed: int = 0) -> np.ndarray:
     return rows(n, dtype, seed).reshape(n, *IMAGE)
 
 
+PYTHON_BYTES = 2**16
+"""What Python's own objects, and other threads of the test process, may hold in `peak_bytes` beside arrays, which plans count."""
+
+
 def peak_bytes(call: Any) -> int:
-    """Most bytes that Python and NumPy held at once during `call()`, weights included; compiled code is warm.
+    """Most bytes that arrays and objects held at once during `call()`, weights included; compiled code is warm.
 
     What other threads of the process hold meanwhile, as those of an earlier test's client, only adds: the least of as many calls as
     it takes until two agree on it to a hundredth, at most 20.

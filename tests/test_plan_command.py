@@ -31,9 +31,8 @@ worker_memory = "1 GiB"
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    """Runs `ntkdask plan job.toml` with options in a folder with a small dataset of images."""
+    """Runs `ntkdask plan job.toml` with options in a folder with a small dataset of images; the words, however wide the table."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
     x = np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3)).astype(np.uint8)
     write_dataset("images.zarr", x, np.arange(50) % 3)
     (tmp_path / "job.toml").write_text(JOB)
@@ -41,7 +40,7 @@ def plan(tmp_path, monkeypatch):
     def call(*options: str, code: int = 0) -> str:
         found = CliRunner().invoke(cli.app, ["plan", "job.toml", *options])
         assert found.exit_code == code, found.output
-        return found.output
+        return re.sub(r"[\s│]+", " ", found.output)
 
     return call
 
@@ -49,7 +48,7 @@ def plan(tmp_path, monkeypatch):
 def test_time_is_predicted(plan, tmp_path):
     text = plan()
     assert "30 × 30" in text
-    assert re.search(r"pace .* an entry, measured on tiles of \d+ × \d+ with 1 thread", text) or "2 threads" in text
+    assert re.search(r"pace .* an entry, measured on tiles of \d+ × \d+ with \d+ threads? ", text)
     assert re.search(r"time of kernel-tile .* a tile, .* on 2 slots: .* slot-hours", text)
     assert re.search(r"time of predict .* on 2 slots: .* slot-hours", text)
     assert not (tmp_path / "runs").exists()

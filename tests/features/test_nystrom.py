@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from contracts import IMAGE, images, peak_bytes, rows
+from contracts import IMAGE, PYTHON_BYTES, images, peak_bytes, rows
 from scipy.linalg import pinvh
 
 import ntkdask as nd
@@ -265,7 +265,8 @@ def test_memory_of_calls_and_of_fitting_is_declared(landmarks):
     fitted = feature_map.fit(x)
     peak = peak_bytes(lambda: fitted(x))
     planned = fitted.workspace_bytes(1500, 8, (30,))
-    assert peak <= planned <= feature_map.workspace_bytes(1500, 8, (30,))
+    assert peak <= planned + PYTHON_BYTES
+    assert planned <= feature_map.workspace_bytes(1500, 8, (30,))
     assert planned <= 4 * peak
     training, index = Training((30,), "float64", 0, 1500), feature_map.n_passes - 1
 
@@ -275,7 +276,8 @@ def test_memory_of_calls_and_of_fitting_is_declared(landmarks):
 
     peak = peak_bytes(accumulate)
     planned = feature_map.fit_bytes(1500, 8, (30,), 0)
-    assert peak <= planned <= 4 * peak
+    assert peak <= planned + PYTHON_BYTES
+    assert planned <= 4 * peak
 
 
 def test_an_estimator_fits_it():
