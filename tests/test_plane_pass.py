@@ -131,6 +131,19 @@ def test_the_passes_agree(name, dtype, tolerance):
         assert np.all(np.abs(a - b)[off] <= tolerance * np.maximum(own, owns[0][0]).max())
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_images_meet_themselves(name, dtype):
+    network, x = NETWORKS[name], both_sides()[0].astype(dtype)
+    x[0], x[1, :, 1:] = 0.5, x[1, :, :1]  # equal patches at every offset, and along the rows
+    maps = planes.variance_maps(network, x)
+    exact = planes.image_diagonals(network, x, maps, True)
+    found = plane_pass.diagonal(program(network, x.shape[1:3]), x, maps, 1.0)
+    for values, expected in zip(found, exact, strict=True):
+        assert values.dtype == np.float64
+        np.testing.assert_allclose(values, expected, rtol=1e-12, atol=1e-14 * exact[0].max())
+
+
 def test_what_wraps_at_a_border_that_no_stride_divides_is_not_taken():
     network = Network((C(padding="circular"), A(), C(stride=2), GlobalAvgPool()))
     assert plane_pass.takes(program(network, (8, 8)))

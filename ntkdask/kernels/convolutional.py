@@ -31,11 +31,11 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
     maps_y = maps_x if y is None else planes.variance_maps(network, y)
     s, t = _readout(network, _wide(tail, x), None if y is None else _wide(tail, y), maps_x, maps_y, tangent)
     if y is None:
-        own = planes.image_diagonals(network, x, maps_x, tangent)
+        own = _own(network, x, maps_x, tangent)
         nodes = [general.node_variances(tail, own[0])] * 2
     elif _sees_variances(tail):
         sides = ((x, maps_x), (y, maps_y))
-        nodes = [general.node_variances(tail, planes.image_diagonals(network, *side, False)[0]) for side in sides]
+        nodes = [general.node_variances(tail, _own(network, *side, False)[0]) for side in sides]
     else:
         nodes = [[], []]
     found = general.continued(tail, s, t, nodes, y is None, x.dtype, parts)
@@ -49,9 +49,18 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
 def diagonals(network: Network, x: Array, parts: Sequence[str]) -> list[Array]:
     """The `parts` of every image (n, H, W, C) with itself → (n,) each, x's dtype; errors as of `matrices`."""
     x = image_rows(x)
-    own = planes.image_diagonals(network, x, planes.variance_maps(network, x), "ntk" in parts)
+    own = _own(network, x, planes.variance_maps(network, x), "ntk" in parts)
     pair = general.diagonals(_tail(network), *own)
     return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
+
+
+def _own(network: Network, x: Array, maps: list[Array], tangent: bool) -> tuple[Array, Array | None]:
+    """(S, T) (n,) float64 of every image with itself at the readout, T when `tangent`: compiled where all planes are read."""
+    program = stages.program(network, (x.shape[1], x.shape[2]))
+    if program is None or not program.gap or is_device_array(x) or not plane_pass.takes(program):
+        return planes.image_diagonals(network, x, maps, tangent)
+    s, t = plane_pass.diagonal(program, x, maps, planes.divisor(network, x), tangent)
+    return s, t if tangent else None
 
 
 def _readout(
@@ -60,7 +69,7 @@ def _readout(
     """(S, T) (n, m) float64 at the readout, T when `tangent`: the one place that chooses how. The diagonal of a symmetric call may be
     anything finite."""
     program = stages.program(network, (x.shape[1], x.shape[2]))
-    divisor = float(x.shape[3]) if network.scale_inputs else 1.0
+    divisor = planes.divisor(network, x)
     if program is not None and is_device_array(x) and plane_device.supports(program, x.dtype.itemsize, tangent):
         return plane_device.readout(program, x, y, maps_x, maps_y, divisor, tangent)
     if program is not None and not is_device_array(x) and plane_pass.takes(program):
@@ -85,7 +94,11 @@ def workspace_bytes(
     wide = _sees_variances(_tail(network)) and itemsize < 8
     passing = plane_pass.workspace_bytes(program, n, m, 8 if wide else itemsize, channels)
     passing += 8 * (n + m) * h * w * channels if wide else 0
-    return results + maps + max(passing, 8 * 2 * n * m + planes.image_bytes(network, max(n, m), shape, tangent))
+    images = max(n, m)
+    alone = planes.image_bytes(network, images, shape, tangent, read_out=not program.gap)
+    if program.gap:
+        alone = max(alone, plane_pass.diagonal_bytes(program, images, channels))
+    return results + maps + max(passing, 8 * 2 * n * m + alone)
 
 
 def _tail(network: Network) -> tuple[Layer, ...]:

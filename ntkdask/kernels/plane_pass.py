@@ -30,6 +30,9 @@ LIMIT = 100.0
 LATER_LIMIT = 0.01
 """Share of a later slab's entries near ±1 above which a pair that began in float32 is done again in float64."""
 
+ALONE = 4
+"""Images that a thread lets meet themselves at a time: their maps are all that `diagonal` holds."""
+
 ALIGNED = 64
 """Bytes of a vector and of a cache line."""
 
@@ -82,6 +85,29 @@ def readout(
         below = np.tril(np.ones(found.shape[1:], bool), -1)
         found[:, below] = found.transpose(0, 2, 1)[:, below]
     return found[0], found[1]
+
+
+def diagonal(
+    program: Program, x: np.ndarray, maps: list[np.ndarray], divisor: float, tangent: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """(S, T) float64 (n,) at the readout of every image (n, H, W, C) with itself, in float64, where equal patches have c = 1.
+
+    maps, divisor, tangent: as of `readout`.
+    """
+    tables = compiled_stages(program)
+    found = np.empty((2, x.shape[0]))
+
+    def work(part: slice) -> None:
+        images, own = x[part].astype(np.float64), [v[part] for v in maps]
+        sides = _side(tables, images, own, divisor, True), _side(tables, images, own, 1.0, False)
+        worker = _Worker(tables, *sides, (1, 1), tangent)
+        for i in range(images.shape[0]):
+            pair, _ = worker.pairs(slice(i, i + 1), slice(i, i + 1), images.dtype)
+            found[:, part.start + i] = pair[:, 0, 0]
+
+    threads.on_threads(work, [slice(first, first + ALONE) for first in range(0, x.shape[0], ALONE)])
+    pixels = math.prod(program.stages[-1].shape_out)
+    return tuple(found / (pixels**2 if program.gap else pixels))
 
 
 def _block_size(program: Program) -> tuple[int, int]:
@@ -153,14 +179,13 @@ class _Worker:
 
     def run(self, block: Block, found: np.ndarray) -> None:
         """S and T of the pairs of a block into found (2, n, m), summed over the readout's pixels."""
-        rows, columns = block
-        doubtful = self._pairs(rows, columns, self.dtype, found)
-        for column, row in np.argwhere(doubtful):
-            row, column = int(row) + rows.start, int(column) + columns.start
-            self._pairs(slice(row, row + 1), slice(column, column + 1), np.dtype(np.float64), found)
+        found[:, *block], doubtful = self.pairs(*block, self.dtype)
+        for row, column in np.argwhere(doubtful) + [side.start for side in block]:
+            alone = slice(row, row + 1), slice(column, column + 1)
+            found[:, *alone] = self.pairs(*alone, np.dtype(np.float64))[0]
 
-    def _pairs(self, rows: slice, columns: slice, dtype: np.dtype, found: np.ndarray) -> np.ndarray:
-        """All stages of the pairs, the first in `dtype`; (columns, rows) which of them a later stage leaves in doubt."""
+    def pairs(self, rows: slice, columns: slice, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """(2, rows, columns) S and T after all stages, the first of them in `dtype`; which pairs a later stage leaves in doubt."""
         count = columns.stop - columns.start, rows.stop - rows.start
         single = dtype == np.float32
         doubtful = np.zeros(count, bool)
@@ -182,8 +207,7 @@ class _Worker:
                 doubtful |= todo.any(axis=(2, 3))
             inputs = outputs
             scale = stage.unit / math.prod(stage.window or (1, 1)) ** 2
-        found[:, rows, columns] = stage.unit * sums.transpose(2, 1, 0)
-        return doubtful
+        return stage.unit * sums.transpose(2, 1, 0), doubtful.T
 
     def _stage(
         self, dtype: np.dtype, limit: float, index: int, rows: slice, columns: slice, inputs: np.ndarray, scale: float,
@@ -250,3 +274,9 @@ def workspace_bytes(program: Program, n: int, m: int, itemsize: int, channels: i
         + 2 * channels * pixels[0] * (8 + itemsize)
     )
     return 3 * 2 * 8 * n * m + sides + threads.current() * block
+
+
+def diagonal_bytes(program: Program, n: int, channels: int) -> int:
+    """Bytes of `diagonal` on n images: each thread's sides and scratch."""
+    images = min(n, ALONE)
+    return min(threads.current(), -(-n // ALONE)) * workspace_bytes(program, images, images, 8, channels) + 4 * 8 * n

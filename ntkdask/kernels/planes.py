@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ntkdask import threads
 from ntkdask.activations.expansion import COEFFICIENT_ROWS
 from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.kernels import general
@@ -100,10 +101,11 @@ def _node_maps(network: Network, x: Array, tangent: bool) -> list[Plane]:
         (xp.empty((x.shape[0], *s)), xp.zeros((x.shape[0], *s)) if tangent else None)
         for s in _node_shapes(layers, shape)
     ]
-    for part in _image_batches(network, x):
+
+    def fill(part: slice) -> None:
         waiting = iter(found)
 
-        def node(source: PlaneSource, part: slice = part, waiting: Iterator[Plane] = waiting) -> tuple[Array, Array]:
+        def node(source: PlaneSource) -> tuple[Array, Array]:
             # a pooled variance that cancels may end below 0
             variances, tangents = next(waiting)
             s, t = source.get((0, 0))
@@ -115,7 +117,9 @@ def _node_maps(network: Network, x: Array, tangent: bool) -> list[Plane]:
 
         chains = _Chains(node, own=True, tangent=tangent, wraps=_wraps(layers))
         images = _channels_first(x[part])
-        chains.extend(Inputs(images, images, _divisor(network, x)), layers, ALONE)
+        chains.extend(Inputs(images, images, divisor(network, x)), layers, ALONE)
+
+    _over_images(fill, network, x, ALONE)
     return found
 
 
@@ -123,12 +127,15 @@ def image_diagonals(network: Network, x: Array, maps: list[Array], tangent: bool
     """(S(x_i, x_i), T(x_i, x_i)) at the readout, (n,) float64 each; T is None without `tangent`. maps: of `variance_maps`."""
     xp, n = namespace(x), x.shape[0]
     s, t = xp.empty(n), xp.empty(n) if tangent else None
-    for part in _image_batches(network, x):
+
+    def fill(part: slice) -> None:
         images, own = _channels_first(x[part]), [v[part] for v in maps]
-        found = _read_out(network, images, images, own, own, _divisor(network, x), own=True, tangent=tangent)
+        found = _read_out(network, images, images, own, own, divisor(network, x), own=True, tangent=tangent)
         for out, values in zip((s, t), found, strict=True):
             if out is not None:
                 out[part] = values
+
+    _over_images(fill, network, x, _read(network, (x.shape[1], x.shape[2])))
     return s, t
 
 
@@ -142,14 +149,14 @@ def readout_pairs(
     xp, device = namespace(x), is_device_array(x)
     other = x if y is None else y
     out = [xp.empty((x.shape[0], other.shape[0])) for _ in range(2 if tangent else 1)]
-    divisor = _divisor(network, x)
+    scale = divisor(network, x)
 
     def start() -> Callable[[Block], None]:
         def fill(block: Block) -> None:
             left = _channels_first(x[block.rows])[:, :, None]
             right = _channels_first(other[block.columns])[:, None]
             sides = [v[block.rows, None] for v in maps_x], [v[None, block.columns] for v in maps_y]
-            found = _read_out(network, left, right, *sides, divisor, own=False, tangent=tangent)
+            found = _read_out(network, left, right, *sides, scale, own=False, tangent=tangent)
             for matrix, values in zip(out, found, strict=False):
                 put(values, matrix, block)
 
@@ -162,13 +169,18 @@ def readout_pairs(
 
 def block_shape(network: Network, shape: Shape, device: bool = False) -> tuple[int, int]:
     """Rows and columns of the pairs that run together, the second twice the first."""
-    layers = _image_layers(network)
-    entries, most = (DEVICE_BATCH_ENTRIES, DEVICE_HELD_ENTRIES) if device else (BATCH_ENTRIES, HELD_ENTRIES)
-    pairs = min(entries // (shape[0] * shape[1]), most // max(1, _held(layers, shape, _read(network, shape))))
+    pairs = _batch_size(network, shape, _read(network, shape), device)
     rows = 1
     while 2 * (2 * rows) ** 2 <= pairs:
         rows *= 2
     return rows, 2 * rows
+
+
+def _batch_size(network: Network, shape: Shape, wanted: Wanted, device: bool = False) -> int:
+    """Pairs, or images with themselves, that run together when planes `wanted` are read in the end."""
+    entries, most = (DEVICE_BATCH_ENTRIES, DEVICE_HELD_ENTRIES) if device else (BATCH_ENTRIES, HELD_ENTRIES)
+    held = _held(_image_layers(network), shape, wanted)
+    return max(1, min(entries // (shape[0] * shape[1]), most // max(1, held)))
 
 
 def map_bytes(network: Network, shape: Shape) -> int:
@@ -177,28 +189,36 @@ def map_bytes(network: Network, shape: Shape) -> int:
     return 8 * sum(h * w for h, w in _node_shapes(_image_layers(network), shape))
 
 
-def image_bytes(network: Network, n: int, row_shape: tuple[int, int, int], tangent: bool) -> int:
-    """Bytes that a batch of n images (H, W, C) with themselves takes, beside the variance maps."""
-    rows, columns = block_shape(network, row_shape[:2])
-    images = min(rows * columns, n)
-    return _batch_bytes(network, images, 2 * images, row_shape, tangent)
+def image_bytes(network: Network, n: int, row_shape: tuple[int, int, int], tangent: bool, read_out: bool = True) -> int:
+    """Bytes that every thread's batch takes when n images (H, W, C) meet themselves, in the variance maps and, when `read_out`, to
+    the readout."""
+    found = []
+    for wanted in (ALONE, _read(network, row_shape[:2])) if read_out else (ALONE,):
+        size = _batch_size(network, row_shape[:2], wanted)
+        images = min(size, n)
+        found.append(workers(-(-n // size)) * _batch_bytes(network, images, 2 * images, row_shape, tangent, wanted))
+    return max(found)
 
 
 def workspace_bytes(network: Network, n: int, m: int, row_shape: tuple[int, int, int], tangent: bool) -> int:
     """Bytes of S and T (n, m) and of every thread's batch in `readout_pairs`, or of a batch of images."""
     rows, columns = block_shape(network, row_shape[:2])
-    threads = workers(len(cut(n, m, rows, columns)))
+    slots = workers(len(cut(n, m, rows, columns)))
     rows, columns = min(rows, n), min(columns, m)
-    pairs = threads * _batch_bytes(network, rows * columns, rows + columns, row_shape, tangent)
+    pairs = slots * _batch_bytes(
+        network, rows * columns, rows + columns, row_shape, tangent, _read(network, row_shape[:2])
+    )
     return 8 * (1 + tangent) * n * m + max(pairs, image_bytes(network, max(n, m), row_shape, tangent))
 
 
-def _batch_bytes(network: Network, pairs: int, images: int, row_shape: tuple[int, int, int], tangent: bool) -> int:
+def _batch_bytes(
+    network: Network, pairs: int, images: int, row_shape: tuple[int, int, int], tangent: bool, wanted: Wanted
+) -> int:
     h, w, channels = row_shape
     shape, layers = (h, w), _image_layers(network)
     arrays, row_values = general.block_arrays(layers)
     arrays += 2 * _remembered(_wraps(layers)) * sum(isinstance(layer, Residual) for layer in every_layer(layers))
-    held = (1 + tangent) * _held(layers, shape, _read(network, shape))
+    held = (1 + tangent) * _held(layers, shape, wanted)
     # coefficients of series: of so many values of a and b at a time
     values = 2 * channels * images * h * w + row_values * min(images * h * w, COEFFICIENT_ROWS)
     return 8 * (pairs * (arrays * h * w + held) + values)
@@ -275,10 +295,16 @@ def _held(layers: tuple[Layer, ...], shape: Shape, wanted: Wanted) -> int:
     return total
 
 
-def _image_batches(network: Network, x: Array) -> Iterator[slice]:
-    rows, columns = block_shape(network, (x.shape[1], x.shape[2]), is_device_array(x))
-    for first in range(0, x.shape[0], rows * columns):
-        yield slice(first, min(first + rows * columns, x.shape[0]))
+def _over_images(fill: Callable[[slice], None], network: Network, x: Array, wanted: Wanted) -> None:
+    """fill(rows) for batches of images of which planes `wanted` are read, on as many threads as the task has; on a device in turn."""
+    device = is_device_array(x)
+    size = _batch_size(network, (x.shape[1], x.shape[2]), wanted, device)
+    batches = [slice(first, min(first + size, x.shape[0])) for first in range(0, x.shape[0], size)]
+    if device:
+        for part in batches:
+            fill(part)
+    else:
+        threads.on_threads(fill, batches)
 
 
 def _node_shapes(layers: tuple[Layer, ...], shape: Shape) -> Iterator[Shape]:
@@ -303,7 +329,8 @@ def _wraps(layers: tuple[Layer, ...]) -> bool:
     return any(isinstance(layer, Conv) and layer.padding == "circular" for layer in every_layer(layers))
 
 
-def _divisor(network: Network, x: Array) -> float:
+def divisor(network: Network, x: Array) -> float:
+    """What products of images (n, H, W, C) are divided by: the channels where the network scales its inputs, or 1."""
     return float(x.shape[3]) if network.scale_inputs else 1.0
 
 
