@@ -54,7 +54,7 @@ def test_what_is_written_out_approximates_the_kernel(features, network, x, bias)
         ),
         ("FourierFeatures:n_components=10", FourierFeatures(10, 0.25)),
         ("Nystrom:landmarks=kmeans++", Nystrom(NTK(fully_connected(2)), 64, landmarks="kmeans++")),
-        ("HomogeneousSketch:degree=4,kernel=nngp", HomogeneousSketch(fully_connected(2), 64, 4, kernel="nngp")),
+        ("HomogeneousSketch:degree=4,kernel=nngp", HomogeneousSketch(fully_connected(2), 64, degree=4, kernel="nngp")),
     ],
 )
 def test_maps_by_name(text, expected):

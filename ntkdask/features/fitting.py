@@ -42,12 +42,14 @@ and on `Training`, never on the rows."""
 
 class Training(NamedTuple):
     """What a map is told of the training rows before it sees one: shape of a row, dtype of the rows, columns of the targets (0:
-    there are none), and how many row numbers there are (rows of the whole dataset, of which the training rows are a part)."""
+    there are none), how many row numbers there are (rows of the whole dataset, of which the training rows are a part), and whether
+    rows and features lie on a GPU, where `finish` may compute too."""
 
     row_shape: tuple[int, ...]
     dtype: str
     n_targets: int
     n_total: int
+    device: bool = False
 
 
 class TrainingBatch(NamedTuple):
@@ -131,8 +133,12 @@ class DataDependentMap(FeatureMapBase):
         return left
 
     def finish(self, index: int, learned: Learned, sums: Sums, training: Training) -> Mapping[str, np.ndarray]:
-        """What pass `index` teaches: arrays, added to what was learned before."""
+        """What pass `index` teaches: arrays on the host, added to what was learned before. sums: on the host."""
         raise NotImplementedError
+
+    def finish_bytes(self, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
+        """Peak bytes of `finish` beside the sums, of the worst pass; by default as much as the sums."""
+        return self.sums_bytes(row_shape, n_targets)
 
     def fit_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
         """Peak bytes of `accumulate` on a batch of n rows, the sums and weights included, of the worst pass."""
@@ -183,8 +189,8 @@ class DataDependentMap(FeatureMapBase):
         for name, given in (("targets", y), ("weights", w)):
             if given is not None and len(given) != x.shape[0]:
                 raise InputError(f"x has {x.shape[0]} rows and {name} has {len(given)}; they must agree.")
-        training = Training(tuple(x.shape[1:]), x.dtype.name, 0 if y is None else y.shape[1], x.shape[0])
         device, learned = is_device_array(x), Learned()
+        training = Training(tuple(x.shape[1:]), x.dtype.name, 0 if y is None else y.shape[1], x.shape[0], device)
         for index in range(self.n_passes):
             sums = self.begin(index, learned, training, x)
             for rows in row_blocks(x.shape[0], FIT_ROWS):

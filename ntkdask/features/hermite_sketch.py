@@ -88,8 +88,8 @@ class HermiteSketch(FeatureMapBase):
 
     network: Network
     n_components: int
-    degree: int = 8
     seed: int = 0
+    degree: int = 8
     kernel: str = "ntk"
 
     def __post_init__(self) -> None:

@@ -56,8 +56,8 @@ class HomogeneousSketch(FeatureMapBase):
 
     network: Network
     n_components: int
-    degree: int = 8
     seed: int = 0
+    degree: int = 8
     kernel: str = "ntk"
     coefficients: tuple[float, ...] | None = None
     leaves: str = "srht"

@@ -166,7 +166,7 @@ class NTKSketch(FeatureMapBase):
 
     @functools.cached_property
     def _polynomial(self) -> HomogeneousSketch:
-        return HomogeneousSketch(self.network, self.n_components, self.degree, self.seed, leaves=self.leaves)
+        return HomogeneousSketch(self.network, self.n_components, self.seed, self.degree, leaves=self.leaves)
 
     # --- method="algorithm1" -------------------------------------------------------------------------------------------
 

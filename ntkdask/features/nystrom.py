@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask import seeds
-from ntkdask.arrays import Array, is_device_array, namespace, require_float, require_rows, to_host
+from ntkdask.arrays import Array, is_device_array, namespace, require_float, require_rows, to_device, to_host
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import require_components
 from ntkdask.features.fitting import DataDependentMap, Learned, Sums, Training, TrainingBatch
@@ -122,11 +122,11 @@ class Nystrom(DataDependentMap):
         order = order[np.isfinite(sums["numbers"][order])]
         if not len(order):
             raise InputError("Nystrom: no training row has a positive weight, so there are no landmarks.")
-        rows = to_host(sums["rows"])[order].reshape(len(order), *training.row_shape)
-        if self.landmarks == "kmeans++":
-            rows = rows[_spread(self.kernel, rows, self.n_components, self.seed)]
         # float64 whatever the rows: rounding of K_SS is what its small eigenvalues drown in
-        values, vectors = np.linalg.eigh(self.kernel(rows))
+        rows = to_device(sums["rows"][order], training.device).reshape(len(order), *training.row_shape)
+        if self.landmarks == "kmeans++":
+            rows = rows[namespace(rows).asarray(_spread(self.kernel, rows, self.n_components, self.seed))]
+        values, vectors = (to_host(a) for a in namespace(rows).linalg.eigh(self.kernel(rows)))
         if index + 1 < self.n_passes:
             whitening = vectors / np.sqrt(np.maximum(values, 0) + _ridge(values))
         else:
@@ -135,7 +135,15 @@ class Nystrom(DataDependentMap):
             if not len(large):
                 raise InputError(f"Nystrom: {self.kernel} of the landmarks is zero. Rows of zeros have no features.")
             whitening = vectors[:, large] / np.sqrt(values[large])
-        return {"landmarks": rows.astype(training.dtype), "whitening": np.ascontiguousarray(whitening)}
+        return {"landmarks": to_host(rows).astype(training.dtype), "whitening": np.ascontiguousarray(whitening)}
+
+    def finish_bytes(self, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
+        """K_SS and its eigendecomposition (a copy, and 2 s² of workspace), or proposals against all that was kept; the rows twice."""
+        s, kept, d = self.n_components, self._capacity, math.prod(row_shape)
+        k_ss = self.kernel.workspace_bytes(s, s, 8, row_shape) + 8 * 4 * s * s
+        together = min(PROPOSALS, s)
+        proposals = self.kernel.workspace_bytes(kept, together, 8, row_shape) + 8 * 4 * kept * together
+        return 2 * 8 * kept * d + max(k_ss, proposals if self.landmarks == "kmeans++" else 0)
 
     def _leverage(self, x: Array, learned: Learned) -> np.ndarray:
         """(n,) float64 on the host: scores up to a factor, at least rounding times k(x, x)."""
@@ -219,18 +227,18 @@ def _ridge(values: np.ndarray) -> float:
     return max(tail, len(values) * float(np.finfo(np.float64).eps * values[-1]), 1e-30)
 
 
-def _spread(kernel: Kernel, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+def _spread(kernel: Kernel, rows: Array, count: int, seed: int) -> np.ndarray:
     """Indices of at most `count` of the rows by k-means++: the first, then each in proportion to its squared distance
     k(i, i) + k(j, j) − 2k(i, j) from the nearest chosen one; fewer where every row equals a chosen one.
 
     Rows are proposed in batches, by the distances before the batch, and accepted with probability (distance now)/(then): the law is
     that of one at a time, and kernels are called on many columns.
     """
-    own, rounding = kernel.diagonal(rows), 16 * np.finfo(rows.dtype).eps
+    own, rounding = to_host(kernel.diagonal(rows)), 16 * np.finfo(rows.dtype).eps
 
     def squares(columns: np.ndarray) -> np.ndarray:
         sizes = own[:, None] + own[columns]
-        found = sizes - 2 * kernel(rows, rows[columns])
+        found = sizes - 2 * to_host(kernel(rows, rows[namespace(rows).asarray(columns)]))
         # what is rounding only, as of equal rows, is no distance
         return np.where(found > rounding * sizes, found, 0)
 

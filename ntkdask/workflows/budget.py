@@ -166,6 +166,7 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
         fitting = learner.fit_bytes(plan.batch_rows, itemsize, shape.row_shape, k)
         memory["features-slab"] = rows_bytes(shape, steps, plan) + fitting + 4 * sums
         memory["features-sum"] = 6 * sums
+        memory["features-fit"] = 2 * sums + learner.finish_bytes(itemsize, shape.row_shape, k)
     memory = {name: BASE_BYTES + value for name, value in memory.items()}
     # features that learn from targets are fitted anew for every fold that is held out, and each fold summed twice
     refits = 1 + (shape.n_groups if shape.n_groups > 1 and uses_targets(feature_map) else 0)

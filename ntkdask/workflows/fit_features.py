@@ -130,7 +130,7 @@ def fit_features(
     asked = cast(DataDependentMap, feature_map)
     require_targets(asked, k > 0)
     rows = replace(stream, map=ROWWISE)
-    training = Training(rows.rows.row_shape, plan.dtype, k, rows.rows.n_total)
+    training = Training(rows.rows.row_shape, plan.dtype, k, rows.rows.n_total, plan.device)
     if url is None:
         fitted = FittedMap(asked, Learned())
         for index in range(asked.n_passes):

@@ -278,6 +278,12 @@ def test_memory_of_calls_and_of_fitting_is_declared(landmarks):
     planned = feature_map.fit_bytes(1500, 8, (30,), 0)
     assert peak <= planned + PYTHON_BYTES
     assert planned <= 4 * peak
+    sums = feature_map.begin(index, fitted.learned, training)
+    feature_map.accumulate(index, fitted.learned, TrainingBatch(x, None, None, np.arange(1500)), sums)
+    peak = peak_bytes(lambda: feature_map.finish(index, fitted.learned, sums, training))
+    planned = feature_map.finish_bytes(8, (30,), 0)
+    assert peak <= planned + PYTHON_BYTES
+    assert planned <= 4 * peak
 
 
 def test_an_estimator_fits_it():
