@@ -77,7 +77,7 @@ def add_every_second(typing_context: Any, out: Any, first: Any, a: Any, start: A
     """even[i] = a[start + 2i], odd[i] = a[start + 2i + 1]; out[first + i] += even[i] + odd[i], i < LANES/2, as float64."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        even, odd = _halves(context, builder, a, args[2], args[3])
+        even, odd = _halves(context, builder, a, args[2], args[3], out)
         _add_to(context, builder, out, args[0], args[1], builder.fadd(even, odd))
         return context.get_dummy_value()
 
@@ -89,7 +89,7 @@ def add_apart(typing_context: Any, out: Any, first: Any, second: Any, a: Any, st
     """out[first + i] += a[start + 2i], out[second + i] += a[start + 2i + 1], i < LANES/2, as float64."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        even, odd = _halves(context, builder, a, args[3], args[4])
+        even, odd = _halves(context, builder, a, args[3], args[4], out)
         _add_to(context, builder, out, args[0], args[1], even)
         _add_to(context, builder, out, args[0], args[2], odd)
         return context.get_dummy_value()
@@ -97,13 +97,15 @@ def add_apart(typing_context: Any, out: Any, first: Any, second: Any, a: Any, st
     return types.void(out, first, second, a, start), generate
 
 
-def _halves(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, start: Any) -> tuple[Any, Any]:
-    """Every second of LANES entries from `start` on and those between, float64."""
+def _halves(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, start: Any, out: Any) -> tuple[Any, Any]:
+    """Every second of LANES entries from `start` on and those between, in the dtype of `out`."""
     value = _load(context, builder, array_type, array, start, LANES)
-    wide = ir.VectorType(ir.DoubleType(), LANES // 2)
+    wide = ir.VectorType(context.get_value_type(out.dtype), LANES // 2)
     found = []
     for parity in range(2):
         order = ir.Constant(ir.VectorType(ir.IntType(32), LANES // 2), list(range(parity, LANES, 2)))
         half = builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), order)
-        found.append(half if half.type == wide else builder.fpext(half, wide))
+        if out.dtype.bitwidth != array_type.dtype.bitwidth:
+            half = (builder.fpext if out.dtype.bitwidth > array_type.dtype.bitwidth else builder.fptrunc)(half, wide)
+        found.append(half)
     return found[0], found[1]

@@ -33,6 +33,9 @@ LATER_LIMIT = 0.01
 ALONE = 4
 """Images that a thread lets meet themselves at a time: their maps are all that `diagonal` holds."""
 
+FEW_PIXELS = 4
+"""Of windows over which sums stay in float32 where pairs began in it."""
+
 ALIGNED = 64
 """Bytes of a vector and of a cache line."""
 
@@ -174,7 +177,10 @@ class _Worker:
         self.dtype = left.images.dtype
         self.scratch: dict[tuple[int, np.dtype], tuple[np.ndarray, ...]] = {}
         rows, columns = size
-        self.pooled = [np.empty((rows, 2, s.pooled)) for s in stages[:-1]]
+        self.pooled = {
+            dtype: [np.empty((rows, 2, stage.pooled), _slab_dtype(stages, dtype)) for stage in stages]
+            for dtype in {self.dtype, np.dtype(np.float64)}
+        }
         self.sums = np.empty((columns, rows, 2))
 
     def run(self, block: Block, found: np.ndarray) -> None:
@@ -189,14 +195,15 @@ class _Worker:
         count = columns.stop - columns.start, rows.stop - rows.start
         single = dtype == np.float32
         doubtful = np.zeros(count, bool)
-        nothing = np.empty((count[1], 2, 0))
+        slabs = self.pooled[dtype]
+        nothing = slabs[0][: count[1], :, :0]
         inputs, scale = nothing, 1.0
         sums = self.sums[: count[0], : count[1]]
         sums[:] = 0
         for index, stage in enumerate(self.stages):
             outputs = nothing
-            if index < len(self.pooled):
-                outputs = self.pooled[index][: count[1]]
+            if stage.window:
+                outputs = slabs[index][: count[1]]
                 outputs[...] = 0
             todo = np.broadcast_to(stage.wanted, (*count, *stage.wanted.shape)).copy()
             call = (index, rows, columns, inputs, scale, todo, outputs, sums)
@@ -237,6 +244,12 @@ class _Worker:
         return self.scratch[key]
 
 
+def _slab_dtype(stages: tuple[CompiledStage, ...], dtype: np.dtype) -> np.dtype:
+    """Of pooled slabs of pairs that begin in `dtype`: sums over few pixels need no more, and half the traffic of float64."""
+    small = all(math.prod(stage.window or (1, 1)) <= FEW_PIXELS for stage in stages)
+    return dtype if small else np.dtype(np.float64)
+
+
 def _stride(length: int, size: int) -> int:
     """Entries from one array of `length` to the next, so that equal places of several do not meet in one set of the first cache."""
     lines = -(-(length * size) // ALIGNED)
@@ -268,7 +281,7 @@ def workspace_bytes(program: Program, n: int, m: int, itemsize: int, channels: i
     planes += sum(2 * stage.strips * (8 + itemsize) for stage in stages)
     block = (
         planes
-        + 2 * 8 * rows * sum(stage.pooled for stage in stages)
+        + 2 * (8 if itemsize == 8 else 12) * rows * sum(stage.pooled for stage in stages)
         + (rows + columns) * channels * pixels[0] * 8
         + rows * columns * max(pixels)
         + 2 * channels * pixels[0] * (8 + itemsize)

@@ -179,13 +179,13 @@ def run_stage(
 ):  # fmt: skip
     """A stage of the pairs (x_i, z_j), i < B, j < J, on the slabs that `todo` (J, B, H, W) marks; it unmarks those it has done.
 
-    x (B, C, HW), z (J, C, HW): images, of the first stage (C > 0). inputs (B, 2, (HW)²) float64: slabs of S and T of a later one,
+    x (B, C, HW), z (J, C, HW): images, of the first stage (C > 0). inputs (B, 2, (HW)²), floating: slabs of S and T of a later one,
     times `scale`, J = 1. rx, sx (B, nodes, HW) and rz, sz (J, nodes, HW): 1/√v and √v of the stage's nodes in its units, sx times
     curve/π. both: T as well as S; what there is of T otherwise does not matter. limit: slabs in which the mean doubt is larger stay
     marked and are not added.
 
     ends: (rows, columns) of the image after the stage, the window of its pooling and the frame (h, w) of what is pooled, or zeros.
-    outputs (B, 2, (hw)²) float64: the pooled slabs, J = 1; sums (J, B, 2) float64: of S and T where there is no window.
+    outputs (B, 2, (hw)²), floating: the pooled slabs, J = 1; sums (J, B, 2) float64: of S and T where there is no window.
 
     Scratch: planes (4, ≥ HW + 2), each row aligned so that its second entry is; columns (C + 2·nodes, 2HW), for what z becomes for
     each dx; strips (2, W·h²), for sums over the windows' rows; near (2·levels, HW) uint8, for masks.
