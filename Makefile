@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 NTKDASK := $(abspath $(BIN))/ntkdask
-# A CPU build of torch where one is provided; without this, packages that want torch would pull several GB of CUDA.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-slow lint bench clean
@@ -16,8 +15,9 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+# The constraint takes a CPU build of torch where one is provided; a plain one pulls several GB of CUDA.
+$(VENV)/.installed-test: pyproject.toml tests/constraints.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[test]'
 	touch $@
 
 demo: $(VENV)/.installed

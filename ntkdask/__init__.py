@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ntkdask import activations, features, kernels
+    from ntkdask import activations, features, kernels, modules
     from ntkdask.cluster import connect
     from ntkdask.datasets import import_dataset, open_dataset, write_dataset
     from ntkdask.estimators import (
@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from ntkdask.workflows.ensemble import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
     from ntkdask.workflows.ensemble_converged import predict_converged
     from ntkdask.workflows.featurize import featurize
+    from ntkdask.workflows.kernel_comparison import compare_kernels
     from ntkdask.workflows.kernel_matrix import kernel_matrix, open_matrix, plan_kernel_matrix
+    from ntkdask.workflows.linearized import predict_linearized, predict_stored_linearized
     from ntkdask.workflows.spectrum import spectrum
+    from ntkdask.workflows.train import train
 
 __version__ = "0.1.0"
 
@@ -66,8 +69,11 @@ _HOMES = {
     "workflows.ensemble": ("EnsembleMatrices", "predict_ensemble", "predict_stored_ensemble"),
     "workflows.ensemble_converged": ("predict_converged",),
     "workflows.featurize": ("featurize",),
+    "workflows.kernel_comparison": ("compare_kernels",),
+    "workflows.linearized": ("predict_linearized", "predict_stored_linearized"),
     "workflows.kernel_matrix": ("kernel_matrix", "open_matrix", "plan_kernel_matrix"),
     "workflows.spectrum": ("spectrum",),
+    "workflows.train": ("train",),
     "estimators": (
         "FeatureTransformer",
         "KernelRidgeClassifier",
@@ -76,7 +82,7 @@ _HOMES = {
         "RidgeRegressor",
     ),
 }
-_MODULES = ("activations", "features", "kernels")
+_MODULES = ("activations", "features", "kernels", "modules")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -98,6 +104,7 @@ __all__ = [
     "RidgeRegressor",
     "activations",
     "approximation_error",
+    "compare_kernels",
     "connect",
     "convolutional",
     "features",
@@ -106,14 +113,18 @@ __all__ = [
     "import_dataset",
     "kernel_matrix",
     "kernels",
+    "modules",
     "myrtle",
     "open_dataset",
     "open_matrix",
     "plan_kernel_matrix",
     "predict_converged",
     "predict_ensemble",
+    "predict_linearized",
     "predict_stored_ensemble",
+    "predict_stored_linearized",
     "spectrum",
+    "train",
     "write_dataset",
 ]
 

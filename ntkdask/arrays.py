@@ -79,6 +79,15 @@ def device_memory_bytes() -> int:
     return int(_cupy().cuda.Device().mem_info[1]) if gpu_usable() else 0
 
 
+def release_device_memory() -> None:
+    """Give back what CuPy's pool and torch's allocator keep on the current GPU for later; nothing without either."""
+    cupy, torch = sys.modules.get("cupy"), sys.modules.get("torch")
+    if cupy is not None and gpu_usable():
+        cupy.get_default_memory_pool().free_all_blocks()
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 @functools.cache
 def cuda_module(source: str, options: tuple[str, ...] = ("--std=c++17",)) -> Any:
     """A `cupy.RawModule` of CUDA C++ `source` with extern "C" kernels, compiled at the first `get_function`."""

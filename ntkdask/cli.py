@@ -1,4 +1,4 @@
-"""The command line: `ntkdask data | plan | run | status | verify | report | doctor | bench`.
+"""The command line: `ntkdask data | plan | run | sweep | status | verify | report | doctor | bench`.
 
 Exit codes: 0 done, 1 a failure of the machine or the run, 2 a mistake of the user. Errors are one message without a traceback;
 `--debug` (or NTKDASK_DEBUG=1) shows it. Heavy modules are imported by the command that needs them.
@@ -141,6 +141,17 @@ def run(
     run_on_cluster(
         ridge, where, spec, scheduler=scheduler, scheduler_file=scheduler_file, n_workers=n_workers, overwrite=overwrite
     )
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file (TOML): jobs/*-pseudo-ntk.toml.")],
+    folder: Folder = None, scheduler: Scheduler = None, scheduler_file: SchedulerFile = None,
+) -> None:  # fmt: skip
+    """Pseudo-NTK beside empirical NTK over networks, widths and epochs, or go on where it stopped: table and figures."""
+    from ntkdask.shell import run_sweep
+
+    run_sweep(file, folder, scheduler=scheduler, scheduler_file=scheduler_file)
 
 
 @app.command()

@@ -60,6 +60,7 @@ def diagnose(folder: str | os.PathLike[str] = ".", *, dashboard_port: int = 8787
         "BLAS": _blas,
         "memory copy": _memory_copy,
         "GPU": _gpu,
+        "torch": _torch,
         "storage": lambda: _storage(local_path(folder)),
         "dashboard": lambda: _dashboard(dashboard_port),
     }
@@ -159,6 +160,17 @@ def _gpu() -> Iterator[Finding]:
     except ImportError as error:
         advice = "One process uses the first GPU; for a local cluster on all of them pip install 'ntkdask[cuda13]'."
         yield Finding("dask-cuda", None, f"cannot be imported: {error}", advice)
+
+
+def _torch() -> Iterator[Finding]:
+    """Empirical kernels run where torch can: a GPU that CuPy uses and torch does not would leave them on the CPU."""
+    if _installed("torch") is None:
+        return
+    from ntkdask.modules.devices import cuda_words
+
+    words = cuda_words()
+    lacking = gpu_status()[0] and "CPU" in words
+    yield Finding("torch CUDA", None, words, "Install a build of torch for this GPU's CUDA." if lacking else "")
 
 
 def _storage(folder: Path) -> Iterator[Finding]:

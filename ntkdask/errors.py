@@ -34,6 +34,10 @@ class DataError(UserError):
     """A data file that is missing, truncated, of another format or unsafe."""
 
 
+class MissingDependencyError(UserError, ImportError):
+    """An optional library that is not installed, with the command that installs it."""
+
+
 class JobError(UserError):
     """A job file with unknown keys, wrong types or values that contradict each other."""
 

@@ -22,6 +22,7 @@ from ntkdask import activations, networks, registry
 from ntkdask.errors import JobError, UserError, nearest
 from ntkdask.features.base import FeatureMap
 from ntkdask.kernels import Kernel
+from ntkdask.modules import descriptions  # noqa: F401 (networks of PyTorch by name; imports no torch)
 from ntkdask.networks import Network
 from ntkdask.preprocessing import Step, parse_steps
 from ntkdask.tiles import Plan
@@ -140,9 +141,29 @@ def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
     for setting in settings:
         _override(table, setting)
     try:
-        return build_job(table)
+        return build_job(_located(table, path.parent))
     except UserError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def _located(value: Any, folder: Path) -> Any:
+    """Tables with the paths of files of weights, which a job file gives relative to its own folder, as absolute ones.
+
+    JobError for a file that is not there. Nothing is read of it.
+    """
+    if isinstance(value, list):
+        return [_located(v, folder) for v in value]
+    if not isinstance(value, Mapping):
+        return value
+    table = {key: _located(v, folder) for key, v in value.items()}
+    weights = table.get("weights")
+    if table.get("type") in registry.names("module") and isinstance(weights, str):
+        table["weights"] = str((folder / weights).resolve())
+        if not Path(table["weights"]).is_file():
+            raise JobError(
+                f"weights of {table['type']}: there is no file {table['weights']}. Its path is relative to the job file."
+            )
+    return table
 
 
 def build_job(table: Mapping[str, Any]) -> Job:
@@ -248,9 +269,10 @@ def _object(spec: JobSpec, table: Mapping[str, Any], kind: str) -> Any:
     cls = registry.lookup(str(table.get("type")), kind)
     fields = {f.name for f in dataclasses.fields(cls)}
     given: dict[str, Any] = {"seed": spec.run.seed} if "seed" in fields and "seed" not in table else {}
-    if isinstance(table.get("kernel"), Mapping) and "kernel" in fields:
-        inner = {key: value for key, value in table.items() if key != "kernel"}
-        return registry.from_config(inner, kind, kernel=_object(spec, table["kernel"], "kernel"), **given)
+    for part in ("kernel", "module"):
+        if isinstance(table.get(part), Mapping) and part in fields:
+            rest = {key: value for key, value in table.items() if key != part}
+            return registry.from_config(rest, kind, **{part: _object(spec, table[part], part)}, **given)
     if "network" in fields and "network" not in table:
         if spec.network is None:
             raise JobError(f"{cls.__name__} needs a [network] section.")

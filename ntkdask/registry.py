@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ntkdask.errors import InputError, JobError, nearest
@@ -19,6 +19,7 @@ T = TypeVar("T", bound=type)
 
 _classes: dict[str, type] = {}
 _kinds: dict[str, str] = {}
+_describers: dict[str, Callable[[Any], Any]] = {}
 
 
 def register(kind: str) -> Any:
@@ -30,6 +31,14 @@ def register(kind: str) -> Any:
         return cls
 
     return add
+
+
+def describe_by(base: str, describe: Callable[[Any], Any]) -> None:
+    """Let `to_config` describe foreign objects, whose class descends from `base` ("package.module.Class"), by `describe(object)`.
+
+    For classes of libraries that are not imported here, such as torch's modules: they are known by name alone.
+    """
+    _describers[base] = describe
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -48,8 +57,11 @@ def lookup(name: str, kind: str | None = None) -> type:
 def to_config(value: Any) -> Any:
     """`value` as JSON-ready tables, lists and scalars; registered dataclasses gain a `type` key.
 
-    What holds arrays describes itself, by a digest: its `to_config` is called.
+    What holds arrays describes itself, by a digest: its `to_config` is called; foreign objects as `describe_by` said.
     """
+    foreign = _describer(value)
+    if foreign is not None:
+        return foreign(value)
     if hasattr(value, "to_config") and not isinstance(value, type):
         return value.to_config()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -57,7 +69,7 @@ def to_config(value: Any) -> Any:
         fields = {}
         for field in (f for f in dataclasses.fields(value) if f.init):
             held = getattr(value, field.name)
-            if callable(held) and not dataclasses.is_dataclass(held):
+            if callable(held) and not dataclasses.is_dataclass(held) and _describer(held) is None:
                 raise InputError(
                     f"{name} holds the function {held!r}, which a job file or a fingerprint cannot describe: code is never "
                     "stored or loaded. Use it in memory (no url), or a registered object in its place."
@@ -73,6 +85,13 @@ def to_config(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
     raise TypeError(f"cannot describe {type(value).__name__} {value!r} in a job file or a fingerprint")
+
+
+def _describer(value: Any) -> Callable[[Any], Any] | None:
+    if isinstance(value, type):
+        return None
+    found = (_describers.get(f"{c.__module__}.{c.__qualname__}") for c in type(value).__mro__) if _describers else ()
+    return next((describe for describe in found if describe is not None), None)
 
 
 def from_config(table: Any, kind: str | None = None, **given: Any) -> Any:

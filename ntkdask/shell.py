@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -42,6 +43,14 @@ class Bars:
         self._progress.advance(self._task)
 
 
+def progress_bars() -> Progress:
+    """Live bars, one for each stage."""
+    return Progress(
+        TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=console,
+    )  # fmt: skip
+
+
 def run_on_cluster(
     job: TrainingJob, folder: Path, spec: Job, *, scheduler: str | None, scheduler_file: Path | None, n_workers: int | None,
     overwrite: bool,
@@ -53,10 +62,7 @@ def run_on_cluster(
         "n_workers": n_workers or run.n_workers, "worker_memory": memory_bytes(run.worker_memory)}  # fmt: skip
     with cluster.connect(scheduler, scheduler_file=scheduler_file, **options) as client:
         console.print(workers.describe(client), highlight=False, soft_wrap=True)
-        with Progress(
-            TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=console,
-        ) as progress:  # fmt: skip
+        with progress_bars() as progress:
             metrics = run_job(
                 job, folder, resources=workers.resources(client), client=client, listener=Bars(progress), overwrite=overwrite,
                 resolved=spec.to_config(),
@@ -65,6 +71,22 @@ def run_on_cluster(
     for line in _result_lines(metrics):
         console.print(line, highlight=False)
     return metrics
+
+
+def run_sweep(file: Path, folder: Path | None, *, scheduler: str | None, scheduler_file: Path | None) -> None:
+    """Run a sweep with a live bar, in this process or with an attached cluster; writes its table and figures."""
+    from ntkdask.figures_empirical import write_figures
+    from ntkdask.sweepspec import load_sweep
+    from ntkdask.workflows.pntk_sweep import run_pntk_sweep
+
+    spec, sweep, data = load_sweep(file)
+    where = folder or spec.folder
+    attached = scheduler is not None or scheduler_file is not None
+    cluster_of = cluster.connect(scheduler, scheduler_file=scheduler_file) if attached else contextlib.nullcontext()
+    with cluster_of as client, progress_bars() as progress:
+        rows = run_pntk_sweep(sweep, data, where, client=client, plan=spec.plan, listener=Bars(progress))
+    drawn = write_figures(rows, where / "figures")
+    console.print(f"{len(rows)} cells: {where / 'table.csv'}, {len(drawn)} figures", highlight=False, soft_wrap=True)
 
 
 def _result_lines(metrics: dict[str, Any]) -> list[str]:

@@ -40,13 +40,24 @@ _CRC_PIECE = 2**20
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a worker returns for a tile: where it went, its CRC-32C, how long it took, the worker's peak memory."""
+    """What a worker returns for a tile: where it went, its CRC-32C, how long it took, the worker's peak memory.
+
+    halvings: how often a tile was cut in halves because the device's memory was too small for it.
+    """
 
     index: Index
     checksum: int
     seconds: float = 0.0
     peak_bytes: int = 0
     worker: str = ""
+    halvings: int = 0
+
+    def to_line(self) -> str:
+        """As a line of the manifest, which leaves out what is rarely there."""
+        line = asdict(self)
+        if not self.halvings:
+            del line["halvings"]
+        return json.dumps(line) + "\n"
 
 
 def local_path(url: str | os.PathLike[str]) -> Path:
@@ -273,9 +284,8 @@ class TileStore:
 
     def record(self, receipt: Receipt) -> None:
         """Append a receipt to the manifest; from then on the tile is committed (driver only)."""
-        line = json.dumps(asdict(receipt)) + "\n"
         with writing(self.path), open(self.path / RECEIPTS, "a", encoding="utf-8") as manifest:
-            manifest.write(line)
+            manifest.write(receipt.to_line())
         self._receipts[receipt.index] = receipt
 
     def read(self, index: Index) -> np.ndarray:
@@ -320,7 +330,7 @@ class TileStore:
         """Make tiles pending again: drop their receipts and chunks."""
         gone = set(indices)
         self._receipts = {i: r for i, r in self._receipts.items() if i not in gone}
-        write_text(self.path / RECEIPTS, "".join(json.dumps(asdict(r)) + "\n" for r in self._receipts.values()))
+        write_text(self.path / RECEIPTS, "".join(r.to_line() for r in self._receipts.values()))
         for index in gone:
             with contextlib.suppress(FileNotFoundError):
                 self.chunk_path(index).unlink()

@@ -103,3 +103,16 @@ def test_a_check_that_breaks_does_not_hide_the_others(tmp_path, monkeypatch):
     found = {f.name: f for f in doctor.diagnose(tmp_path)}
     assert (found["GPU"].ok, found["store write"].ok) == (False, True)
     assert "libcuda is a directory" in found["GPU"].detail
+
+
+def test_what_torch_sees(monkeypatch):
+    pytest.importorskip("torch")
+    from ntkdask.modules import devices
+
+    assert [f.name for f in doctor._torch()] == ["torch CUDA"]
+    monkeypatch.setattr(devices, "cuda_words", lambda: "a build without CUDA: modules run on the CPU")
+    monkeypatch.setattr(doctor, "gpu_status", lambda: (True, "a GPU"))
+    (finding,) = doctor._torch()
+    assert "Install a build of torch" in finding.advice
+    monkeypatch.setattr(doctor, "_installed", lambda package: None)
+    assert list(doctor._torch()) == []

@@ -34,6 +34,7 @@ from ntkdask.workflows.fit_ridge import RidgeFit
 from ntkdask.workflows.jobs import require_labels
 from ntkdask.workflows.predict import predict
 from ntkdask.workflows.progress import Record
+from ntkdask.workflows.ship import restored
 from ntkdask.workflows.split import HOLDOUT, deal_inner, group_rows, state_of
 
 SEED = 0
@@ -153,6 +154,9 @@ class RidgeBase(WithParts):
                 sweep(folder)
             rows, digest = locate(x, targets, weights, folder=folder, client=self.client)
             fit = self._fit_rows(Source(x, targets, rows, digest, folder, self.client, held), n_classes, k)
+            if self.url is None:
+                # its folder goes, and with it the weights that the model's addresses stand for
+                fit = replace(fit, model=restored(fit.model, getattr(self, self._parts[0])))
         self.model_, self.alpha_, self.alpha_path_ = fit.model, fit.model.alpha, fit.path
         return self
 
@@ -165,7 +169,7 @@ class RidgeBase(WithParts):
         client = self.client
         with _folder(client, self.url) if client is not None else contextlib.nullcontext() as folder:
             rows, _ = locate(x, folder=folder, client=client)
-            model = self.model_ if folder is None else self.model_.save(folder / "state")
+            model = self.model_ if folder is None else self.model_.save(folder / "state", client)
             scores = predict(model, rows, self._predict_plan(rows, x), k=self.model_.intercept.size, client=client)
         return np.asarray(scores)
 

@@ -21,6 +21,7 @@ from ntkdask.workflows.budget import Resources, RidgePlan, RidgeShape, costs_of,
 from ntkdask.workflows.fit_ridge import RidgeFit, RidgeOptions, fit_ridge
 from ntkdask.workflows.jobs import NUMERICS, require_disk
 from ntkdask.workflows.progress import Record
+from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
 
@@ -71,6 +72,8 @@ class _Ridge(RidgeBase):
             "data": source.digest, "n_classes": n_classes, "features": registry.to_config(features), "dtype": dtype,
             "solver": {**asdict(options), "folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED}, "numerics": NUMERICS,
         }  # fmt: skip
+        if folder is not None:
+            features = shipped(features, folder / "state", self.client)
         record = Record.open(folder, fingerprint)
         plan = _plan(source.rows, features, options, k, dtype, found_resources(self.client, source.x), record, folder)
         rows, groups = source.dealt(options.selection, options.n_groups(INNER_FOLDS), record)

@@ -11,6 +11,7 @@ from ntkdask.features.homogeneous_sketch import HomogeneousSketch
 from ntkdask.features.ntk_random import NTKRandomFeatures
 from ntkdask.features.ntk_sketch import NTKSketch
 from ntkdask.features.nystrom import Nystrom
+from ntkdask.features.projected import ProjectedGradients
 
 __all__ = [
     "Alignment",
@@ -24,4 +25,5 @@ __all__ = [
     "NTKRandomFeatures",
     "NTKSketch",
     "Nystrom",
+    "ProjectedGradients",
 ]

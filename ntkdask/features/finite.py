@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from ntkdask import seeds
 from ntkdask.arrays import Array, is_device_array, namespace, to_device
@@ -29,47 +28,13 @@ from ntkdask.networks import (
     Network,
     Residual,
 )
+from ntkdask.networks.finite import FinitePlan, Weights, Where, parameter_stream
 
-Where = tuple[str | int, ...]
 Parameters = Mapping[Where, tuple[Array, Array | None]]
 """(inputs, units) weights and (units,) biases, or None without, by the place of their layer."""
 
 Backward = Callable[[Array, Array], Array]
 """(gradient of a layer's output, (n, n_parameters) to write parameters' gradients into) → gradient of its input."""
-
-
-class Signal(NamedTuple):
-    """What a layer receives: (H, W) of images or None, channels, and the factor with which S ≈ scale·⟨h, h'⟩."""
-
-    image: tuple[int, int] | None
-    channels: int
-    scale: float
-
-    @property
-    def size(self) -> int:
-        """Numbers of a row."""
-        return self.channels * math.prod(self.image or (1,))
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A Dense or Conv of given sizes: z = factor·Wᵀh + σ_b·b. start: the first of its gradient's columns; None when frozen."""
-
-    layer: Dense | Conv
-    inputs: int
-    units: int
-    factor: float
-    start: int | None
-
-    @property
-    def size(self) -> int:
-        """Numbers in W and b."""
-        return (self.inputs + self.has_bias) * self.units
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether there are biases."""
-        return self.layer.bias_variance > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,36 +48,28 @@ class FiniteNetwork:
     network: Network
     width: int
     row_shape: tuple[int, ...]
+    layers: tuple[Layer, ...] = field(init=False)
     weights: dict[Where, Weights] = field(init=False)
     joins: dict[Where, tuple[float, float] | None] = field(init=False)
     n_parameters: int = field(init=False)
     row_elements: int = field(init=False)
 
     def __post_init__(self) -> None:
-        plan, channels = _Plan(self.width, len(self.layers) - 1), self.row_shape[-1]
-        image = (self.row_shape[0], self.row_shape[1]) if len(self.row_shape) == 3 else None
-        plan.follow(self.layers, Signal(image, channels, 1 / channels if self.network.scale_inputs else 1.0), ())
-        for name in ("weights", "joins", "n_parameters", "row_elements"):
+        plan = FinitePlan(self.network, self.width, self.row_shape)
+        for name in ("layers", "weights", "joins", "n_parameters", "row_elements"):
             object.__setattr__(self, name, getattr(plan, name))
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The network's, and a frozen Dense where it does not end in one."""
-        layers = self.network.layers
-        return layers if isinstance(layers[-1], Dense) else (*layers, Dense(trainable=False))
 
     def draw(self, seed: int, like: Array) -> Parameters:
         """Standard normal parameters in like's dtype and on its device, from `seed` and the place of each layer; cached."""
         return {where: self._draw(where, weights, seed, like) for where, weights in self.weights.items()}
 
     def _draw(self, where: Where, weights: Weights, seed: int, like: Array) -> tuple[Array, Array | None]:
-        device, dtype, path = is_device_array(like), like.dtype.name, ("finite", *where)
+        device, dtype = is_device_array(like), like.dtype.name
 
         def normals(name: str, rows: int) -> Array:
-            key = (*path, name, seed, rows, weights.units, dtype, device and like.device.id)
-            return shared.get(
-                key, lambda: to_device(seeds.normals(seed, (*path, name), rows, weights.units, dtype), device)
-            )
+            path = parameter_stream(where, name)
+            key = (*path, seed, rows, weights.units, dtype, device and like.device.id)
+            return shared.get(key, lambda: to_device(seeds.normals(seed, path, rows, weights.units, dtype), device))
 
         return normals("weights", weights.inputs), normals("biases", 1)[0] if weights.has_bias else None
 
@@ -209,63 +166,3 @@ class FiniteNetwork:
             return left_back(g[..., :channels] * a, out) + right_back(g[..., channels:] * b, out)
 
         return xp.concatenate([left * a, right * b], axis=-1), backward
-
-
-class _Plan:
-    """Walks the layers once and finds sizes, factors and columns."""
-
-    def __init__(self, width: int, last: int) -> None:
-        self.width, self.last = width, last
-        self.weights: dict[Where, Weights] = {}
-        self.joins: dict[Where, tuple[float, float] | None] = {}
-        self.n_parameters = self.row_elements = 0
-
-    def follow(self, layers: tuple[Layer, ...], signal: Signal, where: Where) -> Signal:
-        """The signal after the layers."""
-        for position, layer in enumerate(layers):
-            signal = self.layer(layer, signal, (*where, position))
-        return signal
-
-    def layer(self, layer: Layer, signal: Signal, where: Where) -> Signal:
-        """The signal after one layer; InputError where an image does not fit it."""
-        image, channels, scale = signal
-        if isinstance(layer, (Dense, Conv)):
-            signal = self.linear(layer, signal, where)
-        elif isinstance(layer, AvgPool) and image:
-            signal = Signal(layer.output_shape(image), channels, scale)
-        elif isinstance(layer, GlobalAvgPool):
-            signal = Signal(None, channels, scale)
-        elif isinstance(layer, Flatten):
-            pixels = math.prod(image or (1,))
-            signal = Signal(None, channels * pixels, scale / pixels)
-        elif isinstance(layer, Residual):
-            signal = self.residual(layer, signal, where)
-        self.row_elements += 2 * signal.size
-        return signal
-
-    def linear(self, layer: Dense | Conv, signal: Signal, where: Where) -> Signal:
-        """Weights for what arrives; the columns of its gradient follow those of the layers before."""
-        image, inputs, scale = signal
-        if isinstance(layer, Conv) and image:
-            inputs *= math.prod(layer.filter)
-            scale /= math.prod(layer.filter)
-            image = layer.output_shape(image)
-            # patches, times the factor, and their gradient
-            self.row_elements += 3 * inputs * math.prod(image)
-        units = 1 if where == (self.last,) else self.width
-        start = self.n_parameters if layer.trainable else None
-        found = Weights(layer, inputs, units, math.sqrt(layer.weight_variance * scale), start)
-        self.weights[where] = found
-        self.n_parameters += found.size if layer.trainable else 0
-        return Signal(image, units, 1 / units)
-
-    def residual(self, layer: Residual, signal: Signal, where: Where) -> Signal:
-        """Sums of equal signals; where one path is no Gaussian of the network's width (Flatten, the input), both side by side, which
-        has the same inner products."""
-        left = self.follow(layer.branch, signal, (*where, "branch"))
-        right = self.follow(layer.shortcut, signal, (*where, "shortcut"))
-        if left == right:
-            self.joins[where] = None
-            return left
-        self.joins[where] = (math.sqrt(left.scale), math.sqrt(right.scale))
-        return Signal(left.image, left.channels + right.channels, 1.0)

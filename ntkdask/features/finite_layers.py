@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ntkdask.activations.derivatives import derivative
 from ntkdask.arrays import Array, namespace
-from ntkdask.features.derivatives import derivative
 from ntkdask.networks import Activation, AvgPool, Conv
 
 Backward = Callable[[Array], Array]

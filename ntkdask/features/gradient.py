@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ntkdask.activations.derivatives import derivative
 from ntkdask.arrays import Array, flatten_rows, namespace, require_float
 from ntkdask.cache import shared
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
-from ntkdask.features.derivatives import derivative
 from ntkdask.features.finite import FiniteNetwork
 from ntkdask.kernels.image_rows import image_rows, image_shape
 from ntkdask.kernels.neural import NTK

@@ -20,9 +20,9 @@ import numpy as np
 
 from ntkdask import seeds
 from ntkdask.activations import ActivationFunction, NormalizedGaussian, RectifiedMonomial, Sign, Step
+from ntkdask.activations.derivatives import derivative
 from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.compiled import compiled
-from ntkdask.features.derivatives import derivative
 from ntkdask.features.hadamard import walsh_hadamard
 from ntkdask.features.poly_sketch import PolySketch
 from ntkdask.features.radial_functions import active_degrees, radial_functions, slope_functions

@@ -2,8 +2,20 @@
 
 from ntkdask.kernels.arccosine import ArcCosine
 from ntkdask.kernels.base import Kernel
+from ntkdask.kernels.empirical import EmpiricalNTK, PseudoNTK
 from ntkdask.kernels.flips import FlipAveraged
 from ntkdask.kernels.neural import NNGP, NTK, NNGPAndNTK, both
 from ntkdask.kernels.rbf import RBF
 
-__all__ = ["NNGP", "NTK", "RBF", "ArcCosine", "FlipAveraged", "Kernel", "NNGPAndNTK", "both"]
+__all__ = [
+    "NNGP",
+    "NTK",
+    "RBF",
+    "ArcCosine",
+    "EmpiricalNTK",
+    "FlipAveraged",
+    "Kernel",
+    "NNGPAndNTK",
+    "PseudoNTK",
+    "both",
+]

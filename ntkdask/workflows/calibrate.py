@@ -28,6 +28,8 @@ SECONDS = 1.0
 """Of measuring, compilation not counted."""
 LEAST_SECONDS, SHARE = 0.05, 0.05
 """Measuring stops at this share of what the whole matrix will take, but not before these seconds."""
+LEAST_SHARE = 0.02
+"""Of a small tile's seconds that its entries take at least, where a kernel passes over the rows of both sides first."""
 GROWTH = 2
 MOST_SAMPLES = 16
 
@@ -51,19 +53,24 @@ class _CalibrateTask:
         self._seconds(self.kernel, x, y)
         self._seconds(self.kernel, x)
         self._seconds(self.kernel.diagonal, x)
-        spent = 0.0
+        spent, measured_before = 0.0, (0, 0.0)
         while True:
             seconds = self._seconds(self.kernel, x, y)
             spent += seconds
             budget = min(SECONDS, max(LEAST_SECONDS, SHARE * seconds / rows**2 * self.entries))
             if rows == self.most_rows or spent + GROWTH**2 * seconds > budget:
                 break
+            measured_before = (rows, seconds)
             rows = min(self.most_rows, GROWTH * rows)
             x, y = self._rows(rows)
         symmetric, diagonal = self._seconds(self.kernel, x), self._seconds(self.kernel.diagonal, x)
         share = max(0.5, (symmetric - diagonal) / seconds)
         row_seconds = max(0.0, symmetric - share * seconds) / rows
-        return Pace(seconds / rows**2, share, row_seconds, rows, threads.current())
+        if not getattr(self.kernel, "passes_over_rows", False):
+            return Pace(seconds / rows**2, share, row_seconds, rows, threads.current())
+        entry = _entry_seconds((rows, seconds), measured_before)
+        side = max(0.0, seconds - entry * rows**2) / (2 * rows)
+        return Pace(entry, 0.5, 0.0, rows, threads.current(), side)
 
     def _rows(self, count: int) -> tuple[Array, Array]:
         """(x, y) of `count` rows each."""
@@ -77,6 +84,13 @@ class _CalibrateTask:
         # waits for the device
         to_host((found[-1] if isinstance(found, tuple) else found)[:1])
         return time.perf_counter() - started
+
+
+def _entry_seconds(last: tuple[int, float], before: tuple[int, float]) -> float:
+    """e of t(r) = e·r² + 2f·r through the last two measured (rows, seconds); at least LEAST_SHARE of all where noise leaves less."""
+    (r, t), (r0, t0) = last, before
+    least = LEAST_SHARE * t / r**2
+    return least if not r0 or r0 == r else max(least, (t / r - t0 / r0) / (r - r0))
 
 
 def calibrate(
@@ -100,7 +114,7 @@ def calibrate(
     return Pace(
         sum(p.entry_seconds for p in found) / count, sum(p.symmetric_share for p in found) / count,
         sum(p.row_seconds for p in found) / count,
-        min(p.rows for p in found), min(p.threads for p in found),
+        min(p.rows for p in found), min(p.threads for p in found), sum(p.side_seconds for p in found) / count,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.store import Receipt, TileStore, local_path
 from ntkdask.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.workflows.progress import Listener, Silent
+from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.sources import as_source, rows_of
 from ntkdask.workflows.stream import FeatureStream, store_map
 
@@ -56,8 +57,10 @@ def featurize(
     dtype = plan.dtype or ("float64" if rows.dtype == "float64" else "float32")
     itemsize = np.dtype(dtype).itemsize
     tile_rows = plan.tile_rows or _tile_rows(map, rows.row_shape, rows.n_total, itemsize, plan.memory_bytes)
-    # tasks carry no arrays: what a map learned lies beside the store
-    addressed = store_map(f"{path}.state", map) if isinstance(map, FittedMap) and client is not None else map
+    # tasks carry no arrays: what a map learned, and the weights of a torch module in it, lie beside the store
+    addressed: Any = map if client is None else shipped(map, f"{path}.state", client)
+    if isinstance(addressed, FittedMap) and client is not None:
+        addressed = store_map(f"{path}.state", addressed)
     fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
     stream = FeatureStream(rows, fitted, addressed, None, tile_rows)
     store = TileStore.create(

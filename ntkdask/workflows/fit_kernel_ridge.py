@@ -33,6 +33,7 @@ from ntkdask.workflows.kernel_ridge_plan import KernelRidgePlan
 from ntkdask.workflows.model import KernelRidgeModel, load_model
 from ntkdask.workflows.preprocess import fit_preprocessing
 from ntkdask.workflows.progress import Listener, Record, Silent
+from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.stream import FeatureStream, store_preprocessor
 
 SCORE_NAMES = {"gcv": "GCV", "loo": "leave-one-out MSE", "kfold": "k-fold MSE", "holdout": "holdout MSE"}
@@ -62,6 +63,7 @@ def fit_kernel_ridge(
             _model(fitted, kernel, points, fit, n_classes, plan), fit.path, score_name, None, _facts(fit, plan)
         )
     states = url / "state"
+    kernel = shipped(kernel, states, client)
     preprocessor = record.once(f"{name}preprocess", lambda: store_preprocessor(
         states, fit_preprocessing(everything, steps, plan, states=states, client=client, listener=listener)))  # fmt: skip
     stream = FeatureStream(everything, preprocessor, ROWWISE, n_classes, plan.batch_rows)

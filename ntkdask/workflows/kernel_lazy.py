@@ -14,9 +14,10 @@ from ntkdask.datasets import Dataset
 from ntkdask.kernels.base import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.tiles import Plan
-from ntkdask.workflows.matrix_plan import parts_of, plan_matrix
+from ntkdask.workflows.matrix_plan import entry_size, parts_of, plan_matrix
 from ntkdask.workflows.sources import is_dask, row_shape_of
 from ntkdask.workflows.stream import require_finite
+from ntkdask.workflows.tile_compute import entries_matrix
 
 
 def lazy_kernel_matrix(kernel: Kernel, sources: Sequence[Any], dtype: str, plan: Plan) -> Any:
@@ -26,7 +27,8 @@ def lazy_kernel_matrix(kernel: Kernel, sources: Sequence[Any], dtype: str, plan:
     Every block of rows is preprocessed once; tiles above the diagonal of a symmetric matrix are transposed ones.
     """
     rows = [_blocks(kernel, source, name, dtype, plan, sources) for source, name in zip(sources, "xy", strict=False)]
-    return _assembled(kernel, rows[0], rows[1] if len(rows) > 1 else None, dtype)
+    entry = entry_size(kernel, row_shape_of(sources[0]))
+    return _assembled(kernel, rows[0], rows[1] if len(rows) > 1 else None, dtype, entry)
 
 
 def _blocks(kernel: Kernel, source: Any, name: str, dtype: str, plan: Plan, sources: Sequence[Any]) -> Any:
@@ -55,8 +57,8 @@ def _blocks(kernel: Kernel, source: Any, name: str, dtype: str, plan: Plan, sour
     return x.map_blocks(prepared, dtype=dtype, meta=np.empty((0,) * x.ndim, dtype))
 
 
-def _assembled(kernel: Kernel, x: Any, y: Any, dtype: str) -> Any:
-    """The tiles of kernel(x, y) put into one dask array per part."""
+def _assembled(kernel: Kernel, x: Any, y: Any, dtype: str, entry: int) -> Any:
+    """The tiles of kernel(x, y) put into one dask array per part; entry: rows of the matrix for one row of data."""
     from dask.base import tokenize
     from dask.highlevelgraph import HighLevelGraph
 
@@ -65,6 +67,7 @@ def _assembled(kernel: Kernel, x: Any, y: Any, dtype: str) -> Any:
     tile = f"kernel-tile-{token}"
     zeros = (0,) * (x.ndim - 1)
     raw: dict[Any, Any] = {}
+    chunks = tuple(tuple(entry * size for size in a.chunks[0]) for a in (x, other))
     for i in range(x.numblocks[0]):
         for j in range(other.numblocks[0]):
             if y is None and i == j:
@@ -82,11 +85,11 @@ def _assembled(kernel: Kernel, x: Any, y: Any, dtype: str) -> Any:
             for j in range(other.numblocks[0])
         }
         graph = HighLevelGraph({**base.layers, name: layer}, {**base.dependencies, name: {tile}})
-        return da.Array(graph, name, (x.chunks[0], other.chunks[0]), meta=np.empty((0, 0), dtype))
+        return da.Array(graph, name, chunks, meta=np.empty((0, 0), dtype))
 
     parts = parts_of(kernel)
     if not parts:
-        return array(f"kernel-{token}", _itself)
+        return array(f"kernel-{token}", _itself if entry == 1 else entries_matrix)
     return tuple(array(f"kernel-{part}-{token}", operator.itemgetter(i)) for i, part in enumerate(parts))
 
 

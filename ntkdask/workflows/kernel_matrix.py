@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from uuid import uuid4
 import numpy as np
 
 from ntkdask import registry
-from ntkdask.arrays import Array, device_memory_bytes, to_host
+from ntkdask.arrays import Array, device_memory_bytes
 from ntkdask.cache import shared
 from ntkdask.datasets import Dataset
 from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, StoreError
@@ -36,10 +36,12 @@ from ntkdask.tiles import Plan, Tile, TileGrid, format_bytes
 from ntkdask.workflows.calibrate import calibrate as measured_pace
 from ntkdask.workflows.calibrate import is_slow
 from ntkdask.workflows.kernel_lazy import lazy_kernel_matrix
-from ntkdask.workflows.matrix_plan import MatrixPlan, parts_of, plan_matrix
+from ntkdask.workflows.matrix_plan import MatrixPlan, entry_size, parts_of, plan_matrix
 from ntkdask.workflows.progress import Listener, Silent
+from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.sources import as_source, is_dask, row_shape_of, rows_of
 from ntkdask.workflows.stream import FeatureStream
+from ntkdask.workflows.tile_compute import compute_tile
 
 USABLE = 0.9
 """Share of a worker's memory limit, and of a GPU's, that a tile may plan with (as in workers.py)."""
@@ -56,12 +58,13 @@ def kernel_matrix(
     url=None: lazy, nothing is computed or stored. url: every pending tile is computed now and stored there (parts: url/<part>);
     equal tiles are not computed again. client: a Dask client, or None for a loop here. Tiles are at most 2 048²,
     smaller where plan.memory_bytes (None: the smallest worker's share) says so, and for kernels of images where a tile would take
-    longer than 90 s (`plan_kernel_matrix` says how long); on GPUs where every worker has one. threads: of each task (None: what its
-    process has).
+    longer than 90 s (`plan_kernel_matrix` says how long); on GPUs where every worker has one; what does not fit one is computed in
+    halves, as its receipt says. threads: of each task (None: what its process has). A kernel of k outputs a row (EmpiricalNTK with
+    output="full") gives (n·k, m·k) in the order i·k + o; tile_rows counts rows of x.
 
     Raises InputError for rows of different shapes, without rows, or (naming them) with NaN; FingerprintError, naming the
-    keys, when url holds a matrix of another kernel, other data or another plan; MemoryBudgetError and DiskSpaceError with
-    the numbers before anything runs.
+    keys, when url holds a matrix of another kernel (or of other weights of a torch module), other data or another plan;
+    MemoryBudgetError and DiskSpaceError with the numbers before anything runs.
     """
     plan, listener = plan or Plan(), listener or Silent()
     config = _described(kernel)
@@ -73,9 +76,11 @@ def kernel_matrix(
     for source, name in zip(sources, "xy", strict=False):
         if not is_dask(source) and not isinstance(source, Dataset):
             check_finite_rows(source, name=name)
+    if client is not None:
+        kernel = shipped(kernel, f"{path}.state", client)  # tasks carry no arrays
     inputs = path.with_name(path.name + ".inputs")
     located = [rows_of(s, inputs, client is not None, name) for s, name in zip(sources, "xy", strict=False)]
-    asked = _stored_tiles(path, kernel, plan)
+    asked = _stored_tiles(path, kernel, plan, row_shape_of(sources[0]))
     threads = threads or (current() if client is None else None)
     measures = is_slow(kernel) and not (asked.tile_rows or asked.tile_cols)
     sizes = _sizes(kernel, sources, dtype, asked, client, measures=measures, threads=threads)
@@ -157,16 +162,12 @@ class _KernelTileTask:
 
     def __call__(self, wanted: _Wanted) -> list[Receipt]:
         started, tile = time.perf_counter(), wanted.tile
-        rows = self._rows("x", tile.start, tile.stop)
-        if self.y is None and tile.start == tile.col_start:
-            value = self.kernel(rows)
-        else:
-            value = self.kernel(rows, self._rows("x" if self.y is None else "y", tile.col_start, tile.col_stop))
-        values = value if isinstance(value, tuple) else (value,)
-        return [
-            self._store(self.urls[part]).commit(tile.index, np.ascontiguousarray(to_host(values[part])), started)
-            for part in wanted.parts
-        ]
+        rows, columns = self._rows("x", tile.start, tile.stop), None
+        if self.y is not None or tile.start != tile.col_start:
+            columns = self._rows("x" if self.y is None else "y", tile.col_start, tile.col_stop)
+        values, halvings = compute_tile(self.kernel, rows, columns)
+        receipts = [self._store(self.urls[part]).commit(tile.index, values[part], started) for part in wanted.parts]
+        return [replace(receipt, halvings=halvings) for receipt in receipts]
 
     def _store(self, url: str) -> TileStore:
         # opened once: reading thousands of receipts for every tile would be quadratic
@@ -204,7 +205,7 @@ def build_kernel_matrix(
 
     def receive(w: _Wanted, done: Done[list[Receipt]]) -> None:
         for part, r in zip(w.parts, done.value, strict=True):
-            stores[part].record(Receipt(r.index, r.checksum, done.seconds, done.peak_bytes, done.worker))
+            stores[part].record(replace(r, seconds=done.seconds, peak_bytes=done.peak_bytes, worker=done.worker))
         listener.task("kernel-tile", done)
 
     task = _KernelTileTask(kernel, x, y, tuple(str(s.path) for s in stores), uuid4().hex, plan.keeps_rows)
@@ -219,7 +220,8 @@ def _create_stores(
     _require_free(url, kernel)
     return tuple(
         TileStore.create(
-            path, shape=(plan.n, plan.m or plan.n), tile_shape=(plan.tile_rows, plan.tile_cols), dtype=plan.dtype,
+            path, shape=(plan.n * plan.entry, (plan.m or plan.n) * plan.entry),
+            tile_shape=(plan.tile_rows * plan.entry, plan.tile_cols * plan.entry), dtype=plan.dtype,
             # parts differ, and a factor of one is not a factor of the other
             fingerprint=dict(fingerprint) | ({"part": path.name} if parts_of(kernel) else {}),
             triangle="symmetric" if plan.m is None else None,
@@ -249,14 +251,15 @@ def _require_free(path: Path, kernel: Kernel) -> None:
             raise StoreError(f"{path} {what}. Choose another url.")
 
 
-def _stored_tiles(path: Path, kernel: Kernel, plan: Plan) -> Plan:
+def _stored_tiles(path: Path, kernel: Kernel, plan: Plan, row_shape: tuple[int, ...]) -> Plan:
     """`plan` with the tile sizes of the matrix that is already there, unless it states its own: a resumed run keeps the first
     one's tiles, whatever memory its workers have."""
     first = _store_paths(path, kernel)[0]
     if plan.tile_rows or plan.tile_cols or not (first / "zarr.json").exists():
         return plan
     rows, columns = TileStore.open(first).tile_shape
-    return Plan(rows, columns, plan.memory_bytes, plan.dtype)
+    entry = entry_size(kernel, row_shape)
+    return Plan(max(1, rows // entry), max(1, columns // entry), plan.memory_bytes, plan.dtype)
 
 
 def _described(kernel: Any) -> Any:

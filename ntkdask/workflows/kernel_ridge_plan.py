@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ntkdask.cache import DEFAULT_BYTES
-from ntkdask.errors import MemoryBudgetError
+from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.kernels import Kernel
 from ntkdask.matrices import PANEL_BYTES
 from ntkdask.preprocessing import FittedPreprocessor, Step
@@ -26,7 +26,7 @@ from ntkdask.workflows.kernel_options import (
     candidates,
     choose_solver,
 )
-from ntkdask.workflows.matrix_plan import MatrixPlan, plan_matrix
+from ntkdask.workflows.matrix_plan import MatrixPlan, entry_size, plan_matrix
 from ntkdask.workflows.model import POINTS_BYTES
 from ntkdask.workflows.pace import elapsed_seconds
 
@@ -89,6 +89,12 @@ def plan_kernel_ridge(
 
     stored: whether the matrix goes to tiles; without, it stays in this process.
     """
+    entry = entry_size(kernel, shape.row_shape)
+    if entry != 1:
+        raise InputError(
+            f"kernel ridge needs one number a pair of rows; {type(kernel).__name__} gives {entry}×{entry}. Use output='trace' or the "
+            "number of a logit, or kernel_matrix for the whole matrix."
+        )
     dtype = plan.dtype or "float32"
     limit = plan.memory_bytes or resources.memory_bytes
     matrix = _matrix_plan(shape, kernel, dtype, limit, plan.tile_cols, resources)

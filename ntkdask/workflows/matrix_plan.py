@@ -37,7 +37,7 @@ class MatrixPlan:
     m: columns; None for a symmetric matrix, of which one triangle is computed. memory_bytes: peak of a process in the task of one
     tile, its own included; device_bytes: on a GPU. keeps_rows: preprocessed rows stay in each process's cache between tiles.
     flops: of the products alone, 2·d an entry. slots: tasks at once, which the seconds are for. pace: None when the kernel was not
-    measured.
+    measured. entry: rows of the matrix for one row of data; n, m and the tiles count rows of data.
     """
 
     n: int
@@ -54,6 +54,7 @@ class MatrixPlan:
     disk_bytes: int
     slots: int = 1
     pace: Pace | None = None
+    entry: int = 1
 
     @property
     def tiles(self) -> int:
@@ -92,6 +93,12 @@ def parts_of(kernel: Any) -> tuple[str, ...]:
     return parts if len(parts) > 1 else ()
 
 
+def entry_size(kernel: Any, row_shape: tuple[int, ...]) -> int:
+    """k where one entry of the kernel is a k × k matrix (EmpiricalNTK with output="full": its logits); 1 for most kernels."""
+    size = getattr(kernel, "entry_size", None)
+    return 1 if size is None else int(size(tuple(row_shape)))
+
+
 @dataclass(frozen=True)
 class _Costs:
     """What the tasks of a matrix hold, by the rows and columns of their tile."""
@@ -104,6 +111,7 @@ class _Costs:
     itemsize: int
     states_bytes: int
     on_device: bool
+    entry: int
 
     @property
     def n_parts(self) -> int:
@@ -125,7 +133,7 @@ class _Costs:
         # read twice: the chunks a range touches, and the range; then put together from its batches
         reading = 2 * batch * self.row_bytes + fitted.workspace_bytes(batch, self.row_shape, self.itemsize)
         reading += self.rows_bytes(max(rows, columns))
-        tile = rows * columns * self.itemsize
+        tile = rows * columns * self.itemsize * self.entry**2
         # writing: Zarr's buffer, the checksummed copy and the bytes that go to the file; every part of the kernel waits
         writing = (self.n_parts + 3) * tile
         base = BASE_BYTES + self.states_bytes
@@ -154,7 +162,8 @@ def plan_matrix(
     fitted states hold. tile_rows, tile_cols: sizes that were asked for; they are taken or refused. pace: with it, tiles that
     were not asked for are no larger than `Pace.tile_rows` on so many slots says; without, sizes do not depend on how many there are.
     """
-    costs = _Costs(kernel, n, m, row_shape, row_bytes, np.dtype(dtype).itemsize, states_bytes, device_budget > 0)
+    entry = entry_size(kernel, row_shape)
+    costs = _Costs(kernel, n, m, row_shape, row_bytes, np.dtype(dtype).itemsize, states_bytes, device_budget > 0, entry)
     columns_total = n if m is None else m
     if m is None and None not in (tile_rows, tile_cols) and tile_rows != tile_cols:
         raise InputError(
@@ -162,7 +171,8 @@ def plan_matrix(
         )
     if m is None:
         tile_rows = tile_cols = tile_rows or tile_cols
-    default = TILE_ROWS if pace is None else pace.tile_rows(n, m, slots)
+    most_default = max(1, TILE_ROWS // entry)
+    default = most_default if pace is None else min(most_default, pace.tile_rows(n, m, slots))
     rows = min(n, tile_rows or min(default, _default_rows(n)))
     columns = min(columns_total, tile_cols or min(default, _default_rows(columns_total)))
 
@@ -211,9 +221,9 @@ def _with_totals(costs: _Costs, rows: int, columns: int, dtype: str, keeps_rows:
     else:
         tasks, entries = blocks * -(-m // columns), n * m
     # a chunk is written whole, also at a ragged edge
-    disk = tasks * rows * columns * costs.itemsize * costs.n_parts
+    disk = tasks * rows * columns * costs.itemsize * costs.n_parts * costs.entry**2
     return MatrixPlan(
         n, m, rows, columns, costs.batch(max(rows, columns)), dtype, keeps_rows, costs.memory(rows, columns, keeps_rows),
         costs.device(rows, columns, keeps_rows) if costs.on_device else 0, tasks,
-        2.0 * math.prod(costs.row_shape) * entries, disk,
+        2.0 * math.prod(costs.row_shape) * entries, disk, entry=costs.entry,
     )  # fmt: skip

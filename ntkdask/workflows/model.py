@@ -20,6 +20,7 @@ from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.rows import Rows
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.gather import ROWWISE
+from ntkdask.workflows.ship import know_states, module_states, shipped
 from ntkdask.workflows.stream import FeatureStream
 
 POINTS_BYTES = 64 * 2**20
@@ -47,12 +48,13 @@ class RidgeModel:
         """The features of rows, as this model wants them."""
         return FeatureStream(rows, self.preprocessor, self.map, self.n_classes, batch_rows, device)
 
-    def save(self, root: Path | str) -> str:
-        """Store the model as a state under `root`; returns its url."""
-        learned, described = to_state(self.map)
+    def save(self, root: Path | str, client: Any = None) -> str:
+        """Store the model as a state under `root`; returns its url. client: whose workers will load it."""
+        feature_map = shipped(self.map, root, client)
+        learned, described = to_state(feature_map)
         arrays = {"weights": self.weights, "intercept": self.intercept, **{f"map.{k}": v for k, v in learned.items()}}
         attributes = {"map": described, "alpha": self.alpha, "n_classes": self.n_classes}
-        return _save(root, self.preprocessor, arrays, attributes)
+        return _save(root, self.preprocessor, arrays, attributes, feature_map)
 
     @classmethod
     def load(cls, url: str) -> RidgeModel:
@@ -95,16 +97,20 @@ class KernelRidgeModel:
         """Preprocessed rows, in their own shape."""
         return FeatureStream(rows, self.preprocessor, ROWWISE, self.n_classes, batch_rows, device)
 
-    def save(self, root: Path | str) -> str:
-        """Store the model as a state under `root`; returns its url. Points in a dataset stay where they are."""
+    def save(self, root: Path | str, client: Any = None) -> str:
+        """Store the model as a state under `root`; returns its url. Points in a dataset stay where they are.
+
+        client: whose workers will load it; they are told of a torch module in the kernel.
+        """
+        kernel = shipped(self.kernel, root, client)
         arrays = {"coefficients": self.coefficients, "intercept": self.intercept}
-        attributes = {"kernel": registry.to_config(self.kernel), "alpha": self.alpha, "n_classes": self.n_classes}
+        attributes = {"kernel": registry.to_config(kernel), "alpha": self.alpha, "n_classes": self.n_classes}
         attributes["block_rows"] = self.block_rows
         if isinstance(self.points, Dataset):
             attributes["points"] = self.points.url
         else:
             arrays["points"] = self.points
-        return _save(root, self.preprocessor, arrays, attributes)
+        return _save(root, self.preprocessor, arrays, attributes, kernel)
 
     def _points(self, start: int, stop: int) -> np.ndarray:
         points = self.points
@@ -123,6 +129,7 @@ def load_model(url: str) -> Model:
 
     def load() -> Model:
         arrays, a = load_state(url)
+        know_states(a.get("modules", {}), Path(url).parent)
         states = {k.removeprefix("preprocess."): v for k, v in arrays.items() if k.startswith("preprocess.")}
         preprocessor = FittedPreprocessor.from_state(states, a["preprocessor"])
         if "kernel" in a:
@@ -139,8 +146,15 @@ def load_model(url: str) -> Model:
 
 
 def _save(
-    root: Path | str, preprocessor: FittedPreprocessor, arrays: dict[str, np.ndarray], attributes: dict[str, Any]
+    root: Path | str,
+    preprocessor: FittedPreprocessor,
+    arrays: dict[str, np.ndarray],
+    attributes: dict[str, Any],
+    thing: Any,
 ) -> str:
     states, described = preprocessor.to_state()
+    modules = module_states(thing, root)
+    if modules:
+        attributes["modules"] = modules
     named = {f"preprocess.{name}": a for name, a in states.items()}
     return save_state(root, named | arrays, {"preprocessor": described, **attributes})

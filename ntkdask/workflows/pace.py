@@ -25,7 +25,8 @@ class Pace:
     """A kernel's measured speed. entry_seconds: of an entry k(x_i, y_j) in one task, while every slot runs one.
 
     A tile of r rows with themselves takes symmetric_share of a tile of different rows, at least the half of one triangle, and r times
-    row_seconds for its exact diagonal. rows: of the square tile that was measured; threads: of the task.
+    row_seconds for its exact diagonal. rows: of the square tile that was measured; threads: of the task. side_seconds: of a row
+    or a column of a tile, whatever the other side (a network's passes over it); 0 for kernels that are entries alone.
     """
 
     entry_seconds: float
@@ -33,18 +34,26 @@ class Pace:
     row_seconds: float
     rows: int
     threads: int
+    side_seconds: float = 0.0
 
     def tile_seconds(self, rows: int, columns: int) -> float:
         """Seconds of a tile of different rows."""
-        return self.entry_seconds * rows * columns
+        return self.entry_seconds * rows * columns + self.side_seconds * (rows + columns)
 
     def work_seconds(self, n: int, m: int | None, tile_rows: int) -> float:
         """Seconds of all tiles one after the other; m=None: one triangle of (n, n) in square tiles of tile_rows."""
         if m is not None:
-            return self.entry_seconds * n * m
+            sides = n * -(-m // tile_rows) + m * -(-n // tile_rows)
+            return self.entry_seconds * n * m + self.side_seconds * sides
+        # a diagonal tile passes over its rows once
+        sides = n * -(-n // tile_rows)
         whole, last = divmod(n, tile_rows)
         diagonal = whole * tile_rows**2 + last**2
-        return self.entry_seconds * (self.symmetric_share * diagonal + (n * n - diagonal) / 2) + self.row_seconds * n
+        return (
+            self.entry_seconds * (self.symmetric_share * diagonal + (n * n - diagonal) / 2)
+            + self.row_seconds * n
+            + (self.side_seconds * sides)
+        )
 
     def tile_rows(self, n: int, m: int | None, slots: int) -> int:
         """Rows of a tile, and columns where there are so many.
@@ -56,7 +65,7 @@ class Pace:
             shared, least = (n / _blocks(count) for count in (TILES_PER_SLOT * slots, MOST_TASKS))
         else:
             shared, least = (math.sqrt(n * m / count) for count in (TILES_PER_SLOT * slots, MOST_TASKS))
-        rows = self._bounded(shared, least, lambda seconds: math.sqrt(seconds / self.entry_seconds))
+        rows = self._bounded(shared, least, self._square_rows)
         if m is not None and min(n, m) <= rows:
             rows = self.predict_rows(min(n, m), max(n, m), slots)
         step = 64 if rows >= 64 else 16 if rows >= 16 else 1
@@ -66,6 +75,11 @@ class Pace:
         """Rows that one task predicts from n_train training rows, bounded as `tile_rows` is."""
         shared, least = n_total / (TILES_PER_SLOT * slots), n_total / MOST_TASKS
         return self._bounded(shared, least, lambda seconds: seconds / (self.entry_seconds * n_train))
+
+    def _square_rows(self, seconds: float) -> float:
+        """Rows of a square tile of different rows that takes so long."""
+        e, f = self.entry_seconds, self.side_seconds
+        return (math.sqrt(f * f + e * seconds) - f) / e
 
     def _bounded(self, shared: float, least: float, rows_in: Callable[[float], float]) -> int:
         wanted = max(rows_in(LEAST_TILE_SECONDS), min(rows_in(TILE_SECONDS), shared))

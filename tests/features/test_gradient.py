@@ -8,9 +8,9 @@ import pytest
 from contracts import GENERAL, IMAGE_POOLED, IMAGE_RESIDUAL, RESIDUAL, images, rows
 
 from ntkdask import activations, arrays
+from ntkdask.activations.derivatives import derivative
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.features import GradientFeatures
-from ntkdask.features.derivatives import derivative
 from ntkdask.features.finite import FiniteNetwork
 from ntkdask.networks import (
     Activation,

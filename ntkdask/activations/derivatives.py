@@ -1,4 +1,4 @@
-"""σ′(t), elementwise, of every activation: what the backward pass of a finite network multiplies by. Called by `finite`.
+"""σ′(t), elementwise, of every activation: what the backward pass of a finite network multiplies by.
 
 The duals of `activations` never need it: k_σ′ comes from integrals. At a kink, where no Gaussian ever is, it is the limit from the
 left (ReLU: 0). Step and sign have the almost everywhere derivative 0, as in their duals.
@@ -9,28 +9,13 @@ from __future__ import annotations
 import functools
 import math
 
-from ntkdask.activations import (
-    ELU,
-    GELU,
-    ActivationFunction,
-    Cos,
-    Erf,
-    Exp,
-    FromFunction,
-    Gabor,
-    Gaussian,
-    Hermite,
-    Logistic,
-    Monomial,
-    NormalizedGaussian,
-    Polynomial,
-    RBFActivation,
-    RectifiedMonomial,
-    Sign,
-    Sin,
-    Step,
-)
-from ntkdask.activations.rectified import PiecewiseLinear
+from ntkdask.activations.analytic import GELU, Cos, Erf, Exp, Gabor, Gaussian, NormalizedGaussian, RBFActivation, Sin
+from ntkdask.activations.base import ActivationFunction
+from ntkdask.activations.elu import ELU
+from ntkdask.activations.function import FromFunction
+from ntkdask.activations.logistic import Logistic
+from ntkdask.activations.polynomial import Hermite, Monomial, Polynomial
+from ntkdask.activations.rectified import PiecewiseLinear, RectifiedMonomial, Sign, Step
 from ntkdask.arrays import Array, namespace, special
 from ntkdask.errors import InputError
 
@@ -50,7 +35,9 @@ def derivative(sigma: ActivationFunction, t: Array) -> Array:
     >>> derivative(get("relu"), np.array([-1.0, 2.0]))
     array([0., 1.])
     """
-    raise InputError(f"the derivative of {sigma} is not known as a function; add it to ntkdask.features.derivatives.")
+    raise InputError(
+        f"the derivative of {sigma} is not known as a function; add it to ntkdask.activations.derivatives."
+    )
 
 
 @derivative.register

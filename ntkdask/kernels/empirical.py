@@ -1,0 +1,145 @@
+"""Empirical tangent kernels of PyTorch modules: the pseudo-NTK and the eNTK. MATH.md §5.
+
+The computation is in `modules.empirical` and below; this file imports no torch until a kernel is made. Rows are examples, images
+(n, H, W, C) as everywhere in this package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ntkdask.arrays import Array
+from ntkdask.errors import InputError
+from ntkdask.modules.optional import require_torch
+from ntkdask.registry import register
+
+if TYPE_CHECKING:
+    from ntkdask.modules.empirical import Request
+
+PRECISIONS = (None, "float64", "tf32", "bfloat16")
+OUTPUTS = ("full", "trace")
+
+
+@dataclass(frozen=True)
+class _EmpiricalKernel:
+    passes_over_rows: ClassVar[bool] = True
+    """A tile takes time for its entries, and for a network's passes over the rows of both sides (see workflows/pace.py)."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        require_torch(name)
+        from ntkdask.modules.empirical import require_module_like
+        from ntkdask.modules.tensors import require_layout
+
+        require_module_like(self._get("module"), name)
+        require_layout(self._get("input_layout"), f"{name}: input_layout")
+        patterns = self._get("parameters")
+        if isinstance(patterns, list):
+            object.__setattr__(self, "parameters", tuple(patterns))
+        elif patterns is not None and not isinstance(patterns, (str, tuple)):
+            raise InputError(
+                f"{name}: parameters is {patterns!r}; give a pattern such as 'layer4.*', several, or None for all."
+            )
+        if self._get("precision") not in PRECISIONS:
+            raise InputError(
+                f"{name}: precision is {self._get('precision')!r}; give None (the rows' own), 'float64', 'tf32' or 'bfloat16'."
+            )
+        memory = self._get("memory_bytes")
+        if not isinstance(memory, int) or isinstance(memory, bool) or memory <= 0:
+            raise InputError(f"{name}: memory_bytes is {memory!r}; give a positive number of bytes, such as 2**30.")
+
+    def _get(self, field: str) -> Any:
+        return getattr(self, field)
+
+    @property
+    def _kind(self) -> str | int:
+        return "pseudo"
+
+    def _request(self) -> Request:
+        from ntkdask.modules.empirical import Request
+
+        patterns = self._get("parameters")
+        return Request(
+            type(self).__name__, self._get("module"), self._kind, self._get("input_layout"),
+            (patterns,) if isinstance(patterns, str) else patterns, self._get("precision"), self._get("memory_bytes"),
+        )  # fmt: skip
+
+    def __call__(self, x: Array, y: Array | None = None) -> Array:
+        """(n, *s), (m, *s) → (n, m), and (n, m, O, O) for the full eNTK, of x's kind and dtype.
+
+        Raises DtypeError for other dtypes than float32 and float64, InputError for modules and rows that cannot be taken (each says
+        why), MemoryBudgetError where one row does not fit memory_bytes. No rows give an empty matrix.
+        """
+        return self._request().matrix(x, y)
+
+    def diagonal(self, x: Array) -> Array:
+        """(n, *s) → (n,): squared norms of gradients; (n, O, O) for the full eNTK."""
+        return self._request().diagonal(x)
+
+    def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
+        """The matrix, and at most about `memory_bytes` beside it; with a row's shape what two rows' dry run tells. Bytes.
+
+        Where a GPU is there, at least memory_bytes and 256 MiB beside the matrix. The first call on rows of a new shape checks
+        capture against autograd with the gradients of two rows, once: not counted.
+        """
+        return self._request().workspace_bytes(n, m, itemsize, row_shape)
+
+
+@register("kernel")
+@dataclass(frozen=True)
+class PseudoNTK(_EmpiricalKernel):
+    """The pseudo-NTK of a module: Θ̂(x, y) = ⟨∇φ(x), ∇φ(y)⟩, φ = O^{−1/2}·Σ_o f_o, over its parameters that require gradients.
+
+    module: a torch.nn.Module in eval mode with output (n, O), or a description of one. It is never changed: all runs on a copy.
+    input_layout: "nchw" gives 4-d rows (n, H, W, C) to the module as (n, C, H, W); None gives rows as they are.
+    parameters: a pattern (fnmatch) on dotted names or several, None for all. Frozen parameters never count.
+    precision: None computes in the rows' dtype. "float64" computes float32 rows in float64. "tf32" and "bfloat16" round the factors of
+    products of float32 gradients to 10 and 7 bits, sums in float32 ("tf32" on a GPU alone). Forward, backward and gradients are
+    float32 in both. Largest error, as a part of the largest entry, on a convolutional network of 1 114
+    parameters: float32 1.3e-7, bfloat16 7.8e-4, "float64" 5.4e-8, the rounding of the result.
+    memory_bytes: about what a call may hold beside rows, matrix and module.
+
+    Layers are captured in one forward and backward pass (Linear, Conv, BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm, PReLU,
+    Embedding, shared parameters); every other parameter goes through torch.func, which is slower. Kernels are equal where their
+    modules are one object, or equal descriptions. Source: Mohamadi & Sutherland 2023, eq. 3; MATH.md §5.
+    """
+
+    module: Any
+    input_layout: str | None = "nchw"
+    parameters: str | tuple[str, ...] | None = None
+    precision: str | None = None
+    memory_bytes: int = 2**30
+
+
+@register("kernel")
+@dataclass(frozen=True)
+class EmpiricalNTK(_EmpiricalKernel):
+    """The empirical NTK of a module, Θ(x, y) = J(x) J(y)ᵀ ∈ R^{O×O}, J the Jacobian of its logits in its parameters.
+
+    output: "full" gives (n, m, O, O), from O backward passes; "trace" the mean over logits tr Θ/O, (n, m); a number the kernel of that
+    one logit, (n, m). The other arguments as of `PseudoNTK`. Source: Jacot et al. 2018; Mohamadi & Sutherland 2023, eq. 2; MATH.md §5.
+    """
+
+    module: Any
+    input_layout: str | None = "nchw"
+    output: str | int = "full"
+    parameters: str | tuple[str, ...] | None = None
+    precision: str | None = None
+    memory_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_logit = isinstance(self.output, int) and not isinstance(self.output, bool) and self.output >= 0
+        if self.output not in OUTPUTS and not is_logit:
+            raise InputError(
+                f"EmpiricalNTK: output is {self.output!r}; give 'full', 'trace' (the mean over logits) or the number of a logit."
+            )
+
+    def entry_size(self, row_shape: tuple[int, ...]) -> int:
+        """Rows of a stored matrix for one row of data: the module's logits for "full", else 1. Runs the module on two rows, once."""
+        return self._request().entry_size(tuple(row_shape))
+
+    @property
+    def _kind(self) -> str | int:
+        return self.output

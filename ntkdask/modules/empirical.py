@@ -1,0 +1,195 @@
+"""Empirical kernels on arrays: from a kernel's arguments and rows of NumPy or CuPy to matrices of the same kind.
+
+Chooses dtype and device, checks what the rows have in common, halves the budget when a GPU runs out of memory. The kernels of
+`kernels.empirical` are names for what is done here; they import no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from ntkdask.arrays import Array, gpu_usable, is_device_array, require_float, require_rows
+from ntkdask.errors import InputError, MemoryBudgetError
+from ntkdask.modules.build import build
+from ntkdask.modules.gradients import DEVICE_FORM_BYTES, ArrayRows, Gradients
+from ntkdask.modules.survey import Survey
+from ntkdask.modules.tangent import Output, Tangent
+from ntkdask.modules.tensors import as_array, device_of, dtype_of
+from ntkdask.modules.torch_threads import task_threads
+
+T = TypeVar("T")
+
+OBJECT_BYTES = 2**12
+"""Python objects of a layer or parameter in a private copy."""
+LEAST_BYTES = 2**20
+"""Below this a budget is not halved any more."""
+
+
+class MemoryWarning(RuntimeWarning):
+    """A call that ran out of a GPU's memory and went on with less."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a kernel asks for, whatever the rows. `what` names it in messages."""
+
+    what: str
+    module: Any
+    kind: str | int
+    layout: str | None
+    parameters: tuple[str, ...] | None
+    precision: str | None
+    memory_bytes: int
+
+    def matrix(self, x: Array, y: Array | None) -> Array:
+        """(n, m), or (n, m, O, O) for "full", of x's kind and dtype."""
+        x, y = self._rows(x, y)
+        call = self._call(x)
+        n, m = len(x), len(x) if y is None else len(y)
+        each = call.known.outputs if self.kind == "full" else 1
+
+        def fill(memory: int) -> torch.Tensor:
+            k = _zeros((n * each, m * each), call.dtype, call.of.device)
+            if not k.numel():
+                return k
+            return call.tangent(memory).matrix(k, call.known, call.rows(x), None if y is None else call.rows(y))
+
+        k = call.result(fill, x)
+        return k.reshape(n, each, m, each).transpose(0, 2, 1, 3) if self.kind == "full" else k
+
+    def diagonal(self, x: Array) -> Array:
+        """(n,), or (n, O, O) for "full"."""
+        x, _ = self._rows(x, None)
+        call = self._call(x)
+        each = call.known.outputs if self.kind == "full" else 1
+
+        def fill(memory: int) -> torch.Tensor:
+            out = torch.zeros(len(x), each, each, dtype=torch.float64, device=call.of.device)
+            return call.tangent(memory).diagonal(out, call.known, call.rows(x)) if len(x) else out
+
+        d = call.result(fill, x)
+        return d if self.kind == "full" else d[:, 0, 0]
+
+    def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None) -> int:
+        """Bytes of a call on n and m rows at its peak beyond its inputs and the module: matrix, kept pairs, a pass, products."""
+        wide = 8 if self.precision == "float64" else itemsize
+        if row_shape is None:
+            return n * m * wide + self.memory_bytes
+        call = self._planned(row_shape, itemsize)
+        each = call.known.outputs if self.kind == "full" else 1
+        matrix = n * m * each**2 * (wide if wide == itemsize else wide + itemsize)
+        peaks = [call.tangent(self.memory_bytes).budget(call.known, *sides).peak_bytes for sides in ((n, m), (n, None))]
+        private = sum(t.nbytes for t in call.of.copy.buffers())
+        private += OBJECT_BYTES * sum(1 for _ in (*call.of.copy.modules(), *call.of.copy.parameters()))
+        if gpu_usable():
+            # rows may come on the GPU, where passes and temporaries are larger
+            peaks.append(self.memory_bytes + DEVICE_FORM_BYTES)
+        return matrix + max(peaks) + private
+
+    def entry_size(self, row_shape: tuple[int, ...]) -> int:
+        """Rows of the matrix for one row of data: O for "full", else 1."""
+        return self._planned(row_shape, 4).known.outputs if self.kind == "full" else 1
+
+    def _planned(self, row_shape: tuple[int, ...], itemsize: int) -> _Call:
+        """What a call on such rows meets."""
+        # two rows of zeros and ones: they are tokens as well as numbers
+        values = np.arange(2 * math.prod(row_shape)) * 2654435761 >> 7 & 1
+        return self._call(values.reshape(2, *row_shape).astype(np.float32 if itemsize == 4 else np.float64), "plan")
+
+    def _rows(self, x: Array, y: Array | None) -> tuple[Array, Array | None]:
+        x = require_rows(require_float(x))
+        if y is None:
+            return x, None
+        y = require_rows(require_float(y, "y"), "y")
+        if x.shape[1:] != y.shape[1:]:
+            sizes = [math.prod(z.shape[1:]) for z in (x, y)]
+            raise InputError(
+                f"x has {sizes[0]} features a row and y has {sizes[1]}, in rows of shape {x.shape[1:]} and {y.shape[1:]}; they must "
+                "agree."
+            )
+        if is_device_array(x) != is_device_array(y):
+            raise InputError(
+                "x and y lie on different devices, one NumPy and one CuPy. Move one of them: arrays.to_device."
+            )
+        return x, y
+
+    def _call(self, x: Array, purpose: str = "call") -> _Call:
+        module = build(self.module, self.what)
+        dtype = torch.float64 if self.precision == "float64" else dtype_of(x)
+        sample = x if len(x) else np.ones((1, *x.shape[1:]), x.dtype)
+        with torch.inference_mode(False):  # what is made in inference mode never takes part in a graph
+            of = Gradients(module, dtype, device_of(x), self.parameters, self.what)
+            key = (purpose, tuple(x.shape[1:]), self.layout)
+            known = of.survey(ArrayRows(sample, dtype, of.device, self.layout), key)
+        if not isinstance(self.kind, str) and not 0 <= self.kind < known.outputs:
+            raise InputError(
+                f"{self.what}: output is {self.kind}, but the module has {known.outputs} logits; give 0 to {known.outputs - 1}."
+            )
+        return _Call(self, of, known, dtype)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request that met its rows."""
+
+    request: Request
+    of: Gradients
+    known: Survey
+    dtype: torch.dtype
+
+    def rows(self, x: Array) -> ArrayRows:
+        return ArrayRows(x, self.dtype, self.of.device, self.request.layout)
+
+    def tangent(self, memory: int) -> Tangent:
+        return Tangent(self.of, Output(self.request.kind), memory, self.request.precision)
+
+    def result(self, fill: Callable[[int], torch.Tensor], like: Array) -> Array:
+        """What `fill` gives within the budget, of like's kind and dtype."""
+        with task_threads(), torch.inference_mode(False):
+            found = within_memory(fill, self.request.memory_bytes, self.request.what)
+        return as_array(found.to(dtype_of(like)), like)
+
+
+def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, np.float32 if dtype == torch.float32 else np.float64))
+
+
+def within_memory(call: Callable[[int], T], memory_bytes: int, what: str) -> T:
+    """call(memory_bytes), and again with half of it, from the start, for as long as a GPU runs out of memory.
+
+    MemoryWarning says so once for each halving. MemoryBudgetError when 1 MiB is not enough.
+    """
+    while True:
+        try:
+            return call(memory_bytes)
+        except torch.cuda.OutOfMemoryError as error:
+            if memory_bytes // 2 < LEAST_BYTES:
+                raise MemoryBudgetError(
+                    f"{what}: the GPU has no room for a pass of one row and the matrix ({error}). Use smaller tiles."
+                ) from error
+            message = str(error).splitlines()[0]
+        memory_bytes //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"{what}: out of memory on the GPU ({message}); going on with memory_bytes={memory_bytes}.",
+            MemoryWarning,
+            stacklevel=2,
+        )
+
+
+def require_module_like(module: Any, what: str) -> None:
+    """InputError where `module` is neither a module nor a description of one; nothing is built."""
+    is_description = not isinstance(module, type) and callable(getattr(module, "build", None))
+    if not is_description and not isinstance(module, nn.Module):
+        build(module, what)

@@ -1,0 +1,70 @@
+"""Arrays to tensors and back: CuPy by DLPack and NumPy by its buffer, without copies.
+
+A module sees rows in its own layout: images lie as (n, H, W, C) in this package and go to most PyTorch modules as (n, C, H, W).
+Called by everything in this package that feeds a module; arrays, not tensors, are what kernels and maps take and give.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ntkdask.arrays import Array, is_device_array, namespace
+from ntkdask.errors import InputError
+
+LAYOUTS = ("nchw", None)
+
+
+def require_layout(layout: str | None, name: str = "input_layout") -> str | None:
+    """`layout` when it is "nchw" or None; InputError otherwise."""
+    if layout not in LAYOUTS:
+        raise InputError(
+            f"{name} is {layout!r}; give 'nchw' (4-d rows (n, H, W, C) reach the module as (n, C, H, W)) or None (rows as they are)."
+        )
+    return layout
+
+
+def as_tensor(x: Array, dtype: torch.dtype | None = None, layout: str | None = "nchw") -> torch.Tensor:
+    """`x` as a tensor on its own device, sharing memory wherever the library allows it.
+
+    x: NumPy or CuPy array, or a tensor. NumPy that torch cannot share (read-only, of negative strides or foreign byte order) is
+    copied. dtype: cast to, None for x's own. layout: "nchw" gives 4-d (n, H, W, C) as an (n, C, H, W) view; None leaves them.
+    Write to the result only where you know that it is a copy.
+    """
+    require_layout(layout, "layout")
+    if isinstance(x, torch.Tensor):
+        tensor = x
+    elif is_device_array(x):
+        tensor = torch.from_dlpack(namespace(x).ascontiguousarray(x))
+    else:
+        x = np.asarray(x)
+        if not x.dtype.isnative:
+            x = x.astype(x.dtype.newbyteorder("="))
+        if not x.flags.writeable or any(stride < 0 for stride in x.strides):
+            x = x.copy()
+        tensor = torch.from_numpy(x)
+    if layout == "nchw" and tensor.ndim == 4:
+        tensor = tensor.permute(0, 3, 1, 2)
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def as_array(t: torch.Tensor, like: Array) -> Array:
+    """`t` as an array of `like`'s kind, NumPy or CuPy, without a copy where both lie on one device."""
+    t = t.detach()
+    if is_device_array(like):
+        return namespace(like).from_dlpack(t.cuda())
+    return t.cpu().numpy()
+
+
+def device_of(x: Array) -> torch.device:
+    """The torch device on which `x` lies."""
+    if isinstance(x, torch.Tensor):
+        return x.device
+    return torch.device("cuda", x.device.id) if is_device_array(x) else torch.device("cpu")
+
+
+def dtype_of(x: Any) -> torch.dtype:
+    """The torch dtype of an array's floats: float32 or float64."""
+    return torch.float64 if str(x.dtype).endswith("float64") else torch.float32

@@ -1,0 +1,140 @@
+"""Torch modules on their way to stores and workers: weights become a state, the structure goes to each worker once.
+
+    weights  → folder/<digest>, a state, read through each process's byte-bounded cache
+    skeleton → a message of Dask's to every worker, present and future; never a file
+    module   → its `StoredModule`, in the kernel or the feature map: what tasks, fingerprints and saved models hold
+
+Objects without modules, and networks by description, pass unchanged. Called by kernel_matrix, featurize, the estimators and models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cloudpickle
+
+from ntkdask.errors import ClusterError, InputError
+from ntkdask.modules import shipping
+from ntkdask.modules.shipping import StoredModule
+from ntkdask.states import load_state, save_state
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _StateArrays:
+    """Where the weights of a module are read from."""
+
+    url: str
+
+    def __call__(self) -> dict[str, Any]:
+        return load_state(self.url, keep=False)[0]
+
+
+def shipped(thing: T, folder: Path | str, client: Any = None) -> T:
+    """`thing` (a kernel, a feature map, None) with every torch module in it, at any depth, as its `StoredModule`.
+
+    The weights are stored under `folder`, once; this process and the client's workers know the rest. Raises InputError, naming
+    the classes, when a worker cannot import what a module is made of, before anything is stored.
+    """
+    return _mapped(thing, lambda held: _stored(held, Path(folder), client))
+
+
+def module_states(thing: Any, root: Path | str) -> dict[str, str]:
+    """{digest of weights: path of their state, relative to root} of the modules in what `shipped` gave: for a saved model."""
+    states = {}
+    for stored in _found(thing, lambda held: isinstance(held, StoredModule)):
+        _, source = shipping.known(stored)
+        if isinstance(source, _StateArrays):
+            states[stored.weights] = os.path.relpath(source.url, root)
+    return states
+
+
+def know_states(states: Mapping[str, str], root: Path | str) -> None:
+    """Tell this process where the weights of modules are stored, as `module_states` gave it."""
+    for weights, path in states.items():
+        shipping.know_weights(weights, _StateArrays(os.path.normpath(os.path.join(root, path))))
+
+
+def restored(thing: T, original: Any) -> T:
+    """`thing` with the torch modules of `original` in the place of their addresses: for a result that outlives its folder."""
+    modules = {shipping.described(m): m for m in _found(original, _is_module)}
+    return _mapped(thing, lambda held: modules.get(held, held) if isinstance(held, StoredModule) else held)
+
+
+def _is_module(value: Any) -> bool:
+    return "torch" in sys.modules and shipping.is_module(value)
+
+
+def _found(thing: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
+    """Everything of the wanted kind in a dataclass, at any depth."""
+    if wanted(thing):
+        yield thing
+    elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        for field in dataclasses.fields(thing):
+            yield from _found(getattr(thing, field.name), wanted)
+
+
+def _mapped(thing: Any, change: Callable[[Any], Any]) -> Any:
+    """A dataclass with what `change` gives for the modules and addresses in it, at any depth; itself where nothing changes."""
+    if isinstance(thing, StoredModule) or _is_module(thing):
+        return change(thing)
+    if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
+        return thing
+    changes = {}
+    for field in dataclasses.fields(thing):
+        if field.init:
+            held = getattr(thing, field.name)
+            new = _mapped(held, change)
+            if new is not held:
+                changes[field.name] = new
+    return dataclasses.replace(thing, **changes) if changes else thing
+
+
+def _stored(module: Any, folder: Path, client: Any) -> StoredModule:
+    """The address of a module whose weights lie in `folder`, or where they were stored before."""
+    if isinstance(module, StoredModule):
+        stored, (skeleton, source) = module, shipping.known(module)
+    else:
+        stored, skeleton = shipping.described(module), shipping.skeleton_of(module)
+        source = partial(shipping.weights_of, module)
+    if client is not None:
+        _require_importable(client, stored, skeleton)
+    if not isinstance(source, _StateArrays) or not os.path.exists(source.url):
+        source = _StateArrays(save_state(folder, source(), {"torch_module": stored.class_name}))
+    shipping.know(stored, skeleton, source)
+    if client is not None:
+        from ntkdask.worker_setup import set_up_workers
+
+        name = f"ntkdask-module-{stored.structure}-{stored.weights}"
+        set_up_workers(client, partial(shipping.know, stored, skeleton, source), name)
+    # the same object where nothing changed: the caller's kernel stays itself
+    return module if isinstance(module, StoredModule) else stored
+
+
+def _require_importable(client: Any, stored: StoredModule, skeleton: Any) -> None:
+    """InputError, naming them, for classes that a worker cannot import, or that cannot be sent."""
+    names = shipping.class_names(skeleton)
+    answers = client.run(shipping.missing_classes, names, on_error="return")
+    for worker, missing in sorted(answers.items()):
+        if isinstance(missing, BaseException):
+            raise ClusterError(f"worker {worker} could not look for the module's classes: {missing}") from missing
+        if missing:
+            raise InputError(
+                f"the torch module {stored.class_name} cannot be sent to the workers: {worker} cannot import {', '.join(missing)}. "
+                "Put the class into a module that is installed on the workers (or on their PYTHONPATH), or use torch.nn's own classes "
+                "or a registered description (ResNet18, WideResNet, FiniteNetwork); without a client it runs here."
+            )
+    try:
+        cloudpickle.dumps(skeleton)
+    except Exception as error:  # whatever a user's class does when it is pickled
+        raise InputError(
+            f"the torch module {stored.class_name} cannot be sent to the workers: {type(error).__name__}: {error}"
+        ) from error
