@@ -400,7 +400,7 @@ def test_landmarks_take_modules_to_the_workers(client):
 
 
 def test_a_full_matrix_is_no_matrix_for_kernel_ridge():
-    with pytest.raises(InputError, match=r"EmpiricalNTK gives 3 x 3. Use output='trace'"):
+    with pytest.raises(InputError, match=r"EmpiricalNTK gives 3×3. Use output='trace'"):
         nd.KernelRidgeClassifier(EmpiricalNTK(network())).fit(images(9), classes(9))
 
 
