@@ -201,7 +201,7 @@ class Tangent:
 
     def _flat(self, part: Tensor) -> Tensor:
         """(rows, Q, columns) as the factor of a product: Q more columns, or Q rows for each row."""
-        return part.reshape(len(part), -1) if self.output.joined else part.flatten(0, 1)
+        return part.flatten(1) if self.output.joined else part.flatten(0, 1)
 
     def _add_panels(self, total: Accumulator, cut: Budget, left: Collected, right: Collected | None) -> None:
         a, b = self._flat(left.panel), None if right is None else self._flat(right.panel)
