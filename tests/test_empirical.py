@@ -9,9 +9,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from module_examples import AnyRows  # noqa: E402
+from sklearn.base import clone  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.func import functional_call, jacrev  # noqa: E402
 
+from ntkdask import KernelRidgeRegressor  # noqa: E402
 from ntkdask.errors import InputError, MemoryBudgetError, MissingDependencyError  # noqa: E402
 from ntkdask.kernels import EmpiricalNTK, PseudoNTK  # noqa: E402
 from ntkdask.modules import empirical  # noqa: E402
@@ -378,3 +380,8 @@ def test_without_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"PseudoNTK needs PyTorch.*pip install 'ntkdask\[torch\]'"):
         PseudoNTK(None)
+
+
+def test_scikit_learn_does_not_copy_the_module(net):
+    model = KernelRidgeRegressor(PseudoNTK(net), alphas=(0.1,))
+    assert clone(model).kernel.module is net

@@ -52,6 +52,10 @@ class _EmpiricalKernel:
     def _get(self, field: str) -> Any:
         return getattr(self, field)
 
+    def __sklearn_clone__(self) -> _EmpiricalKernel:
+        """Itself: it is frozen, and scikit-learn's clone would copy the module's weights."""
+        return self
+
     @property
     def _kind(self) -> str | int:
         return "pseudo"
