@@ -1,7 +1,7 @@
 """Sums of products of gradients into one kernel matrix, in place: K += L Rᵀ, and K += Σ_ts (A Bᵀ)∘(G Hᵀ) where L is never formed.
 
-On the CPU the products are those of NumPy's BLAS (SYRK for symmetric matrices) on the tensors' own memory. On a GPU
-a symmetric matrix is a triangle of row blocks. Called by `tangent`.
+A symmetric matrix is a triangle of row blocks, or of many rows on a CPU one of SYRK, of SciPy's BLAS on the tensors' own memory: its
+threads and torch's keep each other waiting, which few rows do not pay for. Called by `tangent`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ Tensor = torch.Tensor
 
 TRIANGLE_ROWS = 2048
 """Rows of a block of a symmetric matrix on a GPU."""
+SYRK_ROWS = 1024
+SMALLEST_BLOCK = 128
+"""Rows from which SYRK serves on a CPU; rows of a block at least below."""
 MIRROR_ROWS = 64
 """Rows of a block in which a symmetric matrix is made whole."""
 
@@ -35,27 +38,27 @@ class Accumulator:
             return
         right = left if right is None else right
         if self.k.is_cuda:
-            self._add_on_device(left, right)
+            self._add_blocks(left, right, TRIANGLE_ROWS)
             return
         if self.precision == "bfloat16":
             left, right = (t.bfloat16().to(self.k.dtype) for t in (left, right))
-        a, b, c = left.contiguous().numpy(), right.contiguous().numpy(), self.k.numpy()
-        single = self.k.dtype == torch.float32
+        if not self.symmetric or len(left) < SYRK_ROWS:
+            self._add_blocks(left, right, max(SMALLEST_BLOCK, -(-len(left) // 4)))
+            return
         # C order is Fortran order transposed: K's upper triangle is Kᵀ's lower one
-        if self.symmetric:
-            syrk = blas.ssyrk if single else blas.dsyrk
-            syrk(1.0, a.T, beta=1.0, c=c.T, trans=1, lower=1, overwrite_c=1)
-        else:
-            gemm = blas.sgemm if single else blas.dgemm
-            gemm(1.0, b.T, a.T, beta=1.0, c=c.T, trans_a=1, overwrite_c=1)
+        syrk = blas.ssyrk if self.k.dtype == torch.float32 else blas.dsyrk
+        syrk(1.0, left.contiguous().numpy().T, beta=1.0, c=self.k.numpy().T, trans=1, lower=1, overwrite_c=1)
 
-    def _add_on_device(self, left: Tensor, right: Tensor) -> None:
-        step = TRIANGLE_ROWS if self.symmetric else len(left)
+    def _add_blocks(self, left: Tensor, right: Tensor, rows: int) -> None:
+        step = rows if self.symmetric else len(left)
         for i in range(0, len(left), step):
             first = i if self.symmetric else 0
             self._addmm(self.k[i : i + step, first:], left[i : i + step], right[first:].T)
 
     def _addmm(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        if not out.is_cuda:
+            torch.addmm(out, left, right, out=out)
+            return
         if self.precision == "bfloat16":
             try:
                 torch.addmm(out, left.bfloat16(), right.bfloat16(), out_dtype=out.dtype, out=out)
@@ -90,10 +93,7 @@ class Accumulator:
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         out = left.new_zeros(len(left), len(right))
-        if left.is_cuda:
-            self._addmm(out, left, right.T)
-        else:
-            Accumulator(out, False, self.precision).add(left, right)
+        Accumulator(out, False, self.precision).add(left, right)
         return out
 
     def finish(self) -> Tensor:
