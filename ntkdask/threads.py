@@ -59,6 +59,11 @@ def limited(threads: int) -> Iterator[None]:
         _task_threads.reset(token)
 
 
+def set_openmp(threads: int) -> None:
+    """Let OpenMP have `threads` threads from now on; `limited` gives back what was before it."""
+    _controller().select(user_api="openmp").limit(limits=threads)
+
+
 def on_threads(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """[call(item) for item in items], as many at a time as the task has threads, each with one BLAS thread: for calls that let go
     of the interpreter and are too small for BLAS to share out."""

@@ -49,6 +49,7 @@ def test_what_does_not_fit_is_skipped(monkeypatch):
     assert "gradients take" in empirical.measure("torch.func", "tiny", 1000, 1)["skipped"]
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path, capfd):
     empirical.main(
         ["--networks", "tiny", "--rows", "6", "--repeats", "1", "--threads", "1", "--json", str(tmp_path / "r")]

@@ -13,13 +13,14 @@ from sklearn.base import clone  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.func import functional_call, jacrev  # noqa: E402
 
-from ntkdask import KernelRidgeRegressor  # noqa: E402
+from ntkdask import KernelRidgeRegressor, threads  # noqa: E402
 from ntkdask.errors import InputError, MemoryBudgetError, MissingDependencyError  # noqa: E402
 from ntkdask.kernels import EmpiricalNTK, PseudoNTK  # noqa: E402
 from ntkdask.modules import empirical  # noqa: E402
 from ntkdask.modules.gradients import FORM_BYTES  # noqa: E402
 from ntkdask.modules.peak import PeakBytes  # noqa: E402
 from ntkdask.modules.tensors import as_array, as_tensor  # noqa: E402
+from ntkdask.modules.torch_threads import mkl_threads  # noqa: E402
 
 OUTPUTS = 4
 ROW = (6, 5, 3)
@@ -380,6 +381,27 @@ def test_without_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=r"PseudoNTK needs PyTorch.*pip install 'ntkdask\[torch\]'"):
         PseudoNTK(None)
+
+
+@pytest.mark.skipif(mkl_threads() is None, reason="a torch without MKL")
+def test_torch_and_mkl_run_with_the_threads_of_the_task(net):
+    """`limited` lowers OpenMP's threads, which torch reports; MKL keeps its own number, on which bits depend."""
+    before, seen = (torch.get_num_threads(), mkl_threads()), []
+
+    class Watched(nn.Sequential):
+        def forward(self, x):
+            seen.append((torch.get_num_threads(), mkl_threads()))
+            return super().forward(x)
+
+    PseudoNTK(Watched(net).eval())(images(4))
+    assert set(seen) == {(threads.current(), threads.current())}
+    seen.clear()
+    with threads.limited(1):
+        inside = torch.get_num_threads()
+        PseudoNTK(Watched(net).eval())(images(4))
+        assert torch.get_num_threads() == inside
+    assert set(seen) == {(1, 1)}
+    assert (torch.get_num_threads(), mkl_threads()) == before
 
 
 def test_scikit_learn_does_not_copy_the_module(net):

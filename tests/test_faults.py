@@ -221,6 +221,7 @@ def coefficients(metrics: dict) -> np.ndarray:
     return np.concatenate([found.coefficients, found.intercept[None]])
 
 
+@pytest.mark.slow
 def test_kernel_run_killed_in_its_matrix_and_in_its_factorisation(kernel_run):
     """SIGKILL of driver, scheduler and workers: half the matrix, then half the factor, then a worker alone."""
     folder, expected = kernel_run

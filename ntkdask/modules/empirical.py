@@ -57,7 +57,8 @@ class Request:
         each = call.known.outputs if self.kind == "full" else 1
 
         def fill(memory: int) -> torch.Tensor:
-            k = _zeros((n * each, m * each), call.dtype, call.of.device)
+            # torch's memory begins at a cache line, NumPy's anywhere: MKL's sums would follow, and with them the bits
+            k = torch.zeros(n * each, m * each, dtype=call.dtype, device=call.of.device)
             if not k.numel():
                 return k
             return call.tangent(memory).matrix(k, call.known, call.rows(x), None if y is None else call.rows(y))
@@ -125,7 +126,7 @@ class Request:
         module = build(self.module, self.what)
         dtype = torch.float64 if self.precision == "float64" else dtype_of(x)
         sample = x if len(x) else np.ones((1, *x.shape[1:]), x.dtype)
-        with torch.inference_mode(False):  # what is made in inference mode never takes part in a graph
+        with task_threads(), torch.inference_mode(False):  # what is made in inference mode never takes part in a graph
             of = Gradients(module, dtype, device_of(x), self.parameters, self.what)
             key = (purpose, tuple(x.shape[1:]), self.layout)
             known = of.survey(ArrayRows(sample, dtype, of.device, self.layout), key)
@@ -156,12 +157,6 @@ class _Call:
         with task_threads(), torch.inference_mode(False):
             found = within_memory(fill, self.request.memory_bytes, self.request.what)
         return as_array(found.to(dtype_of(like)), like)
-
-
-def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if device.type == "cuda":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, np.float32 if dtype == torch.float32 else np.float64))
 
 
 def within_memory(call: Callable[[int], T], memory_bytes: int, what: str) -> T:

@@ -239,7 +239,7 @@ class _Maker:
 
     def parameter(self, values: np.ndarray, trainable: bool) -> nn.Parameter:
         """In memory of its own."""
-        return nn.Parameter(torch.from_numpy(np.ascontiguousarray(values)), requires_grad=trainable)
+        return nn.Parameter(torch.tensor(values), requires_grad=trainable)
 
 
 def _linear(weights: Weights) -> nn.Module:

@@ -165,7 +165,7 @@ def filled(skeleton: Any, arrays: Arrays) -> Any:
     memo: dict[int, Any] = {}
     for _, t in _tensors(skeleton):
         name = str(t.dtype).removeprefix("torch.")
-        held = torch.from_numpy(np.array(arrays[name][position[name] : position[name] + t.numel() * _items(t)]))
+        held = torch.tensor(arrays[name][position[name] : position[name] + t.numel() * _items(t)])
         position[name] += t.numel() * _items(t)
         value = held.view(t.dtype).reshape(t.shape)
         if isinstance(t, torch.nn.Parameter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
@@ -14,15 +15,21 @@ from ntkdask import threads
 def task_threads() -> Iterator[None]:
     """Run the body with `threads.current()` threads within torch's operators, and give back what there was.
 
-    torch keeps a number of its own beside BLAS's and OpenMP's, which `threads.limited` does not reach.
+    torch speaks to OpenMP and to MKL, and reports OpenMP's number alone. `threads.limited` reaches OpenMP where it knows torch's copy
+    of it, and never MKL: so the number is always set, and both are given back.
     """
-    before = torch.get_num_threads()
-    wanted = threads.current()
-    if wanted == before:
-        yield
-        return
-    torch.set_num_threads(wanted)
+    openmp = torch.get_num_threads()
+    mkl = mkl_threads()
+    torch.set_num_threads(threads.current())
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(openmp if mkl is None else mkl)
+        if mkl not in (None, openmp):
+            threads.set_openmp(openmp)
+
+
+def mkl_threads() -> int | None:
+    """Threads that MKL has in this process now; None for a torch without it, or one that does not tell."""
+    found = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+    return int(found[1]) if found else None

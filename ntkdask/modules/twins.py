@@ -17,6 +17,9 @@ from torch.nn.parameter import is_lazy
 
 from ntkdask.errors import InputError, nearest
 
+CACHE_LINE = 64
+"""Bytes that torch's own memory is aligned to."""
+
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -116,7 +119,8 @@ def twin(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Modu
 
     def moved(tensor: torch.Tensor, own: bool) -> torch.Tensor:
         kind = dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.detach().to(device=device, dtype=kind, copy=own)
+        # the order of MKL's sums follows the alignment of what it reads, which is any for memory that was NumPy's
+        return tensor.detach().to(device=device, dtype=kind, copy=own or tensor.data_ptr() % CACHE_LINE > 0)
 
     writes = any(getattr(part, "max_norm", None) is not None for part in module.modules())
     memo: dict[int, object] = {}

@@ -175,6 +175,7 @@ def receipts(url):
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_everything_killed_and_resumed(tmp_path):
     """SIGKILL of driver, scheduler and workers at once; the module comes again with the resumed run."""
     x = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
