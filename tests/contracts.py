@@ -4,9 +4,11 @@ A class without an example fails `test_every_class_has_examples`: add a line her
 """
 
 import contextlib
+import gc
 import importlib
 import pkgutil
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -302,15 +304,19 @@ PYTHON_BYTES = 2**16
 """What Python's own objects, and other threads of the test process, may hold in `peak_bytes` beside arrays, which plans count."""
 
 
-def peak_bytes(call: Any) -> int:
+def peak_bytes(call: Any, planned: int) -> int:
     """Most bytes that arrays and objects held at once during `call()`, weights included; compiled code is warm.
 
-    What other threads of the process hold meanwhile, as those of an earlier test's client, only adds: the least of as many calls as
-    it takes until two agree on it to a hundredth, at most 20. torch's tensors, which Python does not see, are added at their own peak.
+    What other threads of the process hold meanwhile, as those of an earlier test's client, only adds, and passes: the first of 20
+    calls, some time apart, that stays within what is planned and PYTHON_BYTES, or the least. torch's tensors, which Python does not
+    see, are added at their own peak.
     """
     call()
     peaks: list[int] = []
-    while len(peaks) < 20 and sum(peak <= 1.01 * min(peaks) for peak in peaks) < 2:
+    while len(peaks) < 20 and not (peaks and peaks[-1] <= planned + PYTHON_BYTES):
+        if peaks:
+            gc.collect()
+            time.sleep(0.02 * len(peaks))
         cache.shared.clear()
         tracemalloc.start()
         try:

@@ -258,8 +258,8 @@ def test_the_pair_is_an_object():
 @pytest.mark.parametrize("network", [fully_connected(2), fully_connected(1, "erf")], ids=["relu", "erf"])
 def test_workspace_of_the_pair(network):
     pair, x = both(network), rows(600, width=30)
-    peak = peak_bytes(lambda: pair(x))
     planned = pair.workspace_bytes(600, 600, 8, (30,))
+    peak = peak_bytes(lambda: pair(x), planned)
     assert peak <= planned + PYTHON_BYTES
     assert planned <= 4 * peak
 

@@ -27,7 +27,7 @@ from ntkdask.modules.torch_threads import task_threads
 
 T = TypeVar("T")
 
-OBJECT_BYTES = 2**12
+OBJECT_BYTES = 2**13
 """Python objects of a layer or parameter in a private copy."""
 LEAST_BYTES = 2**20
 """Below this a budget is not halved any more."""

@@ -424,8 +424,8 @@ def test_the_workspace_of_a_fitted_map_is_declared(depth, kernel, dtype):
         fully_connected(depth), 600, kernel=kernel, sampling="optimized", alignment=Alignment(2000, 4.0)
     )
     fitted = base.fit(x, x[:, :2].astype(float) ** 2)
-    peak = peak_bytes(lambda: fitted(x))
     declared = fitted.workspace_bytes(500, x.itemsize, (20,))
+    peak = peak_bytes(lambda: fitted(x), declared)
     assert peak <= declared + PYTHON_BYTES
     assert declared <= 4 * peak
     assert declared <= base.workspace_bytes(500, x.itemsize, (20,)) * 1.01
@@ -448,7 +448,7 @@ def test_the_memory_of_a_pass_is_declared(n, d, law, dtype):
         base.accumulate(1, learned, batch, sums)
         base.finish(1, learned, sums, training)
 
-    peak = peak_bytes(first_layer)
+    peak = peak_bytes(first_layer, declared)
     assert peak <= declared + PYTHON_BYTES
     assert declared <= 4 * peak
     sums = base.begin(1, learned, training)

@@ -263,8 +263,8 @@ def test_memory_of_calls_and_of_fitting_is_declared(landmarks):
     x = points(1500, 30)
     feature_map = Nystrom(RBF(0.01), 150, landmarks=landmarks)
     fitted = feature_map.fit(x)
-    peak = peak_bytes(lambda: fitted(x))
     planned = fitted.workspace_bytes(1500, 8, (30,))
+    peak = peak_bytes(lambda: fitted(x), planned)
     assert peak <= planned + PYTHON_BYTES
     assert planned <= feature_map.workspace_bytes(1500, 8, (30,))
     assert planned <= 4 * peak
@@ -274,14 +274,14 @@ def test_memory_of_calls_and_of_fitting_is_declared(landmarks):
         sums = feature_map.begin(index, fitted.learned, training)
         feature_map.accumulate(index, fitted.learned, TrainingBatch(x, None, None, np.arange(1500)), sums)
 
-    peak = peak_bytes(accumulate)
     planned = feature_map.fit_bytes(1500, 8, (30,), 0)
+    peak = peak_bytes(accumulate, planned)
     assert peak <= planned + PYTHON_BYTES
     assert planned <= 4 * peak
     sums = feature_map.begin(index, fitted.learned, training)
     feature_map.accumulate(index, fitted.learned, TrainingBatch(x, None, None, np.arange(1500)), sums)
-    peak = peak_bytes(lambda: feature_map.finish(index, fitted.learned, sums, training))
     planned = feature_map.finish_bytes(8, (30,), 0)
+    peak = peak_bytes(lambda: feature_map.finish(index, fitted.learned, sums, training), planned)
     assert peak <= planned + PYTHON_BYTES
     assert planned <= 4 * peak
 

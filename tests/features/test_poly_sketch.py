@@ -238,8 +238,8 @@ def test_workspace_is_declared(n, d, p, m, leaves):
     x = matrix(n, d, "float32")
     sketch = PolySketch(p, m, 11, ("memory",), leaves)
     for degrees in (None, [p]):
-        peak = peak_bytes(lambda degrees=degrees: sketch(x, degrees=degrees))
         planned = sketch.workspace_bytes(n, d, 4, degrees)
+        peak = peak_bytes(lambda degrees=degrees: sketch(x, degrees=degrees), planned)
         assert peak <= planned + PYTHON_BYTES
         assert planned <= 3 * peak + 2**18
 
