@@ -5,14 +5,14 @@ import pytest
 from ntkdask import arrays, cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_worker():
     """A client of one worker, which has every core; tests that kill or measure workers start their own."""
     with cluster.connect(n_workers=1, cuda=False, worker_memory="2 GiB", dashboard_port=0) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_workers():
     """A client of two workers; tests that kill or measure workers start their own."""
     with cluster.connect(n_workers=2, cuda=False, worker_memory="2 GiB", dashboard_port=0) as client:

@@ -8,7 +8,6 @@ import gc
 import importlib
 import pkgutil
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -300,23 +299,16 @@ def images(n: int, dtype: str = "float64", seed: int = 0) -> np.ndarray:
     return rows(n, dtype, seed).reshape(n, *IMAGE)
 
 
-PYTHON_BYTES = 2**16
-"""What Python's own objects, and other threads of the test process, may hold in `peak_bytes` beside arrays, which plans count."""
-
-
 def peak_bytes(call: Any, planned: int) -> int:
     """Most bytes that arrays and objects held at once during `call()`, weights included; compiled code is warm.
 
-    What other threads of the process hold meanwhile, as those of an earlier test's client, only adds, and passes: the first of 20
-    calls, some time apart, that stays within what is planned and PYTHON_BYTES, or the least. torch's tensors, which Python does not
-    see, are added at their own peak.
+    The first of three calls that stays within what is planned, or the least: other threads of the process, and collections that
+    happen to be due, only add. torch's tensors, which Python does not see, are added at their own peak.
     """
     call()
     peaks: list[int] = []
-    while len(peaks) < 20 and not (peaks and peaks[-1] <= planned + PYTHON_BYTES):
-        if peaks:
-            gc.collect()
-            time.sleep(0.02 * len(peaks))
+    while len(peaks) < 3 and not (peaks and peaks[-1] <= planned):
+        gc.collect()
         cache.shared.clear()
         tracemalloc.start()
         try:

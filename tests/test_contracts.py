@@ -10,7 +10,6 @@ from contracts import (
     KERNELS,
     LEARNED,
     MAPS,
-    PYTHON_BYTES,
     images,
     import_all,
     normwise,
@@ -187,7 +186,7 @@ def test_kernel_workspace_is_declared(example, n, m, width, dtype):
     y = None if m is None else rows(m, dtype, seed=1, width=width)
     planned = kernel.workspace_bytes(n, m or n, x.itemsize, (width,))
     peak = peak_bytes(lambda: kernel(x, y), planned)
-    assert peak <= planned + PYTHON_BYTES
+    assert peak <= planned + 2**14  # small vectors: norms, variances, Python objects
     assert planned <= 4 * peak
 
 
@@ -270,7 +269,7 @@ def test_map_workspace_is_declared(example, n, shape, dtype):
     x = np.random.default_rng(0).standard_normal((n, *shape)).astype(dtype)
     planned = feature_map.workspace_bytes(n, x.itemsize, shape)
     peak = peak_bytes(lambda: feature_map(x), planned)
-    assert peak <= planned + PYTHON_BYTES
+    assert peak <= planned
     assert planned <= 4 * peak
 
 

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 OBJECT_BYTES = 2**13
 """Python objects of a layer or parameter in a private copy."""
+CALL_BYTES = 2**16
+"""Python objects of a call beside them: hooks, slices, the rows of a pass."""
 LEAST_BYTES = 2**20
 """Below this a budget is not halved any more."""
 
@@ -88,7 +90,7 @@ class Request:
         each = call.known.outputs if self.kind == "full" else 1
         matrix = n * m * each**2 * (wide if wide == itemsize else wide + itemsize)
         peaks = [call.tangent(self.memory_bytes).budget(call.known, *sides).peak_bytes for sides in ((n, m), (n, None))]
-        private = sum(t.nbytes for t in call.of.copy.buffers())
+        private = CALL_BYTES + sum(t.nbytes for t in call.of.copy.buffers())
         private += OBJECT_BYTES * sum(1 for _ in (*call.of.copy.modules(), *call.of.copy.parameters()))
         if gpu_usable():
             # rows may come on the GPU, where passes and temporaries are larger

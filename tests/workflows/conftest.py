@@ -3,6 +3,6 @@
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(two_workers):
     return two_workers
