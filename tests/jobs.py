@@ -61,7 +61,7 @@ def ridge_job(data: Dataset, test: Dataset | None = None, **changes: Any) -> Rid
     return RidgeJob("tiny", data, test, **{**options, **changes})
 
 
-COMMAND = [sys.executable, "-c", "from ntkdask.cli import main; main()", "run"]
+COMMAND = [sys.executable, "-m", "ntkdask", "run"]
 """`ntkdask run` in a process of its own."""
 
 SMALL_JOB = {

@@ -72,7 +72,34 @@ def test_a_fast_kernel_is_measured_too(plan):
     assert "time of kernel-tile" in text
 
 
-def test_features_tell_no_time(plan, tmp_path):
-    table = 'name = "ridge"\ndata = { url = "images.zarr", split = { test = 0.2 } }\n'
-    (tmp_path / "job.toml").write_text(table)
-    assert "time of" not in plan()
+FEATURES = """
+name = "ridge"
+data = { url = "images.zarr", split = { test = 0.2 } }
+[network]
+preset = "fully_connected"
+depth = 1
+[features]
+type = "NTKRandomFeatures"
+n_components = 32
+"""
+
+
+def test_time_of_features_is_predicted(plan, tmp_path):
+    (tmp_path / "job.toml").write_text(FEATURES)
+    text = plan("--workers", "3")
+    assert re.search(r"pace \d.* a row of features, measured on batches of \d+ with \d+ threads? ", text)
+    assert re.search(r"time of gram-slab .* on 3 slots: features \d.*, products \d", text)
+    assert re.search(r"time of predict .* on 3 slots", text)
+    assert "time of" not in plan("--no-calibrate")
+
+
+def test_rows_themselves_are_their_features(plan, tmp_path):
+    (tmp_path / "job.toml").write_text(FEATURES[: FEATURES.index("[network]")])
+    assert re.search(r"time of gram-slab .*: features 0 s, products \d", plan())
+
+
+def test_a_map_that_learns_tells_no_time(plan, tmp_path):
+    (tmp_path / "job.toml").write_text(FEATURES + 'sampling = "optimized"\n')
+    text = plan()
+    assert "memory of features-slab" in text
+    assert "time of" not in text

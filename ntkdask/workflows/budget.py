@@ -19,7 +19,7 @@ from ntkdask.features.fitting import DataDependentMap, learns, uses_targets
 from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.solvers.gram import packed_length
 from ntkdask.tiles import Plan, format_bytes, largest_rows, slab_rows
-from ntkdask.workflows.pace import Pace
+from ntkdask.workflows.pace import Pace, RowPace
 
 BASE_BYTES = 320 * 2**20
 """A worker before its first task: Python, NumPy, SciPy, Numba, Zarr, Dask and its buffers (220 to 300 MiB measured)."""
@@ -31,8 +31,8 @@ BATCH_ROWS = 4096
 @dataclass(frozen=True)
 class Resources:
     """What a plan may count on: the smallest worker's memory for one task (None: unknown), its device memory (0: no GPU),
-    threads of a task among others and of one alone on its host, how many tasks run at once, and the measured pace of the kernel at
-    hand (None: not measured)."""
+    threads of a task among others and of one alone on its host, how many tasks run at once, and the measured pace of the kernel, or of
+    the map, at hand (None: not measured)."""
 
     memory_bytes: int | None = None
     device_bytes: int = 0
@@ -40,6 +40,7 @@ class Resources:
     solve_threads: int = 1
     slots: int = 1
     pace: Pace | None = None
+    row_pace: RowPace | None = None
 
     @classmethod
     def here(cls) -> Resources:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,9 @@ from ntkdask.rows import DatasetRows
 from ntkdask.store import free_bytes
 from ntkdask.tiles import Plan, format_bytes
 from ntkdask.workflows.budget import Costs, Resources, RidgePlan, RidgeShape, costs_of, plan_ridge
+from ntkdask.workflows.calibrate_features import calibrate_features
 from ntkdask.workflows.fit_ridge import RidgeFit, RidgeOptions, fit_ridge
+from ntkdask.workflows.pace import duration, elapsed_seconds
 from ntkdask.workflows.progress import Listener, Record
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
@@ -229,6 +231,37 @@ class RidgeJob(TrainingJob):
             fold.train, fold.groups, self.options, plan, features=self.features, steps=self.steps, n_classes=self.n_classes,
             k=self.n_targets, url=site.url, client=site.client, listener=site.listener, record=site.record, name=site.name,
         )  # fmt: skip
+
+    def measured(self, resources: Resources, client: Any = None, *, always: bool = False) -> Resources:
+        """With the pace of the map where the time is to be told; it decides nothing."""
+        if not always:
+            return resources
+        plan, m = self.plan_for(resources)[0], self.shape().m
+        pace = calibrate_features(
+            self.features, self.train.row_shape, plan.dtype, plan.batch_rows, m,
+            client=client, slots=resources.slots, n_threads=resources.threads, device=plan.device,
+        )  # fmt: skip
+        return replace(resources, row_pace=pace)
+
+    def time_words(self, plan: RidgePlan, resources: Resources) -> dict[str, str]:
+        """Seconds of the Gram sums, features and products, and of predictions; neither reading nor solving is among them."""
+        pace, shape, slots = resources.row_pace, self.shape(), resources.slots
+        if pace is None:
+            return {}
+        rows = shape.n_runs * shape.n_train * (2 if shape.selection == "loo" else 1)
+        slabs, tiles = (-(-shape.n_total // size) for size in (plan.slab_rows, plan.tile_rows))
+        mapped, products = (
+            elapsed_seconds(work, shape.n_runs * slabs, slots)
+            for work in (rows * pace.row_seconds, pace.product_seconds(rows, shape.m))
+        )
+        predict = elapsed_seconds(self.n_predicted * pace.row_seconds, max(1, tiles), slots)
+        on = f"on {slots} slot{'s' if slots != 1 else ''}"
+        return {
+            "pace": f"{duration(pace.row_seconds)} a row of features, measured on batches of {pace.rows:,} with {pace.threads} "
+            f"thread{'s' if pace.threads != 1 else ''}",
+            "time of gram-slab": f"{duration(mapped + products)} {on}: features {duration(mapped)}, products {duration(products)}",
+            "time of predict": f"{duration(predict)} {on}",
+        }  # fmt: skip
 
     def size_words(self, plan: RidgePlan) -> dict[str, str]:
         """Features and slabs."""

@@ -1,7 +1,7 @@
-"""How fast a kernel is, and what follows from it: seconds of a tile and of a matrix, tiles that take minutes and not hours.
+"""How fast a kernel or a map is, and what follows: seconds of a tile, of a matrix, of Gram sums; tiles of minutes and not hours.
 
-Pure arithmetic on what `calibrate` measured. A tile is what a killed worker loses and what is dealt to workers: for a kernel of a
-microsecond an entry memory bounds it, for one of a millisecond time does.
+Pure arithmetic on what `calibrate` and `calibrate_features` measured. A tile is what a killed worker loses and what is dealt to
+workers: for a kernel of a microsecond an entry memory bounds it, for one of a millisecond time does.
 """
 
 from __future__ import annotations
@@ -84,6 +84,21 @@ class Pace:
     def _bounded(self, shared: float, least: float, rows_in: Callable[[float], float]) -> int:
         wanted = max(rows_in(LEAST_TILE_SECONDS), min(rows_in(TILE_SECONDS), shared))
         return max(1, int(max(wanted, math.ceil(least))))
+
+
+@dataclass(frozen=True)
+class RowPace:
+    """A feature map's measured speed in one task, while every slot runs one: seconds of a row, on batches of `rows` with `threads`
+    threads; product_rate: flops a second of Gram sums, counted as m² a row of m features."""
+
+    row_seconds: float
+    product_rate: float
+    rows: int
+    threads: int
+
+    def product_seconds(self, rows: int, m: int) -> float:
+        """Seconds of the Gram sums of rows of m features, the features not counted."""
+        return rows * float(m) ** 2 / self.product_rate
 
 
 def _blocks(tiles: int) -> int:
