@@ -199,6 +199,10 @@ def speed(a: argparse.Namespace) -> None:
     cases: list[tuple[str, FeatureMap, Callable[..., np.ndarray], np.ndarray, np.ndarray]] = [
         ("NTKRandomFeatures, depth 1", NTKRandomFeatures(shallow, m), lambda x, s: dense.random_features(x, m, 1, s), rows, few),
         (
+            "the same, structured, exact norms", NTKRandomFeatures(shallow, m, sampling="structured", exact_norms=True),
+            lambda x, s: dense.random_features(x, m, 1, s), rows, few,
+        ),
+        (
             "NTKSketch, degree 8", NTKSketch(shallow, m, degree=8),
             lambda x, s: dense.polynomial_sketch(x, m, 1, 8, s), rows, few,
         ),
@@ -217,7 +221,7 @@ def speed(a: argparse.Namespace) -> None:
         own_error = relative_error(lambda s, f=feature_map, x=sample: f.replace(seed=s)(x), exact)
         plain_error = relative_error(lambda s, f=written_out, x=sample: f(x, s), exact)
         print(
-            f"{name:28s} m {feature_map.n_components:6d}: {len(x) / own:10.4g} a second, error {own_error:.4f}; "
+            f"{name:34s} m {feature_map.n_components:6d}: {len(x) / own:10.4g} a second, error {own_error:.4f}; "
             f"written out {len(x) / plain:10.4g} a second, error {plain_error:.4f}; {plain / own:.1f} times",
             flush=True,
         )

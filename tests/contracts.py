@@ -158,7 +158,16 @@ MAPS = [
     Example("ArcCosineFeatures", {"n_components": 64, "order": 0}, "0"),
     Example("ArcCosineFeatures", {"n_components": 64, "order": 1}, "1"),
     Example("ArcCosineFeatures", {"n_components": 64, "order": 1, "sampling": "spherical"}, "spherical"),
+    Example("ArcCosineFeatures", {"n_components": 64, "order": 0, "sampling": "structured"}, "structured step"),
+    Example("ArcCosineFeatures", {"n_components": 65, "order": 1, "sampling": "structured"}, "structured"),
     Example("NTKRandomFeatures", {"network": fully_connected(1), "n_components": 64}, "depth 1"),
+    Example("NTKRandomFeatures", {"network": BIASED, "n_components": 65, "sampling": "structured"}, "structured"),
+    Example(
+        "NTKRandomFeatures",
+        {"network": GENERAL, "n_components": 64, "sampling": "structured", "exact_norms": True},
+        "exact norms",
+        bias_order=1.0,
+    ),
     Example(
         "NTKRandomFeatures", {"network": fully_connected(1), "n_components": 64, "sampling": "spherical"}, "spherical"
     ),
@@ -192,6 +201,7 @@ MAPS = [
     Example("FourierFeatures", {"n_components": 64, "gamma": 0.2}),
     Example("FourierFeatures", {"n_components": 65, "gamma": 0.2}, "odd"),
     Example("FourierFeatures", {"n_components": 64, "gamma": 0.2, "sampling": "orthogonal"}, "orthogonal"),
+    Example("FourierFeatures", {"n_components": 65, "gamma": 0.2, "sampling": "structured"}, "structured"),
     # 64 units of 7 parameters, 80 of 8 and two columns left over
     Example(
         "GradientFeatures", {"network": fully_connected(1), "n_components": 448}, "relu", workspace_components=2100

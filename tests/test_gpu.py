@@ -26,7 +26,7 @@ def x(request):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("sampling", ["gaussian", "spherical"])
+@pytest.mark.parametrize("sampling", ["gaussian", "spherical", "structured"])
 def test_ntk_features(x, depth, sampling):
     features = NTKRandomFeatures(fully_connected(depth, bias_variance=0.1), 700, sampling=sampling)
     there = arrays.to_host(features(arrays.to_device(x)))
@@ -37,9 +37,10 @@ def test_ntk_features(x, depth, sampling):
     assert np.abs(there @ there.T - here @ here.T).max() <= 50 * TOLERANCE[x.dtype.name] * scale
 
 
+@pytest.mark.parametrize("sampling", ["gaussian", "structured"])
 @pytest.mark.parametrize("order", [0, 1])
-def test_arc_cosine_features(x, order):
-    features = ArcCosineFeatures(256, order)
+def test_arc_cosine_features(x, order, sampling):
+    features = ArcCosineFeatures(256, order, sampling=sampling)
     difference = arrays.to_host(features(arrays.to_device(x))) - features(x)
     assert (np.abs(difference) > TOLERANCE[x.dtype.name] * 10).mean() < 1e-3
 

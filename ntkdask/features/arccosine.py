@@ -13,10 +13,19 @@ from ntkdask.cache import shared
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import FeatureMapBase, require_components
 from ntkdask.features.gibbs import gibbs_directions
+from ntkdask.features.hadamard import padded_size
+from ntkdask.features.structured import (
+    RELU,
+    STEP,
+    StructuredDirections,
+    scratch_bytes,
+    structured_bytes,
+    structured_directions,
+)
 from ntkdask.kernels.arccosine import ArcCosine
 from ntkdask.registry import register
 
-SAMPLINGS = ("gaussian", "spherical")
+SAMPLINGS = ("gaussian", "spherical", "structured")
 
 
 def require_sampling(sampling: str, known: tuple[str, ...] = SAMPLINGS) -> str:
@@ -26,20 +35,29 @@ def require_sampling(sampling: str, known: tuple[str, ...] = SAMPLINGS) -> str:
     return sampling
 
 
-def step_weights(seed: int, path: seeds.Path, d: int, m: int, like: Array) -> Array:
-    """(d, m) Gaussian directions in like's dtype and on its device; only their signs' geometry matters."""
+Weights = Array | StructuredDirections
+"""(d, m) directions: a matrix, or a product that stands for one."""
+
+
+def step_weights(seed: int, path: seeds.Path, d: int, m: int, like: Array, sampling: str = "gaussian") -> Weights:
+    """(d, m) Gaussian directions in like's dtype and on its device, or "structured" ones; only their signs' geometry matters."""
+    if sampling == "structured":
+        return structured_directions(seed, path, d, m, like)
     return _cached("step", seed, path, d, m, like, lambda: seeds.normals(seed, path, d, m, like.dtype.name))
 
 
 def relu_weights(
     seed: int, path: seeds.Path, d: int, m: int, sampling: str, like: Array, n_sweeps: int = 1
-) -> Array:  # fmt: skip
+) -> Weights:  # fmt: skip
     """(d, m) weights with the factor that makes relu(xᵀW) features of κ₁: E⟨relu(xᵀW), relu(yᵀW)⟩ = ‖x‖‖y‖κ₁.
 
     "gaussian": √(2/m)·N(0, I). "spherical": √(2d/m)·u, u uniform on the sphere, which has exactly the law of the
     leverage-score features of Zandieh et al. 2021, eq. 15: p(w) ∝ ‖w‖²exp(−‖w‖²/2) is isotropic and only w/‖w‖ enters.
-    "gibbs": the same with `n_sweeps` sweeps of the paper's sampler in place of the exact law.
+    "gibbs": the same with `n_sweeps` sweeps of the paper's sampler in place of the exact law. "structured": the spherical law for rows
+    padded to a power of two, products by Walsh–Hadamard transforms, directions of one transform dependent (`structured`).
     """
+    if sampling == "structured":
+        return structured_directions(seed, path, d, m, like, math.sqrt(2.0 / m))
     dtype = like.dtype.name
 
     def make() -> np.ndarray:
@@ -59,16 +77,20 @@ def _cached(law: str, seed: int, path: seeds.Path, d: int, m: int, like: Array, 
     return shared.get(key, lambda: to_device(make(), device))
 
 
-def step_into(x: Array, weights: Array, out: Array) -> Array:
+def step_into(x: Array, weights: Weights, out: Array) -> Array:
     """out ← step(x·weights) as 0 and 1 (1 where positive); x (n, d), weights (d, m), out (n, m)."""
+    if isinstance(weights, StructuredDirections):
+        return weights.into(x, out, STEP)
     xp = namespace(x)
     xp.matmul(x, weights, out=out)
     xp.greater(out, 0, out=out)
     return out
 
 
-def relu_into(x: Array, weights: Array, out: Array) -> Array:
+def relu_into(x: Array, weights: Weights, out: Array) -> Array:
     """out ← max(x·weights, 0); x (n, d), weights (d, m), out (n, m), which may be a column slice."""
+    if isinstance(weights, StructuredDirections):
+        return weights.into(x, out, RELU)
     xp = namespace(x)
     xp.matmul(x, weights, out=out)
     xp.maximum(out, 0, out=out)
@@ -81,8 +103,9 @@ class ArcCosineFeatures(FeatureMapBase):
     """Random features of ArcCosine(order): unbiased, variance O(1/n_components).
 
     order 0: √(2/m)·step(Wᵀx), estimates κ₀(cos); order 1: √(2/m)·relu(Wᵀx), estimates ‖x‖‖y‖κ₁(cos), or the same kernel
-    from directions on the sphere (`sampling="spherical"`: leverage-score sampling, smaller variance).
-    Source: Cho & Saul 2009; Zandieh et al. 2021, eq. 11 and 15.
+    from directions on the sphere (`sampling="spherical"`: leverage-score sampling, smaller variance). "structured": directions by
+    Walsh–Hadamard transforms, in a fraction of the time (`structured`).
+    Source: Cho & Saul 2009; Zandieh et al. 2021, eq. 11 and 15; Le et al. 2013.
     """
 
     n_components: int
@@ -108,7 +131,7 @@ class ArcCosineFeatures(FeatureMapBase):
         path = ("arccosine", self.order)
         if self.order:
             return relu_into(x, relu_weights(self.seed, path, x.shape[1], self.n_components, self.sampling, x), out)
-        step_into(x, step_weights(self.seed, path, x.shape[1], self.n_components, x), out)
+        step_into(x, step_weights(self.seed, path, x.shape[1], self.n_components, x, self.sampling), out)
         out[~x.any(axis=1)] = 0.5  # step(0) = ½ makes a zero row's products those of κ₀(0) = ½
         out *= out.dtype.type(math.sqrt(2.0 / self.n_components))
         return out
@@ -117,11 +140,25 @@ class ArcCosineFeatures(FeatureMapBase):
         """The result, and (with the shape of a row) weights."""
         d = math.prod(row_shape or (0,))
         m = self.n_components
-        return (n + d) * m * itemsize + drawing_bytes(d, m)
+        weights = weights_bytes(d, m, itemsize, self.sampling) + product_bytes(n, d, itemsize, self.sampling)
+        return n * m * itemsize + weights + drawing_bytes(d, m, self.sampling)
+
+
+def weights_bytes(d: int, m: int, itemsize: int, sampling: str) -> int:
+    """Bytes of (d, m) weights."""
+    return structured_bytes(d, m, itemsize) if sampling == "structured" else d * m * itemsize
+
+
+def product_bytes(n: int, d: int, itemsize: int, sampling: str) -> int:
+    """Bytes beside the result of a product of n rows with weights."""
+    return scratch_bytes(n, d, itemsize) if sampling == "structured" else 0
 
 
 def drawing_bytes(d: int, m: int, sampling: str = "gaussian") -> int:
     """Bytes beside (d, m) weights while they are drawn: one block of columns as bits and in float64 steps; for the Gibbs sampler also
     the state of the sweep and its uniforms."""
+    if sampling == "structured":
+        d = padded_size(d)
+        m = -(-m // d)
     kept = 3 * 8 * d * min(m, seeds.COLUMN_BLOCK) if sampling == "gibbs" else 0
     return 5 * 8 * d * min(m, seeds.COLUMN_BLOCK) + kept

@@ -14,13 +14,14 @@ from ntkdask import seeds, threads
 from ntkdask.arrays import Array, is_device_array, namespace, to_device
 from ntkdask.cache import shared
 from ntkdask.errors import InputError, nearest
-from ntkdask.features.arccosine import drawing_bytes
+from ntkdask.features.arccosine import drawing_bytes, product_bytes, weights_bytes
 from ntkdask.features.base import FeatureMapBase, require_components
+from ntkdask.features.structured import structured_directions
 from ntkdask.kernels.base import flat_rows
 from ntkdask.kernels.rbf import RBF
 from ntkdask.registry import register
 
-SAMPLINGS = ("gaussian", "orthogonal")
+SAMPLINGS = ("gaussian", "orthogonal", "structured")
 
 
 @register("feature map")
@@ -30,9 +31,10 @@ class FourierFeatures(FeatureMapBase):
 
     Unbiased; a pair's products give cos(wᵀ(x − y)), so ⟨φ(x), φ(x)⟩ = 1 for every draw. An odd m ends with √(2/m)·cos(wᵀx + b),
     b uniform on [0, 2π). sampling: "gaussian", or "orthogonal", where each d frequencies have orthogonal directions and
-    independent lengths of the same law, which is unbiased too and of no larger variance for rows that are near each other.
+    independent lengths of the same law, which is unbiased too and of no larger variance for rows that are near each other;
+    "structured": products by Walsh–Hadamard transforms, unbiased, several times faster from some hundred features of a row on.
     Raises InputError for n_components < 1, gamma <= 0, unknown sampling and rows without features.
-    Source: Rahimi & Recht 2007; Yu et al. 2016 (orthogonal).
+    Source: Rahimi & Recht 2007; Yu et al. 2016 (orthogonal); Le et al. 2013 (structured).
     """
 
     n_components: int
@@ -56,26 +58,35 @@ class FourierFeatures(FeatureMapBase):
         x, pairs = flat_rows(x), self.n_components // 2
         xp = namespace(x)
         out = xp.empty((x.shape[0], self.n_components), x.dtype)
-        frequencies = self._frequencies(x)
         cosines, sines, last = out[:, :pairs], out[:, pairs : 2 * pairs], out[:, 2 * pairs :]
-        xp.matmul(x, frequencies[:, :pairs], out=cosines)
-        xp.sin(cosines, out=sines)
-        xp.cos(cosines, out=cosines)
+        self._products_into(x, out[:, : pairs + last.shape[1]])
         if last.shape[1]:
-            xp.matmul(x, frequencies[:, pairs:], out=last)
+            last[:] = out[:, pairs : pairs + 1]
             last += x.dtype.type(2 * math.pi * seeds.uniforms(self.seed, ("fourier", "phase"), 1)[0])
             xp.cos(last, out=last)
+        xp.sin(cosines, out=sines)
+        xp.cos(cosines, out=cosines)
         out *= x.dtype.type(math.sqrt(2.0 / self.n_components))
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
         """The result, and (with the shape of a row) the frequencies and their drawing."""
         d, m = math.prod(row_shape or (0,)), -(-self.n_components // 2)
-        drawing = drawing_bytes(d, m)
+        drawing = drawing_bytes(d, m, self.sampling)
         if self.sampling == "orthogonal":
             # a block, its factor and LAPACK's copies of both
             drawing += 4 * 8 * d * min(d, m)
-        return n * self.n_components * itemsize + d * m * itemsize + drawing
+        held = weights_bytes(d, m, itemsize, self.sampling) + product_bytes(n, d, itemsize, self.sampling)
+        # NumPy's sines of strided columns go through buffers of 8 192 numbers
+        return n * self.n_components * itemsize + held + drawing + 2 * 8192 * itemsize
+
+    def _products_into(self, x: Array, out: Array) -> None:
+        """out (n, ⌈m/2⌉) ← xᵀw of every frequency."""
+        if self.sampling == "structured":
+            scale, path = math.sqrt(2.0 * self.gamma), ("fourier", "frequencies")
+            structured_directions(self.seed, path, x.shape[1], out.shape[1], x, scale, "gaussian").into(x, out)
+        else:
+            namespace(x).matmul(x, self._frequencies(x), out=out)
 
     def _frequencies(self, x: Array) -> Array:
         """(d, ⌈m/2⌉) in x's dtype and on its device, drawn once per process."""

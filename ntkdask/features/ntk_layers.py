@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ntkdask.activations import ReLU
-from ntkdask.arrays import Array, namespace
+from ntkdask.arrays import Array, is_device_array, namespace
+from ntkdask.compiled import compiled
 from ntkdask.errors import InputError
-from ntkdask.features.arccosine import relu_into, step_into
+from ntkdask.features.arccosine import Weights, relu_into, step_into
+from ntkdask.features.hadamard import over_rows, row_memory, unit_stride
 from ntkdask.features.sketches import TensorSRHT
 from ntkdask.networks import Activation, Dense, Network
 
@@ -38,8 +40,8 @@ class LayerWeights:
     share, factors: a step feature is √share times 0 or 1, times its own factor (m₀,) where there are factors. sketch: m_s.
     """
 
-    relu: Array | None
-    step: Array | None
+    relu: Weights | None
+    step: Weights | None
     share: float
     sketch: int
     factors: Array | None = None
@@ -47,10 +49,15 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ReluLayers:
-    """The layers of [Dense, ReLU]×L + Dense as a map of row blocks; seed: of the sketches."""
+    """The layers of [Dense, ReLU]×L + Dense as a map of row blocks; seed: of the sketches.
+
+    exact_norms: ReLU and sketched features of every row are scaled to the lengths that they have in the mean, which are those of what
+    enters the layer.
+    """
 
     network: Network
     seed: int
+    exact_norms: bool = False
 
     @property
     def denses(self) -> tuple[Dense, ...]:
@@ -127,12 +134,14 @@ class ReluLayers:
             out[:, -1] = math.sqrt(first.bias_variance)
         return out
 
-    def _relu_into(self, h: int, covariance: Array, weights: Array, out: Array) -> None:
+    def _relu_into(self, h: int, covariance: Array, weights: Weights, out: Array) -> None:
         """out ← [σ_w·φ, σ_b]: ReLU features of layer h as the next Dense layer weighs them."""
         following, m = self.denses[h + 1], weights.shape[1]
         relu_into(covariance, weights, out[:, :m])
         factor = math.sqrt(self._gain(h) / 2 * following.weight_variance)
-        if factor != 1.0:
+        if self.exact_norms:
+            _scale_to(out[:, :m], covariance, factor)
+        elif factor != 1.0:
             out[:, :m] *= out.dtype.type(factor)
         if out.shape[1] > m:
             out[:, m] = math.sqrt(following.bias_variance)
@@ -143,12 +152,46 @@ class ReluLayers:
         steps = step_into(covariance, layer.step, xp.empty((covariance.shape[0], m), covariance.dtype))
         if layer.factors is not None:
             steps *= layer.factors
-        scale = math.sqrt(layer.share * self._gain(h) / 2 * self.denses[h + 1].weight_variance)
-        TensorSRHT(out.shape[1], self.seed, ("ntk", h, "sketch"))(steps, tangent, out=out, scale=scale)
+        scale = math.sqrt(self._gain(h) / 2 * self.denses[h + 1].weight_variance)
+        sketch = TensorSRHT(out.shape[1], self.seed, ("ntk", h, "sketch"))
+        sketch(steps, tangent, out=out, scale=math.sqrt(layer.share) * scale)
+        if self.exact_norms:
+            _scale_to(out, tangent, scale)
 
     def _gain(self, h: int) -> float:
         layer = self.network.layers[2 * h + 1]
         return layer.gain if isinstance(layer, Activation) else 1.0
+
+
+def _scale_to(out: Array, like: Array, factor: float) -> None:
+    """Rows of `out` get factor times the lengths of the rows of `like`; rows of zeros stay."""
+    if is_device_array(out):
+        xp = namespace(out)
+        squares, wanted = (xp.einsum("ij,ij->i", a, a) for a in (out, like))
+        out *= (xp.sqrt(wanted / xp.where(squares > 0, squares, 1)) * factor).astype(out.dtype)[:, None]
+        return
+    (n, m), (flat, stride), (flat_like, stride_like) = out.shape, row_memory(out), row_memory(unit_stride(like))
+    kind = out.dtype.type
+
+    def work(start: int, stop: int) -> None:
+        _scale_rows(flat, stride, m, flat_like, stride_like, like.shape[1], kind(factor), kind(0), start, stop)
+
+    over_rows(work, n, n * (m + like.shape[1]))
+
+
+@compiled
+def _scale_rows(out, stride, columns, like, stride_like, width, factor, zero, first, last):
+    for r in range(first, last):
+        row, other = out[r * stride : r * stride + columns], like[r * stride_like : r * stride_like + width]
+        squares, wanted = zero, zero
+        for i in range(columns):
+            squares += row[i] * row[i]
+        for i in range(width):
+            wanted += other[i] * other[i]
+        if squares > 0:
+            scale = factor * math.sqrt(wanted / squares)
+            for i in range(columns):
+                row[i] *= scale
 
 
 def block_rows(widths: Sequence[Widths], itemsize: int) -> int:

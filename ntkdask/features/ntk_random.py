@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -21,7 +21,15 @@ from ntkdask.arrays import Array, flatten_rows, namespace, require_float
 from ntkdask.cache import shared
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.alignment import Alignment, Chosen, add_scores, scores_bytes
-from ntkdask.features.arccosine import drawing_bytes, relu_weights, require_sampling, step_weights
+from ntkdask.features.arccosine import (
+    Weights,
+    drawing_bytes,
+    product_bytes,
+    relu_weights,
+    require_sampling,
+    step_weights,
+    weights_bytes,
+)
 from ntkdask.features.base import require_components, row_blocks
 from ntkdask.features.fitting import DataDependentMap, Learned, Sums, Training, TrainingBatch
 from ntkdask.features.ntk_layers import (
@@ -37,7 +45,7 @@ from ntkdask.networks import Network
 from ntkdask.registry import register
 
 NAME = "NTKRandomFeatures"
-SAMPLINGS = ("gaussian", "spherical", "gibbs", "optimized")
+SAMPLINGS = ("gaussian", "spherical", "gibbs", "structured", "optimized")
 KERNELS = ("ntk", "nngp")
 
 
@@ -52,10 +60,13 @@ class NTKRandomFeatures(DataDependentMap):
     network: fully connected, ReLU, ending in Dense. n_relu = m₁ and n_step = m₀ (None: the split measured best per second,
     see `default_widths`). kernel: "ntk", or "nngp", whose features are the last layer's φ, n_components of them in every layer.
     sampling, of ReLU weights: "gaussian"; "spherical", the leverage-score sampling of Theorem 3 in exact form; "gibbs", the paper's
-    sampler of it, `n_sweeps` sweeps; "optimized": `fit` chooses, layer by layer and apart for φ̇ and φ, the features that agree best
-    with the targets (Das & Maity 2025), at most n_step and n_relu of them, see `Alignment` (None: its defaults). The fitted map has
-    n_components features in all, or only as many as were chosen where nothing is sketched (the NNGP); its kernel depends on the
-    targets and is not its `target`.
+    sampler of it, `n_sweeps` sweeps; "structured": ReLU and step weights by Walsh–Hadamard transforms, several times faster from some
+    hundred features of a row on (`structured`); "optimized": `fit` chooses, layer by layer and apart for φ̇ and φ, the features that
+    agree best with the targets (Das & Maity 2025), at most n_step and n_relu of them, see `Alignment` (None: its defaults). The fitted
+    map has n_components features in all, or only as many as were chosen where nothing is sketched (the NNGP); its kernel depends on
+    the targets and is not its `target`.
+    exact_norms: φ and Q² of every row and layer are scaled to their exact lengths, which takes most of the error of long rows' and
+    near rows' entries away and leaves a bias O(1/n_components); not with "optimized".
     Raises InputError for other networks or too few components. Source: Zandieh et al. 2021, Algorithm 2, eq. 11, 15.
     """
 
@@ -70,6 +81,7 @@ class NTKRandomFeatures(DataDependentMap):
     kernel: str = "ntk"
     n_sweeps: int = 1
     alignment: Alignment | None = None
+    exact_norms: bool = False
 
     def __post_init__(self) -> None:
         require_components(self.n_components)
@@ -82,6 +94,11 @@ class NTKRandomFeatures(DataDependentMap):
             raise InputError(
                 f"{NAME}: alignment is {self.alignment!r} with sampling={self.sampling!r}; it is an Alignment, and for "
                 'sampling="optimized".'
+            )
+        if not isinstance(self.exact_norms, bool) or (self.exact_norms and self.sampling == "optimized"):
+            raise InputError(
+                f"{NAME}: exact_norms is {self.exact_norms!r} with sampling={self.sampling!r}; expected true or false, and false for "
+                "optimised features, whose lengths the targets decide."
             )
         _ = self.widths
 
@@ -117,7 +134,8 @@ class NTKRandomFeatures(DataDependentMap):
 
     @functools.cached_property
     def _layers(self) -> ReluLayers:
-        return ReluLayers(self.network if self.kernel == "ntk" else readout_network(self.network), self.seed)
+        network = self.network if self.kernel == "ntk" else readout_network(self.network)
+        return ReluLayers(network, self.seed, self.exact_norms)
 
     def __call__(self, x: Array) -> Array:
         """(n, *s) → (n, n_components) of x's kind and dtype; InputError when the features are to be optimised and are not."""
@@ -147,11 +165,11 @@ class NTKRandomFeatures(DataDependentMap):
             out.append(LayerWeights(relu, step, 2.0 / max(w.step, 1), w.sketch))
         return out
 
-    def _candidates(self, h: int, kind: str, inputs: int, count: int, like: Array) -> Array:
+    def _candidates(self, h: int, kind: str, inputs: int, count: int, like: Array) -> Weights:
         """(inputs, count) weights of hidden layer h: of plain features, or of candidates to choose from."""
         path = ("ntk", h, kind)
         if kind == "step":
-            return step_weights(self.seed, path, inputs, count, like)
+            return step_weights(self.seed, path, inputs, count, like, self._law)
         return relu_weights(self.seed, path, inputs, count, self._law, like, self.n_sweeps)
 
     @property
@@ -162,13 +180,15 @@ class NTKRandomFeatures(DataDependentMap):
         """Result, one block's temporaries and, given the shape of a row, every layer's weights."""
         d = math.prod(row_shape or (0,))
         block = self._layers.block_bytes([self.widths], d, n, itemsize)
+        inputs = max(d, self.widths.relu if self._layers.depth > 1 else 0) + 1
+        block += product_bytes(min(n, block_rows([self.widths], itemsize)), inputs, itemsize, self._law)
         weights = 0 if row_shape is None else self._weights_bytes(itemsize, d)
         return n * self.n_components * itemsize + block + weights
 
     def _weights_bytes(self, itemsize: int, d: int) -> int:
         """All layers' weights, which are kept, and the drawing of one, which is not."""
         w, inputs = self.widths, [d + 1] + [self.widths.relu + 1] * (self._layers.depth - 1)
-        return sum(i * (w.relu + w.step) * itemsize for i in inputs) + max(
+        return sum(weights_bytes(i, m, itemsize, self._law) for i in inputs for m in (w.relu, w.step)) + max(
             drawing_bytes(i, max(w.relu, w.step), self._law) for i in inputs
         )
 
@@ -227,7 +247,10 @@ class NTKRandomFeatures(DataDependentMap):
             scores = np.einsum("ij,ij->i", sums[kind], sums[kind])
             most = min(count, w.relu if kind == "relu" else w.step)
             chosen: Chosen = self._alignment.choose(scores, most, self.seed, ("ntk", h, kind, "draws"))
-            weights = self._candidates(h, kind, inputs, count, like)[:, chosen.columns].astype(np.float64)
+            candidates = cast(
+                Array, self._candidates(h, kind, inputs, count, like)
+            )  # no law of Alignment's is structured
+            weights = candidates[:, chosen.columns].astype(np.float64)
             if kind == "relu":
                 out[f"{h}.relu"] = weights * (chosen.factors * math.sqrt(count))
             else:
