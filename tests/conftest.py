@@ -1,6 +1,16 @@
 """Tests marked `gpu` run where there is one, else the reason is given; clusters that all tests share which do no harm to them."""
 
+import gc
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Read by what is imported below. With a BLAS thread for every core in every process of pytest-xdist, they wait for each other:
+    # of two processes on two cores, five times longer than they compute.
+    share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, str(share))
 
 from ntkdask import arrays, cluster
 
@@ -25,3 +35,10 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish():
+    """Collections leave alone what the imports of all tests have made, 800 000 objects that they took 0.4 s to look at each time:
+    `contracts.peak_bytes` collects before every measurement, some five hundred times."""
+    gc.collect()
+    gc.freeze()

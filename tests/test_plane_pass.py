@@ -5,9 +5,10 @@ The general ones are compared with a twin in `test_convolutional`.
 
 import numpy as np
 import pytest
+from numba import types
 
 from ntkdask import activations
-from ntkdask.kernels import plane_pass, planes
+from ntkdask.kernels import plane_pass, plane_stage, planes
 from ntkdask.kernels.stages import program
 from ntkdask.networks import (
     Activation as A,
@@ -148,3 +149,15 @@ def test_what_wraps_at_a_border_that_no_stride_divides_is_not_taken():
     network = Network((C(padding="circular"), A(), C(stride=2), GlobalAvgPool()))
     assert plane_pass.takes(program(network, (8, 8)))
     assert not plane_pass.takes(program(network, (8, 7)))
+
+
+def test_ragged_blocks_run_in_the_code_of_whole_ones():
+    """Arrays with gaps are another type, for which a stage would be compiled again, for a quarter of a minute."""
+    network = NETWORKS["flatten"]
+    x = np.random.default_rng(0).standard_normal((plane_pass.FLAT_COLUMNS + 3, 3, 2, 3))
+    maps = planes.variance_maps(network, x)
+    plane_pass.readout(program(network, (3, 2)), x, None, maps, maps, 1.0)
+    arrays = [
+        kind for signature in plane_stage.run_stage.signatures for kind in signature if isinstance(kind, types.Array)
+    ]
+    assert {kind.layout for kind in arrays} == {"C"}

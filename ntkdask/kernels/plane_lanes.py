@@ -1,10 +1,11 @@
-"""Vectors of entries of flat arrays as Numba intrinsics, for rows of images: not knowing lengths, a compiler walks those one by one.
+"""Rows of flat arrays, and vectors of entries, as Numba intrinsics: a compiler that does not know lengths walks short rows one by one.
 
 Arrays are C-ordered and 1-d, float32 or float64; nothing is checked. Called by compiled loops over slabs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba.extending
@@ -14,7 +15,7 @@ from numba import types
 intrinsic: Any = numba.extending.intrinsic  # its type forgets that compiled code calls with other arguments than it
 
 LANES = 16
-"""Entries that are walked at once: a vector of float32, two of float64, more where vectors are shorter."""
+"""Most entries that are walked at once: a vector of float32, two of float64, more where vectors are shorter."""
 
 
 def _pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, first: Any, lanes: int) -> Any:
@@ -29,47 +30,126 @@ def _load(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, firs
     return builder.load(pointer, align=array_type.dtype.bitwidth // 8)
 
 
+def _store(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, first: Any, value: Any) -> None:
+    pointer = _pointer(context, builder, array_type, array, first, value.type.count)
+    builder.store(value, pointer, align=array_type.dtype.bitwidth // 8)
+
+
 def _add_to(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, first: Any, value: Any) -> None:
-    lanes = value.type.count
-    pointer = _pointer(context, builder, array_type, array, first, lanes)
-    align = array_type.dtype.bitwidth // 8
-    builder.store(builder.fadd(builder.load(pointer, align=align), value), pointer, align=align)
+    before = _load(context, builder, array_type, array, first, value.type.count)
+    _store(context, builder, array_type, array, first, builder.fadd(before, value))
+
+
+def _walk(builder: ir.IRBuilder, count: Any, entries: Callable[[Any, int], None]) -> None:
+    """entries(i, lanes) for all i < count: LANES at once, then a quarter of that, then one by one.
+
+    The loops are to be left as they are: unrolled or vectorised once more they gain nothing in rows as short as an image's, and a
+    stage, into which they are inlined in many places, compiles the longer for it.
+    """
+    i: Any = ir.Constant(count.type, 0)
+    for lanes in (LANES, LANES // 4, 1):
+        before, head = builder.block, builder.append_basic_block("lanes")
+        body, after = builder.append_basic_block("lanes.body"), builder.append_basic_block("lanes.end")
+        builder.branch(head)
+        builder.position_at_end(head)
+        at = builder.phi(count.type)
+        at.add_incoming(i, before)
+        following = builder.add(at, ir.Constant(count.type, lanes))
+        builder.cbranch(builder.icmp_signed("<=", following, count), body, after)
+        builder.position_at_end(body)
+        entries(at, lanes)
+        at.add_incoming(following, builder.block)
+        builder.branch(head).set_metadata("llvm.loop", _left_alone(builder.module))
+        builder.position_at_end(after)
+        i = at
+
+
+def _left_alone(module: ir.Module) -> Any:
+    """A loop's metadata: neither unrolled nor vectorised. Its first operand is itself, by which LLVM knows it."""
+    no = ir.Constant(ir.IntType(1), 0)
+    unroll = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    vectorise = module.add_metadata([ir.MetaDataString(module, "llvm.loop.vectorize.enable"), no])
+    loop = module.add_metadata([unroll, vectorise])
+    loop.operands = (loop, unroll, vectorise)
+    return loop
 
 
 @intrinsic
-def add_lanes(typing_context: Any, out: Any, first: Any, a: Any, start: Any) -> Any:
-    """out[first + i] += a[start + i], i < LANES."""
+def add_row(typing_context: Any, out: Any, first: Any, a: Any, start: Any, count: Any) -> Any:
+    """out[first + i] += a[start + i], i < count."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        _add_to(context, builder, out, args[0], args[1], _load(context, builder, a, args[2], args[3], LANES))
+        def entries(i: Any, lanes: int) -> None:
+            value = _load(context, builder, a, args[2], builder.add(args[3], i), lanes)
+            _add_to(context, builder, out, args[0], builder.add(args[1], i), value)
+
+        _walk(builder, args[4], entries)
         return context.get_dummy_value()
 
-    return types.void(out, first, a, start), generate
+    return types.void(out, types.intp, a, types.intp, types.intp), generate
 
 
 @intrinsic
-def add_two_lanes(typing_context: Any, out: Any, first: Any, a: Any, start: Any, second: Any) -> Any:
-    """out[first + i] += a[start + i] + a[second + i], i < LANES."""
+def add_two_rows(typing_context: Any, out: Any, first: Any, a: Any, start: Any, second: Any, count: Any) -> Any:
+    """out[first + i] += a[start + i] + a[second + i], i < count."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        one, two = (_load(context, builder, a, args[2], place, LANES) for place in args[3:])
-        _add_to(context, builder, out, args[0], args[1], builder.fadd(one, two))
+        def entries(i: Any, lanes: int) -> None:
+            one, two = (_load(context, builder, a, args[2], builder.add(place, i), lanes) for place in args[3:5])
+            _add_to(context, builder, out, args[0], builder.add(args[1], i), builder.fadd(one, two))
+
+        _walk(builder, args[5], entries)
         return context.get_dummy_value()
 
-    return types.void(out, first, a, start, second), generate
+    return types.void(out, types.intp, a, types.intp, types.intp, types.intp), generate
 
 
 @intrinsic
-def sum_two_lanes(typing_context: Any, out: Any, first: Any, a: Any, start: Any, second: Any) -> Any:
-    """out[first + i] = a[start + i] + a[second + i], i < LANES."""
+def sum_two_rows(typing_context: Any, out: Any, first: Any, a: Any, start: Any, second: Any, count: Any) -> Any:
+    """out[first + i] = a[start + i] + a[second + i], i < count."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        one, two = (_load(context, builder, a, args[2], place, LANES) for place in args[3:])
-        pointer = _pointer(context, builder, out, args[0], args[1], LANES)
-        builder.store(builder.fadd(one, two), pointer, align=out.dtype.bitwidth // 8)
+        def entries(i: Any, lanes: int) -> None:
+            one, two = (_load(context, builder, a, args[2], builder.add(place, i), lanes) for place in args[3:5])
+            _store(context, builder, out, args[0], builder.add(args[1], i), builder.fadd(one, two))
+
+        _walk(builder, args[5], entries)
         return context.get_dummy_value()
 
-    return types.void(out, first, a, start, second), generate
+    return types.void(out, types.intp, a, types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def copy_row(typing_context: Any, out: Any, first: Any, a: Any, start: Any, count: Any) -> Any:
+    """out[first + i] = a[start + i], i < count."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        def entries(i: Any, lanes: int) -> None:
+            value = _load(context, builder, a, args[2], builder.add(args[3], i), lanes)
+            _store(context, builder, out, args[0], builder.add(args[1], i), value)
+
+        _walk(builder, args[4], entries)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, a, types.intp, types.intp), generate
+
+
+@intrinsic
+def exchange_rows(typing_context: Any, a: Any, b: Any, count: Any) -> Any:
+    """a[i], b[i] = b[i], a[i], i < count."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        def entries(i: Any, lanes: int) -> None:
+            one, two = (
+                _load(context, builder, kind, array, i, lanes) for kind, array in zip((a, b), args, strict=False)
+            )
+            _store(context, builder, a, args[0], i, two)
+            _store(context, builder, b, args[1], i, one)
+
+        _walk(builder, args[2], entries)
+        return context.get_dummy_value()
+
+    return types.void(a, b, types.intp), generate
 
 
 @intrinsic

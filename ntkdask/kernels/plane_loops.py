@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from ntkdask.compiled import inlined_on_views, polynomial
-from ntkdask.kernels.plane_lanes import LANES, add_lanes, sum_two_lanes
+from ntkdask.kernels.plane_lanes import add_row, copy_row, sum_two_rows
 
 # arccos(u)/(π√(1 − u²)) on [0, 1]: the smallest largest error of the angle, 1.7e-7, and Chebyshev interpolation, 8e-16
 ANGLE = {
@@ -87,16 +87,10 @@ def roll(z, out, h, w, dx, twice):
     """out (2hw,) = z (hw,) with its columns moved by dx, `twice` one below the other: entry p of slab (dy, dx) is out[dy·w + p]."""
     for row in range(h):
         first = row * w
-        a, b = out[first : first + w - dx], z[first + dx : first + w]
-        for i in range(w - dx):
-            a[i] = b[i]
-        a, b = out[first + w - dx : first + w], z[first : first + dx]
-        for i in range(dx):
-            a[i] = b[i]
+        copy_row(out, first, z, first + dx, w - dx)
+        copy_row(out, first + w - dx, z, first, dx)
     if twice:
-        a, b = out[h * w : 2 * h * w], out[: h * w]
-        for i in range(h * w):
-            a[i] = b[i]
+        copy_row(out, h * w, out, 0, h * w)
 
 
 @inlined_on_views
@@ -114,42 +108,6 @@ def masks(left, right, h, w, dx):
 
 
 @inlined_on_views
-def _copy(a, out):
-    for i in range(out.size):
-        out[i] = a[i]
-
-
-@inlined_on_views
-def _add(src, first, out, start, w):
-    """Row out[start:] += row src[first:]."""
-    whole = w - w % LANES
-    for i in range(0, whole, LANES):
-        add_lanes(out, start + i, src, first + i)
-    for i in range(whole, w):
-        out[start + i] += src[first + i]
-
-
-@inlined_on_views
-def _sum_of_two(src, first, out, start, w):
-    """Row out[start:] = row src[first:] + the one below it."""
-    whole = w - w % LANES
-    for i in range(0, whole, LANES):
-        sum_two_lanes(out, start + i, src, first + i, first + w + i)
-    for i in range(whole, w):
-        out[start + i] = src[first + i] + src[first + w + i]
-
-
-@inlined_on_views
-def _end_rows(src, out, first, last, w):
-    """Rows first and last − 1 of a plane: sums of two rows, or of one."""
-    if last - first == 1:
-        _copy(src[first * w : last * w], out[first * w : last * w])
-    elif last > first:
-        _sum_of_two(src, first * w, out, first * w, w)
-        _sum_of_two(src, (last - 2) * w, out, (last - 1) * w, w)
-
-
-@inlined_on_views
 def three_rows(src, out, h, w, dy):
     """out = sums of each row with those above and below it of the same plane."""
     n = (h - 2) * w
@@ -157,8 +115,13 @@ def three_rows(src, out, h, w, dy):
         a, b, c, o = src[:n], src[w : w + n], src[2 * w : 2 * w + n], out[w : w + n]
         for i in range(n):
             o[i] = a[i] + b[i] + c[i]
-    _end_rows(src, out, 0, h - dy, w)
-    _end_rows(src, out, h - dy, h, w)
+    for plane in range(2):
+        first, last = (h - dy if plane else 0), (h if plane else h - dy)
+        if last - first == 1:
+            copy_row(out, first * w, src, first * w, w)
+        elif last > first:
+            sum_two_rows(out, first * w, src, first * w, (first + 1) * w, w)
+            sum_two_rows(out, (last - 1) * w, src, (last - 2) * w, (last - 1) * w, w)
 
 
 @inlined_on_views
@@ -176,13 +139,10 @@ def rows_sum(src, out, h, w, dy, q, before, circular, stride, inside, kept):
             first, last = h - dy, inside
         else:
             continue
-        for a in range(q):
-            other = stride * row + a - before
-            if circular:
-                other %= h
-            elif other < first or other >= last:
-                continue
-            _add(src, other * w, out, row * w, w)
+        if circular:
+            first, last = -q, h + q
+        for other in range(max(stride * row - before, first), min(stride * row - before + q, last)):
+            add_row(out, row * w, src, other % h * w, w)
 
 
 @inlined_on_views
@@ -204,7 +164,7 @@ def columns_sum(src, out, h, w, dx, q, before, circular, stride, inside, kept):
                 # stride·i + shift within [first, last)
                 low, high = max(start, -((shift - first) // stride)), min(stop, (last - 1 - shift) // stride + 1)
                 if stride == 1 and high > low:
-                    _add(s, low + shift, o, low, high - low)
+                    add_row(o, low, s, low + shift, high - low)
                 else:
                     for i in range(low, high):
                         o[i] += s[stride * i + shift]

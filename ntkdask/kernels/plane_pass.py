@@ -191,7 +191,7 @@ class _Worker:
             dtype: [np.empty((rows, 2, stage.pooled), _slab_dtype(stages, dtype)) for stage in stages]
             for dtype in {self.dtype, np.dtype(np.float64)}
         }
-        self.sums = np.empty((columns, rows, 2))
+        self.sums = np.empty(columns * rows * 2)
 
     def run(self, block: Block, found: np.ndarray) -> None:
         """S and T of the pairs of a block into found (2, n, m), summed over the readout's pixels."""
@@ -208,7 +208,8 @@ class _Worker:
         slabs = self.pooled[dtype]
         nothing = slabs[0][: count[1], :, :0]
         inputs, scale = nothing, 1.0
-        sums = self.sums[: count[0], : count[1]]
+        # whole, also of a ragged block: for arrays with gaps the stage would be compiled once more
+        sums = self.sums[: 2 * count[0] * count[1]].reshape(*count, 2)
         sums[:] = 0
         for index, stage in enumerate(self.stages):
             outputs = nothing

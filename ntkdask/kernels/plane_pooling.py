@@ -8,7 +8,7 @@ modulo the pooled image's frame (`plane_tables`). Rows are pooled slab by slab, 
 from __future__ import annotations
 
 from ntkdask.compiled import inlined_on_views
-from ntkdask.kernels.plane_lanes import LANES, add_apart, add_every_second, add_lanes, add_two_lanes
+from ntkdask.kernels.plane_lanes import LANES, add_apart, add_every_second, add_row, add_two_rows
 
 
 @inlined_on_views
@@ -17,7 +17,6 @@ def pool_rows(src, out, h, w, dy, rows, inside, high):
 
     inside: rows of the frame that are the image's; high: rows of the pooled image's frame.
     """
-    whole = w - w % LANES
     pairs = rows == 2 and dy % 2 == 0 and high * 2 == h
     for b in range(1 if pairs else rows):
         near, far = ((b + dy) // rows) % high, ((b + dy - h) // rows) % high
@@ -28,15 +27,9 @@ def pool_rows(src, out, h, w, dy, rows, inside, high):
                 continue
             o, a = (offset * high + window) * w, row * w
             if pairs:
-                for i in range(0, whole, LANES):
-                    add_two_lanes(out, o + i, src, a + i, a + w + i)
-                for i in range(whole, w):
-                    out[o + i] += src[a + i] + src[a + w + i]
+                add_two_rows(out, o, src, a, a + w, w)
             else:
-                for i in range(0, whole, LANES):
-                    add_lanes(out, o + i, src, a + i)
-                for i in range(whole, w):
-                    out[o + i] += src[a + i]
+                add_row(out, o, src, a, w)
 
 
 @inlined_on_views

@@ -7,6 +7,7 @@ or to the slabs of the pooled image. In float32 a slab whose correlations are to
 from __future__ import annotations
 
 from ntkdask.compiled import compiled_on_views, inlined_on_views
+from ntkdask.kernels.plane_lanes import add_row, copy_row, exchange_rows
 from ntkdask.kernels.plane_loops import (
     affine,
     clip,
@@ -59,30 +60,18 @@ def _box(a, v, op, h, w, dy, dx):
 
 
 @inlined_on_views
-def _swap(a, b):
-    for i in range(a.size):
-        a[i], b[i] = b[i], a[i]
-
-
-@inlined_on_views
-def _accumulate(a, b):
-    for i in range(a.size):
-        a[i] += b[i]
-
-
-@inlined_on_views
 def _load(a, scale, out):
     for i in range(a.size):
         out[i] = a[i] * scale
 
 
 @inlined_on_views
-def _slab(ops, constants, levels, full_s, full_t, v, u, saved, near, rx, rz, sx, sz, dy, dx, tangent, both):
-    """All operations on S and T (hw,) of slab (dy, dx), of T when `both`; the largest mean doubt (`plane_loops`) of its activations.
+def _slab(ops, constants, levels, planes, hw, saved, near, rx, rz, sx, sz, dy, dx, tangent, both):
+    """All operations on S and T of slab (dy, dx), of T when `both`; the largest mean doubt (`plane_loops`) of its activations.
 
-    v, u: (hw + 2,) scratch. saved: (2·depth, hw) for residual paths. rx, sx: (nodes, hw); rz, sz: (nodes, 2hw) rolled by dx.
+    planes, saved: scratch of `run_stage`, S and T in `planes`. rx, sx: (nodes, hw); rz, sz: (nodes, 2hw) rolled by dx.
     """
-    level, depth, worst, one = -1, 0, 0.0, full_s.dtype.type(1)
+    level, depth, worst = -1, 0, 0.0
     following, h, w, n, first, oy, ox = 0, 0, 0, 0, 0, 0, 0
     for o in range(ops.shape[0]):
         op, k = ops[o], constants[o]
@@ -97,28 +86,26 @@ def _slab(ops, constants, levels, full_s, full_t, v, u, saved, near, rx, rz, sx,
             )
             n, first = h * w, oy * w
         following = op[LEVEL]
-        s, t, left, right = full_s[:n], full_t[:n], near[2 * level], near[2 * level + 1]
+        v, u, s, t = planes[0, : n + 2], planes[1, : n + 2], planes[2, 1 : n + 1], planes[3, 1 : n + 1]
+        left, right = near[2 * level], near[2 * level + 1]
         if code <= CONVOLVE_3:
-            three_rows(s, v[1 : n + 1], h, w, oy)
-            if tangent and both:
-                three_rows(t, u[1 : n + 1], h, w, oy)
+            for part in range(2 if tangent and both else 1):
+                three_rows(planes[2 + part, 1 : n + 1], planes[part, 1 : n + 1], h, w, oy)
         if code == SUM_RECTIFY:
             found = sum_rectify(
                 v, u, left, right, rx[node], rz[node, first:], sx[node], sz[node, first:], s, t, tangent
             )
             worst = max(worst, found / n)
             tangent = True
-        elif code == CONVOLVE_3:
-            sum_columns(v, left, right, s)
-            if tangent:
-                sum_columns(u, left, right, t)
-            affine(s, t, k[SCALE], k[BIAS], k[TRAINABLE], tangent)
-            tangent = True
-        elif code == CONVOLVE:
-            _box(s, v[1 : n + 1], op, h, w, oy, ox)
-            if tangent and both:
-                _box(t, v[1 : n + 1], op, h, w, oy, ox)
-            kept = n // (op[DOWN] * op[ACROSS])
+        elif code <= CONVOLVE:
+            kept = n
+            if code == CONVOLVE_3:
+                for part in range(2 if tangent else 1):
+                    sum_columns(planes[part, : n + 2], left, right, planes[2 + part, 1 : n + 1])
+            else:
+                for part in range(2 if tangent and both else 1):
+                    _box(planes[2 + part, 1 : n + 1], v[1 : n + 1], op, h, w, oy, ox)
+                kept = n // (op[DOWN] * op[ACROSS])
             affine(s[:kept], t[:kept], k[SCALE], k[BIAS], k[TRAINABLE], tangent)
             tangent = True
         elif code == RECTIFY:
@@ -127,33 +114,33 @@ def _slab(ops, constants, levels, full_s, full_t, v, u, saved, near, rx, rz, sx,
         elif code == NORMALISE:
             normalise(s, t, rx[node], rz[node, first:])
         elif code == SAVE:
-            _load(s, one, saved[depth])
-            _load(t, one, saved[depth + 1])
+            for part in range(2):
+                copy_row(saved[depth + part], 0, planes[2 + part], 1, n)
             depth += 2
         elif code == EXCHANGE:
-            _swap(full_s, saved[depth - 2])
-            _swap(full_t, saved[depth - 1])
+            for part in range(2):
+                exchange_rows(planes[2 + part, 1:], saved[depth - 2 + part], hw)
         else:
             depth -= 2
-            _accumulate(s, saved[depth])
-            _accumulate(t, saved[depth + 1])
+            for part in range(2):
+                add_row(planes[2 + part], 1, saved[depth + part], 0, n)
     return worst
 
 
 @inlined_on_views
-def _start(inputs, x, zc, scale, dy, dx, w, begins, tangent, both, s, t):
-    """S and T (hw,) of a slab before the stage: from the images, or `inputs` (2, (hw)²) times scale."""
+def _start(inputs, x, zc, scale, dy, dx, w, n, begins, tangent, both, planes):
+    """S and T (n,) of a slab before the stage: from the images, or `inputs` (2, n²) times scale."""
+    t = planes[3, 1 : n + 1]
     if begins:
-        products(x, zc, dy * w, s)
+        products(x, zc, dy * w, planes[2, 1 : n + 1])
         if tangent:
             t[:] = 0
-    else:
-        first = (dy * w + dx) * s.size
-        _load(inputs[0, first : first + s.size], scale, s)
-        if both:
-            _load(inputs[1, first : first + s.size], scale, t)
-        else:
-            t[:] = 0
+        return
+    first = (dy * w + dx) * n
+    for part in range(2 if both else 1):
+        _load(inputs[part, first : first + n], scale, planes[2 + part, 1 : n + 1])
+    if not both:
+        t[:] = 0
 
 
 @inlined_on_views
@@ -168,8 +155,9 @@ def _roll_columns(levels, ops, z, rz, sz, columns, dx, beyond):
         code, node, level = ops[o, CODE], ops[o, NODE], ops[o, LEVEL]
         if code in (SUM_RECTIFY, RECTIFY, NORMALISE):
             h, w, shift = levels[level, HIGH], levels[level, WIDE], dx // levels[level, STRIDE]
-            roll(rz[node], columns[channels + node], h, w, shift, beyond)
-            roll(sz[node], columns[channels + nodes + node], h, w, shift, beyond)
+            for part in range(2):
+                source = rz[node] if part == 0 else sz[node]
+                roll(source, columns[channels + part * nodes + node], h, w, shift, beyond)
 
 
 @compiled_on_views
@@ -192,10 +180,7 @@ def run_stage(
     """
     h, w = levels[0, HIGH], levels[0, WIDE]
     n, channels, nodes = h * w, z.shape[1], rz.shape[1]
-    v, u = planes[0, : n + 2], planes[1, : n + 2]
-    s, t = planes[2, 1 : n + 1], planes[3, 1 : n + 1]
-    v[:] = 0
-    u[:] = 0
+    planes[:2] = 0
     begins = channels > 0
     tangent = not begins or ops.shape[0] == 0 or ops[0, CODE] > CONVOLVE
     zc, zr, zs = columns[:channels], columns[channels : channels + nodes], columns[channels + nodes :]
@@ -203,7 +188,7 @@ def run_stage(
     last = levels[ops[-1, LEVEL] if ops.shape[0] else 0]
     out_h, out_w = last[HIGH], last[WIDE]
     whole = out_h == rows_out and out_w == columns_out
-    left_s, left_t = s[: out_h * out_w], t[: out_h * out_w]
+    parts, left = 2 if both else 1, out_h * out_w
     for dx in range(w):
         if not todo[:, :, :, dx].any():
             continue
@@ -224,28 +209,24 @@ def run_stage(
                 for dy in range(h):
                     if not todo[j, i, dy, dx]:
                         continue
-                    _start(inputs[i], x[i], zc, scale, dy, dx, w, begins, tangent, both, s, t)
+                    _start(inputs[i], x[i], zc, scale, dy, dx, w, n, begins, tangent, both, planes)
                     worst = _slab(
-                        ops, constants, levels, s, t, v, u, saved, near, rx[i], zr, sx[i], zs, dy, dx, tangent, both
+                        ops, constants, levels, planes, n, saved, near, rx[i], zr, sx[i], zs, dy, dx, tangent, both
                     )
                     if worst > limit:
                         continue
                     todo[j, i, dy, dx] = 0
                     oy, ox = dy // last[STEP], dx // last[STRIDE]
-                    if not whole:
-                        clip(left_s, out_h, out_w, oy, ox, rows_out, columns_out)
-                        clip(left_t, out_h, out_w, oy, ox, rows_out, columns_out)
-                    if rows:
-                        pooled = True
-                        pool_rows(left_s, strips[0], out_h, out_w, oy, rows, rows_out, high)
-                        if both:
-                            pool_rows(left_t, strips[1], out_h, out_w, oy, rows, rows_out, high)
-                    else:
-                        sums[j, i, 0] += total(left_s)
-                        if both:
-                            sums[j, i, 1] += total(left_t)
+                    for part in range(parts):
+                        slab = planes[2 + part, 1 : left + 1]
+                        if not whole:
+                            clip(slab, out_h, out_w, oy, ox, rows_out, columns_out)
+                        if rows:
+                            pool_rows(slab, strips[part], out_h, out_w, oy, rows, rows_out, high)
+                        else:
+                            sums[j, i, part] += total(slab)
+                    pooled = rows > 0
                 if pooled:
                     ox = dx // last[STRIDE]
-                    pool_columns(strips[0], outputs[i, 0], out_w, ox, across, columns_out, high, wide)
-                    if both:
-                        pool_columns(strips[1], outputs[i, 1], out_w, ox, across, columns_out, high, wide)
+                    for part in range(parts):
+                        pool_columns(strips[part], outputs[i, part], out_w, ox, across, columns_out, high, wide)
