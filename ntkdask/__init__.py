@@ -6,8 +6,9 @@ needs a kernel does not pay for Zarr, Dask and (through Zarr, where it is instal
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ntkdask.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ntkdask import activations, features, kernels, modules
@@ -83,7 +84,6 @@ _HOMES = {
     ),
 }
 _MODULES = ("activations", "features", "kernels", "modules")
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Activation",
@@ -128,14 +128,4 @@ __all__ = [
     "write_dataset",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"ntkdask.{name}")
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(f"ntkdask.{_HOME_OF[name]}"), name)
-    raise AttributeError(f"module 'ntkdask' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names("ntkdask", _HOMES, _MODULES)

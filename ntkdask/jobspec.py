@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from dask.utils import parse_bytes
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ntkdask import activations, networks, registry
@@ -25,13 +24,13 @@ from ntkdask.kernels import Kernel
 from ntkdask.modules import descriptions  # noqa: F401 (networks of PyTorch by name; imports no torch)
 from ntkdask.networks import Network
 from ntkdask.preprocessing import Step, parse_steps
+from ntkdask.strict_tables import STRICT, Tables, read_tables, require_name, validated
 from ntkdask.tiles import Plan
 from ntkdask.workflows.fit_ridge import SELECTIONS, RidgeOptions
 from ntkdask.workflows.jobs import RidgeJob, SplitRule, TrainingJob, open_job_data
 from ntkdask.workflows.kernel_job import KernelRidgeJob
 from ntkdask.workflows.kernel_options import KernelRidgeOptions
 
-_STRICT = ConfigDict(extra="forbid", strict=False)
 PRESETS: dict[str, Callable[..., Network]] = {
     "fully_connected": networks.fully_connected,
     "convolutional": networks.convolutional,
@@ -39,7 +38,7 @@ PRESETS: dict[str, Callable[..., Network]] = {
 }
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SplitSpec:
     """Either `folds` for cross-validation or a `test` fraction; neither when the data have train and test parts."""
 
@@ -48,7 +47,7 @@ class SplitSpec:
     shuffle: bool = True
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class DataSpec:
     """`url` of a dataset (with parts train and test, or to be split), or `train` and `test` urls. train_rows, test_rows: how many of
     each are taken, at random by the seed; all without."""
@@ -62,7 +61,7 @@ class DataSpec:
     test_rows: int | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SolverSpec:
     """alphas: a list, or { logspace = [from exponent, to exponent, count] }; the others as in RidgeOptions, with a [kernel] as in
     KernelRidgeOptions, where tolerance and max_iterations belong. selection: "gcv" for features, "auto" for a kernel."""
@@ -77,7 +76,7 @@ class SolverSpec:
     max_iterations: int | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class RunSpec:
     """Seed, dtype and where things run; worker_memory as "2 GiB". folder: where the run's results go. slab_rows: of a reduction over
     features; tile_rows: of a kernel matrix's tiles."""
@@ -91,7 +90,11 @@ class RunSpec:
     folder: str | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+SHARED_TABLES: Tables = {("data",): DataSpec, ("data", "split"): SplitSpec, ("run",): RunSpec}
+"""Tables that sweeps have, too."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class JobSpec:
     """A whole job: ridge on [features] (without, on the rows), or on a [kernel]. They and [network] stay tables here; `build_job`
     makes the objects."""
@@ -132,12 +135,7 @@ class Job:
 def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
     """Read, override (`section.key=value`, the value in TOML), validate and build a job; JobError says what is wrong where."""
     path = Path(path)
-    if not path.exists():
-        raise JobError(f"job file {path} does not exist. Examples are in jobs/.")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JobError(f"{path} is not valid TOML: {error}") from error
+    table = read_tables(path, "job")
     for setting in settings:
         _override(table, setting)
     try:
@@ -168,10 +166,7 @@ def _located(value: Any, folder: Path) -> Any:
 
 def build_job(table: Mapping[str, Any]) -> Job:
     """A job from its tables."""
-    try:
-        spec = TypeAdapter(JobSpec).validate_python(dict(table))
-    except ValidationError as error:
-        raise JobError(_explain(error)) from error
+    spec = validated(JobSpec, table, {**SHARED_TABLES, ("solver",): SolverSpec})
     _check(spec)
     steps = parse_steps(spec.data.preprocess)
     if spec.kernel is None:
@@ -183,8 +178,7 @@ def build_job(table: Mapping[str, Any]) -> Job:
 
 def _check(spec: JobSpec) -> None:
     data, split = spec.data, spec.data.split
-    if not spec.name or not all(c.isalnum() or c in "-_." for c in spec.name) or spec.name.startswith("."):
-        raise JobError(f"name is {spec.name!r}: use letters, digits, '-', '_' and '.'; it names the run's folder.")
+    require_name(spec.name)
     if (data.url is None) == (data.train is None):
         raise JobError("[data] needs either url, or train and test.")
     if data.train is not None and (data.test is None or split is not None):
@@ -333,34 +327,6 @@ def _override(table: dict[str, Any], setting: str) -> None:
         if not isinstance(table, dict):
             raise JobError(f"--set {setting!r}: {section} is not a section.")
     table[last] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problems in words, with the nearest known key for an unknown one."""
-    lines = []
-    for problem in error.errors()[:5]:
-        path = [str(p) for p in problem["loc"] if not _is_union_branch(p)]
-        where = ".".join(path)
-        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            lines.append(f"unknown key {where!r}{nearest(path[-1], _keys_at(path[:-1]))}")
-        elif problem["type"] == "missing":
-            lines.append(f"{where} is missing")
-        else:
-            lines.append(f"{where} is {problem.get('input')!r}: {problem['msg']}")
-    return "; ".join(dict.fromkeys(lines))
-
-
-def _is_union_branch(part: Any) -> bool:
-    return isinstance(part, str) and ("[" in part or part in ("SplitSpec",))
-
-
-def _keys_at(path: Sequence[str]) -> list[str]:
-    """Keys that the table at `path` takes."""
-    tables: dict[tuple[str, ...], type] = {
-        (): JobSpec, ("data",): DataSpec, ("data", "split"): SplitSpec, ("solver",): SolverSpec, ("run",): RunSpec,
-    }  # fmt: skip
-    cls = tables.get(tuple(path))
-    return [] if cls is None else [f.name for f in dataclasses.fields(cls)]
 
 
 def to_training_job(job: Job) -> TrainingJob:

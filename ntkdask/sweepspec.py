@@ -17,29 +17,26 @@ n_outputs, row_shape and channels are those of the data. Called by the command l
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ntkdask import registry, seeds
 from ntkdask.datasets import Dataset
 from ntkdask.errors import JobError, UserError
-from ntkdask.jobspec import DataSpec, RunSpec, build_network, memory_bytes
+from ntkdask.jobspec import SHARED_TABLES, DataSpec, RunSpec, build_network, memory_bytes
 from ntkdask.modules import descriptions, protocol  # noqa: F401 (registers both; imports no torch)
 from ntkdask.preprocessing import fit_in_memory, parse_steps
+from ntkdask.strict_tables import STRICT, read_tables, require_name, validated
 from ntkdask.tiles import Plan
 from ntkdask.workflows.jobs import open_job_data
 from ntkdask.workflows.pntk_sweep import KERNELS, PntkSweep, SweepData
 
-_STRICT = ConfigDict(extra="forbid", strict=False)
 
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class NetworkSpec:
     """A network of the sweep: `module`, a registered description without its width, at every one of `widths`."""
 
@@ -48,7 +45,7 @@ class NetworkSpec:
     module: dict[str, Any]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class KernelsSpec:
     """`seeds` of networks and training, `kernels` and `alpha` as in `PntkSweep`."""
 
@@ -57,7 +54,7 @@ class KernelsSpec:
     alpha: float = 0.0
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SweepSpec:
     """A whole file."""
 
@@ -82,12 +79,7 @@ class SweepSpec:
 def load_sweep(path: str | Path) -> tuple[SweepSpec, PntkSweep, SweepData]:
     """Read and build; JobError says what is wrong where, DataError what is wrong with the data."""
     path = Path(path)
-    if not path.exists():
-        raise JobError(f"sweep file {path} does not exist. Examples are in jobs/.")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JobError(f"{path} is not valid TOML: {error}") from error
+    table = read_tables(path, "sweep")
     try:
         spec = _validated(table)
         data = _data(spec)
@@ -97,13 +89,8 @@ def load_sweep(path: str | Path) -> tuple[SweepSpec, PntkSweep, SweepData]:
 
 
 def _validated(table: Mapping[str, Any]) -> SweepSpec:
-    try:
-        spec = TypeAdapter(SweepSpec).validate_python(dict(table))
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, p['loc']))} is {p.get('input')!r}: {p['msg']}" for p in error.errors()[:5])
-        raise JobError("; ".join(problems)) from error
-    if not spec.name or not all(c.isalnum() or c in "-_." for c in spec.name) or spec.name.startswith("."):
-        raise JobError(f"name is {spec.name!r}: use letters, digits, '-', '_' and '.'; it names the run's folder.")
+    spec = validated(SweepSpec, table, {**SHARED_TABLES, ("networks",): NetworkSpec, ("sweep",): KernelsSpec})
+    require_name(spec.name)
     data = spec.data
     if (
         data.split is not None

@@ -120,6 +120,35 @@ IMAGE_FROZEN = Network(
 IMAGE_GAUSSIAN = convolutional(1, 1, activation=activations.get("normalized_gaussian", scale=0.5))
 IMAGE_BIASED = convolutional(1, 2, "circular", "flatten", "erf", weight_variance=1.2, bias_variance=0.1)
 IMAGE_POOLED = Network((Conv((2, 1)), Activation("relu"), AvgPool((2, 1)), Conv(1), Activation("relu"), Flatten()))
+IMAGE_STRIDED = Network(
+    (
+        Conv((2, 3), "circular", 2, bias_variance=0.2),
+        Activation("tanh"),
+        Conv(5, "same", (2, 1), weight_variance=1.3),
+        LayerNorm(),
+        Activation("gelu"),
+        Conv(2, "valid", trainable=False),
+        Activation("abs"),
+        GlobalAvgPool(),
+        Dense(0.7, 0.1),
+    ),
+    scale_inputs=True,
+)
+IMAGE_THEN_DENSE = Network(
+    (
+        Conv(2),
+        Activation("tanh"),
+        AvgPool((1, 2)),
+        Flatten(),
+        Residual((Dense(1.2), Activation("erf"), Dense(0.5, 0.2))),
+        Dense(),
+        Activation("erf"),
+        Dense(),
+    )
+)
+IMAGE_SHORTCUT = Network(
+    (Residual((AvgPool(2), Conv(3, bias_variance=0.1)), (AvgPool(2),)), Conv(1), Activation("sin"), Flatten())
+)
 
 KERNELS = [
     Example("ArcCosine", {"order": 0}, "0"),
@@ -186,6 +215,7 @@ MAPS = [
         "NTKRandomFeatures",
         {"network": fully_connected(1), "n_components": 64, "sampling": "gibbs", "n_sweeps": 3},
         "gibbs",
+        workspace_components=200,
     ),
     *(
         Example("CNTKSketch", arguments, label, bias_order=order, row_shape=IMAGE, workspace_components=120)
@@ -319,6 +349,7 @@ def peak_bytes(call: Any, planned: int) -> int:
     peaks: list[int] = []
     while len(peaks) < 3 and not (peaks and peaks[-1] <= planned):
         gc.collect()
+        gc.freeze()  # what is there now has no part in this: the next measurement's collection need not look at it again
         cache.shared.clear()
         tracemalloc.start()
         try:

@@ -1,9 +1,11 @@
-"""A registered torch network that takes rows of any shape: what the contract tests give to kernels and maps of modules."""
+"""What tests of torch modules share: a registered network that takes rows of any shape, for the contract tests, and one thread."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
+from ntkdask import threads
 from ntkdask.registry import register
 
 
@@ -27,3 +29,17 @@ class AnyRows:
         for p in module.parameters():
             p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64)
         return module
+
+
+@contextlib.contextmanager
+def one_thread():
+    """torch, BLAS and Numba in one thread: where matrices are small, two would wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threads.limited(1):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -2,22 +2,18 @@
 
 import numpy as np
 import pytest
+from module_examples import one_thread
 
 torch = pytest.importorskip("torch")
 
 from benchmarks import pseudo_ntk  # noqa: E402
-from ntkdask import threads  # noqa: E402
 from ntkdask.datasets import write_dataset  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Matrices are small: two threads would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threads.limited(1):
+    with one_thread():
         yield
-    torch.set_num_threads(before)
 
 
 def test_theorem_1_slopes(tmp_path, capsys):

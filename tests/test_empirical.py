@@ -323,20 +323,23 @@ def test_bad_rows():
         kernel(vectors(), np.ones((2, 5)))
 
 
+class Path(nn.Module):
+    """A function of a batch: many rows go through the layer twice."""
+
+    def __init__(self, few):
+        super().__init__()
+        self.layer, self.few = nn.Linear(6, 6), few
+
+    def forward(self, x):
+        return self.layer(self.layer(x)) if len(x) > self.few else self.layer(x)
+
+
 def test_rows_that_take_another_path():
-    module = Wrong(lambda h: h)
-    module.forward = None
-
-    class Path(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.rows = nn.Linear(6, 6), 0
-
-        def forward(self, x):
-            return self.layer(self.layer(x)) if len(x) > 2 else self.layer(x)
-
+    """Seen by the first dry run, or, where that has too few rows, in the first batch."""
+    with pytest.raises(InputError, match="changes with the rows beside it"):
+        PseudoNTK(Path(2))(vectors(5))
     with pytest.raises(InputError, match="the module called its layers"):
-        PseudoNTK(Path())(vectors(5))
+        PseudoNTK(Path(8))(vectors(12))
 
 
 def test_out_of_memory_goes_on_with_half(net, monkeypatch):

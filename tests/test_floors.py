@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ntkdask"
 
 FLOORS = [
-    ["errors", "registry", "arrays", "seeds", "cache", "threads", "compiled"],
+    ["errors", "lazy", "registry", "arrays", "seeds", "cache", "threads", "compiled"],
     [
         "activations*",
         "networks*",
@@ -36,6 +36,7 @@ FLOORS = [
         "cluster",
         "inputs",
         "estimators*",
+        "strict_tables",
         "jobspec",
         "sweepspec",
         "wording",

@@ -100,7 +100,10 @@ def test_without_sections_the_defaults_hold(folder, tmp_path):
     [
         ('name = "small"', 'name = "a/b"', "name is 'a/b'"),
         ("train_rows = 12", "train_rows = 19", "expected 1 to 18"),
-        ("train_rows = 12", "rows = 12", "data.rows is 12"),
+        ("train_rows = 12", "train_row = 12", "unknown key 'data.train_row'; did you mean 'train_rows'"),
+        ("train_rows = 12", 'split = { test = 0.2 }', "and no split"),
+        ("widths = [8, 16]", "width = [8, 16]", "unknown key 'networks.0.width'; did you mean 'widths'"),
+        ("seeds = [0, 3]", "seed = [0, 3]", "unknown key 'sweep.seed'; did you mean 'seeds'"),
         ('test = "{folder}/test.zarr"', "", "needs url"),
         ('test = "{folder}/test.zarr"', 'test = "{folder}/none.zarr"', "none.zarr"),
         ("widths = [8, 16]", 'widths = "many"', "networks.0.widths"),

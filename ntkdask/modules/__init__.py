@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ntkdask.lazy import lazy_names
 from ntkdask.modules.optional import require_torch
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _HOMES = {
     "weights": ("load_weights", "save_weights"),
 }
 _OF_TORCH = ("finite", "weights")
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "FiniteNetwork",
@@ -41,13 +40,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        if _HOME_OF[name] in _OF_TORCH:
-            require_torch(name)
-        return getattr(importlib.import_module(f"ntkdask.modules.{_HOME_OF[name]}"), name)
-    raise AttributeError(f"module 'ntkdask.modules' has no attribute {name!r}")
+def _require(name: str, home: str) -> None:
+    if home in _OF_TORCH:
+        require_torch(name)
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names("ntkdask.modules", _HOMES, before=_require)

@@ -37,6 +37,10 @@ class Use:
         """Whether the input is what the layer saw: nothing has written to it since."""
         return self.a._version == self.version
 
+    def takes(self, rows: int) -> bool:
+        """Whether the layer took so many rows, and gave as many, and its input is intact."""
+        return self.intact and self.a.ndim > 0 and len(self.a) == rows and self.shape[:1] == (rows,)
+
 
 def require_output(y: Any, rows: int, what: str) -> Tensor:
     """The module's output when it is a real (rows, O) tensor, O ≥ 1; InputError otherwise."""
@@ -91,7 +95,10 @@ class Recorder:
                 return None
             started = not out.requires_grad
             if started:
-                out = out.detach().requires_grad_().clone()  # a leaf would refuse in-place operations
+                try:
+                    out = out.detach().requires_grad_().clone()  # no leaf, for the same reason as in `forward`
+                except RuntimeError:  # torch.vmap lets no tensor within it ask for gradients: not captured
+                    return None
             call = sum(use.layer == name for use in self.uses)
             a = seen.detach()
             self.uses.append(Use(name, call, a, a._version, get_gradient_edge(out), tuple(out.shape)))
@@ -103,7 +110,8 @@ class Recorder:
         """(outputs, uses) of rows x, which must be a tensor that the module may write to."""
         self.uses, self._recording = [], True
         try:
-            y = self.copy(x.requires_grad_() if x.is_floating_point() else x)
+            # a leaf would refuse in-place operations
+            y = self.copy(x.requires_grad_().clone() if x.is_floating_point() else x)
         finally:
             self._recording = False
         uses, self.uses = self.uses, []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,6 +58,29 @@ def elementwise(sigma: ActivationFunction, t: Tensor) -> Tensor:
     raise InputError(f"{sigma} has no torch function yet; add it to ntkdask.modules.elementwise.")
 
 
+_FORMULAS: dict[type[ActivationFunction], Callable[[Any, Tensor], Tensor]] = {
+    Sign: lambda sigma, t: torch.sign(t),
+    Tanh: lambda sigma, t: torch.tanh(t),
+    Sigmoid: lambda sigma, t: torch.sigmoid(t),
+    SiLU: lambda sigma, t: functional.silu(t),
+    # functional.softplus is linear from t = 20 on
+    Softplus: lambda sigma, t: torch.logaddexp(t, torch.zeros_like(t)),
+    ELU: lambda sigma, t: functional.elu(t),
+    GELU: lambda sigma, t: functional.gelu(t),
+    Erf: lambda sigma, t: torch.erf(t),
+    Exp: lambda sigma, t: torch.exp(sigma.A * t),
+    Sin: lambda sigma, t: torch.sin(sigma.A * t + sigma.B),
+    Cos: lambda sigma, t: torch.cos(sigma.A * t + sigma.B),
+    RBFActivation: lambda sigma, t: math.sqrt(2) * torch.sin(math.sqrt(2) * sigma.A * t + math.pi / 4),
+    Gaussian: lambda sigma, t: torch.exp(-sigma.A * t * t),
+    Gabor: lambda sigma, t: torch.exp(-t * t) * torch.sin(t),
+    Monomial: lambda sigma, t: t**sigma.q,
+}
+"""Activations that are one formula; the others are written out below."""
+for _kind, _formula in _FORMULAS.items():
+    elementwise.register(_kind, _formula)
+
+
 @elementwise.register
 def _(sigma: NormalizedGaussian, t: Tensor) -> Tensor:
     raise InputError(f"{sigma} is known by its dual alone: no finite network has it. Use its exact kernel instead.")
@@ -77,79 +101,8 @@ def _(sigma: Step, t: Tensor) -> Tensor:
 
 
 @elementwise.register
-def _(sigma: Sign, t: Tensor) -> Tensor:
-    return torch.sign(t)
-
-
-@elementwise.register
 def _(sigma: RectifiedMonomial, t: Tensor) -> Tensor:
     return torch.relu(t) ** sigma.q if sigma.q else elementwise(Step(), t)
-
-
-@elementwise.register
-def _(sigma: Tanh, t: Tensor) -> Tensor:
-    return torch.tanh(t)
-
-
-@elementwise.register
-def _(sigma: Sigmoid, t: Tensor) -> Tensor:
-    return torch.sigmoid(t)
-
-
-@elementwise.register
-def _(sigma: SiLU, t: Tensor) -> Tensor:
-    return functional.silu(t)
-
-
-@elementwise.register
-def _(sigma: Softplus, t: Tensor) -> Tensor:
-    # functional.softplus is linear from t = 20 on
-    return torch.logaddexp(t, torch.zeros_like(t))
-
-
-@elementwise.register
-def _(sigma: ELU, t: Tensor) -> Tensor:
-    return functional.elu(t)
-
-
-@elementwise.register
-def _(sigma: GELU, t: Tensor) -> Tensor:
-    return functional.gelu(t)
-
-
-@elementwise.register
-def _(sigma: Erf, t: Tensor) -> Tensor:
-    return torch.erf(t)
-
-
-@elementwise.register
-def _(sigma: Exp, t: Tensor) -> Tensor:
-    return torch.exp(sigma.A * t)
-
-
-@elementwise.register
-def _(sigma: Sin, t: Tensor) -> Tensor:
-    return torch.sin(sigma.A * t + sigma.B)
-
-
-@elementwise.register
-def _(sigma: Cos, t: Tensor) -> Tensor:
-    return torch.cos(sigma.A * t + sigma.B)
-
-
-@elementwise.register
-def _(sigma: RBFActivation, t: Tensor) -> Tensor:
-    return math.sqrt(2) * torch.sin(math.sqrt(2) * sigma.A * t + math.pi / 4)
-
-
-@elementwise.register
-def _(sigma: Gaussian, t: Tensor) -> Tensor:
-    return torch.exp(-sigma.A * t * t)
-
-
-@elementwise.register
-def _(sigma: Gabor, t: Tensor) -> Tensor:
-    return torch.exp(-t * t) * torch.sin(t)
 
 
 @elementwise.register
@@ -158,11 +111,6 @@ def _(sigma: Hermite, t: Tensor) -> Tensor:
     for n in range(sigma.q):
         before, now = now, t * now - n * before
     return now
-
-
-@elementwise.register
-def _(sigma: Monomial, t: Tensor) -> Tensor:
-    return t**sigma.q
 
 
 @elementwise.register

@@ -20,7 +20,7 @@ from ntkdask.arrays import Array, gpu_usable, is_device_array, require_float, re
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.modules.build import build
 from ntkdask.modules.gradients import DEVICE_FORM_BYTES, ArrayRows, Gradients
-from ntkdask.modules.survey import Survey
+from ntkdask.modules.survey import Survey, following_paths
 from ntkdask.modules.tangent import Output, Tangent
 from ntkdask.modules.tensors import as_array, device_of, dtype_of
 from ntkdask.modules.torch_threads import task_threads
@@ -54,7 +54,10 @@ class Request:
     def matrix(self, x: Array, y: Array | None) -> Array:
         """(n, m), or (n, m, O, O) for "full", of x's kind and dtype."""
         x, y = self._rows(x, y)
-        call = self._call(x)
+        return following_paths(lambda: self._matrix(x, y))
+
+    def _matrix(self, x: Array, y: Array | None) -> Array:
+        call = self._call(x, y)
         n, m = len(x), len(x) if y is None else len(y)
         each = call.known.outputs if self.kind == "full" else 1
 
@@ -71,6 +74,9 @@ class Request:
     def diagonal(self, x: Array) -> Array:
         """(n,), or (n, O, O) for "full"."""
         x, _ = self._rows(x, None)
+        return following_paths(lambda: self._diagonal(x))
+
+    def _diagonal(self, x: Array) -> Array:
         call = self._call(x)
         each = call.known.outputs if self.kind == "full" else 1
 
@@ -105,7 +111,9 @@ class Request:
         """What a call on such rows meets."""
         # two rows of zeros and ones: they are tokens as well as numbers
         values = np.arange(2 * math.prod(row_shape)) * 2654435761 >> 7 & 1
-        return self._call(values.reshape(2, *row_shape).astype(np.float32 if itemsize == 4 else np.float64), "plan")
+        return self._call(
+            values.reshape(2, *row_shape).astype(np.float32 if itemsize == 4 else np.float64), purpose="plan"
+        )
 
     def _rows(self, x: Array, y: Array | None) -> tuple[Array, Array | None]:
         x = require_rows(require_float(x))
@@ -124,14 +132,14 @@ class Request:
             )
         return x, y
 
-    def _call(self, x: Array, purpose: str = "call") -> _Call:
+    def _call(self, x: Array, y: Array | None = None, purpose: str = "call") -> _Call:
         module = build(self.module, self.what)
         dtype = torch.float64 if self.precision == "float64" else dtype_of(x)
-        sample = x if len(x) else np.ones((1, *x.shape[1:]), x.dtype)
+        samples = [z for z in (x, y) if z is not None and len(z)] or [np.ones((1, *x.shape[1:]), x.dtype)]
         with task_threads(), torch.inference_mode(False):  # what is made in inference mode never takes part in a graph
             of = Gradients(module, dtype, device_of(x), self.parameters, self.what)
             key = (purpose, tuple(x.shape[1:]), self.layout)
-            known = of.survey(ArrayRows(sample, dtype, of.device, self.layout), key)
+            known = of.survey([ArrayRows(sample, dtype, of.device, self.layout) for sample in samples], key)
         if not isinstance(self.kind, str) and not 0 <= self.kind < known.outputs:
             raise InputError(
                 f"{self.what}: output is {self.kind}, but the module has {known.outputs} logits; give 0 to {known.outputs - 1}."

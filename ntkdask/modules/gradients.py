@@ -10,18 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import nn
 
 from ntkdask.arrays import Array
 from ntkdask.errors import InputError
-from ntkdask.modules.capture import Recorder, differentiable, output_gradients, require_output
+from ntkdask.modules.capture import Recorder, Use, differentiable, output_gradients, require_output
 from ntkdask.modules.contributions import Contribution, Terms
 from ntkdask.modules.fallback import jacobians
+from ntkdask.modules.probe import Rows, alike, probe
 from ntkdask.modules.rules import contribution
-from ntkdask.modules.survey import Site, Survey, look, survey
+from ntkdask.modules.survey import PathError, Site, Survey, following_paths, look, survey
 from ntkdask.modules.tensors import as_tensor
 from ntkdask.modules.twins import require_module, twin, wanted_parameters
 
@@ -30,15 +30,6 @@ Tensor = torch.Tensor
 FORM_BYTES = 2**21
 DEVICE_FORM_BYTES = 2**28
 """Temporaries of forming gradients at a time, see `form_bytes`."""
-
-
-class Rows(Protocol):
-    """Rows that are fetched batch by batch."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop as a tensor of the module's dtype and device that may be written to."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +149,15 @@ class Gradients:
         """Bytes of a number."""
         return self.dtype.itemsize
 
-    def survey(self, rows: Rows, key: tuple) -> Survey:
-        """What a dry run of the first two rows tells; `key` names their shape. Kept with the module."""
-        return survey(
-            self.module,
-            (key, self.parameters, self.dtype, self.device.type),
-            lambda: look(self.copy, self.wanted, rows.batch(0, min(2, len(rows))), self.what),
-        )
+    def survey(self, rows: Sequence[Rows], key: tuple) -> Survey:
+        """What a dry run on some of the rows tells; `key` names their purpose and shape. Kept with the module."""
+
+        def make(apart: frozenset[str]) -> tuple[Survey, bool]:
+            seen = probe(rows)
+            # a plan's rows are made up, and its survey serves no others
+            return look(self.copy, self.wanted, seen, apart, self.what), seen.telling or key[0] == "plan"
+
+        return survey(self.module, (key, self.parameters, self.dtype, self.device.type), make)
 
     def parts(self, known: Survey, outputs: int) -> list[Part]:
         """The parameters in their order, for Q = `outputs` cotangents."""
@@ -208,6 +201,8 @@ class Gradients:
 
     def _capture(self, store: _Store, x: Tensor, start: int, known: Survey, cotangents: Tensor) -> None:
         layers = {site.layer for sites in store.sites.values() for site in sites}
+        # of parameters without uses: rows that take another path may find one
+        layers |= {layer for layer, calls in known.calls.items() if not calls}
         self._recorder.watch(layers)
         try:
             y, uses = self._recorder.forward(x)
@@ -217,19 +212,32 @@ class Gradients:
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             raise InputError(f"{self.what}: {type(self.module).__name__} fails on {len(x)} rows: {error}") from error
+        self._require_paths(y.detach(), x, uses, layers, start, known)
         found = {(use.layer, use.call): (use.a, g) for use, g in zip(uses, gradients, strict=True)}
-        calls = {use.layer: use.call + 1 for use in uses}
-        if any(calls.get(layer, 0) != known.calls.get(layer, 0) for layer in layers):
-            raise InputError(
-                f"{self.what}: the module called its layers {calls} times for rows {start} to {start + len(x)}, but "
-                f"{dict(known.calls)} times for the first two. "
-                "Rows that take different paths through a module cannot share a batch."
-            )
         del y, uses, gradients
         for name, sites in store.sites.items():
             for index, site in enumerate(sites):
                 a, g = found[site.layer, site.call]
                 store.put(name, index, slice(start, start + len(x)), a, g)
+
+    def _require_paths(
+        self, y: Tensor, x: Tensor, uses: Sequence[Use], layers: Iterable[str], start: int, known: Survey
+    ) -> None:  # fmt: skip
+        """PathError where the rows went through the layers otherwise than the survey's; InputError where they do alone."""
+        calls = {layer: sum(use.layer == layer for use in uses) for layer in layers}
+        other = {use.layer for use in uses if not use.takes(len(x))}
+        other |= {layer for layer in layers if calls[layer] != known.calls[layer]}
+        if not other:
+            return
+        message = (
+            f"{self.what}: the module called its layers {calls} times for rows {start} to {start + len(x)}, but {dict(known.calls)} "
+            "times for the first ones, or with other rows. Rows that take different paths through a module cannot share a batch."
+        )
+        with torch.no_grad():
+            alone = [require_output(self.copy(x[i : i + 1].detach().clone()), 1, self.what) for i in range(len(x))]
+        if not all(alike(y[i], row[0]) for i, row in enumerate(alone)):
+            raise InputError(message)
+        raise PathError(message, self.module, other)
 
 
 @dataclass
@@ -302,8 +310,9 @@ def per_example(
     x: (n, ...) as the module takes it, of the dtype and on the device of the computation. cotangents: (Q, O), None for one row of
     1/√O, the pseudo-NTK's. Errors as of `Gradients`.
     """
+    patterns = None if parameters is None else tuple(parameters)
     with torch.inference_mode(False):  # what is made in inference mode never takes part in a graph
-        return _per_example(module, x, cotangents, None if parameters is None else tuple(parameters))
+        return following_paths(lambda: _per_example(module, x, cotangents, patterns))
 
 
 def _per_example(
@@ -312,7 +321,7 @@ def _per_example(
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
     of = Gradients(module, dtype, x.device, patterns, "per_example")
     rows = ArrayRows(x, dtype, x.device, None)
-    known = of.survey(rows, ("per_example", tuple(x.shape[1:]), x.dtype))
+    known = of.survey([rows], ("per_example", tuple(x.shape[1:]), x.dtype))
     if cotangents is None:
         cotangents = torch.full((1, known.outputs), known.outputs**-0.5, dtype=dtype, device=x.device)
     return of.collect(rows, of.parts(known, len(cotangents)), known, cotangents, max(1, len(x))).blocks

@@ -24,9 +24,10 @@ from torch.func import functional_call, vjp
 
 from ntkdask.arrays import Array, to_host
 from ntkdask.errors import InputError
+from ntkdask.modules.capture import require_output
 from ntkdask.modules.tensors import as_tensor
 from ntkdask.modules.torch_threads import task_threads
-from ntkdask.modules.twins import require_module
+from ntkdask.modules.twins import require_module, twin
 
 POWER_STEPS = 20
 """Of the power method that finds the learning rate."""
@@ -69,16 +70,17 @@ def linearization_error(
         raise InputError(
             f"linearization_error: steps={steps} and learning_rate={learning_rate}; use at least 1 step, a rate > 0."
         )
-    start, rest = _split(module)
+    copy, start = _split(module)
     like = next(iter(start.values()))
     train, test = (as_tensor(x, like.dtype, input_layout).to(like.device) for x in (x_train, x_test))
     y = torch.as_tensor(np.asarray(to_host(targets)), dtype=like.dtype, device=like.device)
 
     def on(rows: torch.Tensor) -> Outputs:
-        return lambda parameters: functional_call(module, {**parameters, **rest}, (rows,))
+        # torch.func refuses to write to what it did not make: rows and buffers are copied, for modules that do
+        return lambda parameters: functional_call(copy, {**parameters, **_cloned(copy)}, (rows.clone(),))
 
     with torch.no_grad():
-        f0, f0_test = on(train)(start), on(test)(start)
+        f0, f0_test = (require_output(on(x)(start), len(x), "linearization_error") for x in (train, test))
     if f0.shape != y.shape:
         raise InputError(
             f"linearization_error: the module gives {tuple(f0.shape)} and targets have shape {tuple(y.shape)}; they must agree."
@@ -112,16 +114,21 @@ def _trained(
     )  # fmt: skip
 
 
-def _split(module: torch.nn.Module) -> tuple[Parameters, dict[str, Any]]:
-    """(parameters that are trained, everything else), detached."""
+def _split(module: torch.nn.Module) -> tuple[torch.nn.Module, Parameters]:
+    """(a private copy, the parameters that are trained)."""
     module = require_module(module, "linearization_error")
-    trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    if not trained:
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    if not names:
         raise InputError(
             "linearization_error: no parameter of the module requires gradients; there is nothing to train."
         )
-    rest = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
-    return trained, rest | dict(module.named_buffers())
+    first = module.get_parameter(names[0])
+    copy = twin(module, first.dtype, first.device)
+    return copy, {name: copy.get_parameter(name).detach() for name in names}
+
+
+def _cloned(copy: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in copy.named_buffers()}
 
 
 def _vjp(f: Outputs, at: Parameters) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[Parameters]]]:

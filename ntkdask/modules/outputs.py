@@ -35,7 +35,7 @@ def outputs(module: Any, x: Array, input_layout: str | None = "nchw", batch_rows
     found = []
     # a call without rows still says how many outputs there are
     for start in range(0, max(1, len(x)), batch_rows):
-        rows = as_tensor(x[start : start + batch_rows], None, input_layout)
+        rows = as_tensor(x[start : start + batch_rows], None, input_layout).clone()  # a module may write to its rows
         with torch.no_grad(), task_threads():
             y = copy(rows)
         found.append(as_array(require_output(y, len(rows), what), x))

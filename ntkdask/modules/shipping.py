@@ -15,7 +15,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,16 +25,13 @@ import numpy as np
 
 from ntkdask.errors import InputError
 from ntkdask.modules.optional import require_torch
+from ntkdask.modules.structure import HOOKS, dotted, structure_of
 from ntkdask.registry import describe_by, register
 
 if TYPE_CHECKING:
     import torch
 
 Arrays = Mapping[str, np.ndarray]
-
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-"""Hooks that can change what a module computes."""
 
 
 @register("module")
@@ -102,8 +98,9 @@ _BASE = "torch.nn.modules.module.Module"
 
 def described(module: Any) -> StoredModule:
     """The address of a module: what fingerprints keep of it. The module itself is not kept and not changed."""
-    structure = hashlib.sha256(json.dumps(_structure(module), sort_keys=True).encode()).hexdigest()[:16]
-    return StoredModule(_dotted(type(module)), structure, _weights_digest(module))
+    module = unwrapped(module)
+    structure = hashlib.sha256(json.dumps(structure_of(module, _numbers), sort_keys=True).encode()).hexdigest()[:16]
+    return StoredModule(dotted(type(module)), structure, _weights_digest(module))
 
 
 def remember(module: Any) -> StoredModule:
@@ -131,18 +128,37 @@ def known(stored: StoredModule) -> tuple[Any, Callable[[], Arrays]]:
     return _known.get(stored)
 
 
+def unwrapped(module: Any) -> Any:
+    """A module without what torch.compile and data parallelism put around it: neither changes what it computes."""
+    import torch
+
+    while True:
+        if isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        else:
+            return module
+
+
 def skeleton_of(module: Any) -> Any:
     """A copy of the module on the meta device: structure without numbers, gradients or hooks; the module is not touched.
 
-    Raises InputError for what cannot travel: forward hooks, which change what a module computes and are not part of it; a module
-    that torch cannot copy.
+    Raises InputError for what cannot travel: forward hooks, which change what a module computes and are not part of it;
+    ScriptModules; a module that torch cannot copy.
     """
     import torch
 
+    module = unwrapped(module)
     for name, part in module.named_modules():
-        if any(getattr(part, hooks, None) for hooks in _HOOKS):
+        if isinstance(part, torch.jit.ScriptModule):
             raise InputError(
-                f"{_dotted(type(module))}: {name or 'the module itself'} has forward hooks, which do not travel to other processes. "
+                f"{dotted(type(module))}: {name or 'the module itself'} is a ScriptModule, which does not travel. Give the module "
+                "that it was scripted or traced from."
+            )
+        if any(getattr(part, hooks, None) for hooks in HOOKS):
+            raise InputError(
+                f"{dotted(type(module))}: {name or 'the module itself'} has forward hooks, which do not travel to other processes. "
                 "Remove them, or give no client."
             )
     memo: dict[int, Any] = {}
@@ -180,14 +196,14 @@ def weights_of(module: Any) -> dict[str, np.ndarray]:
     Shared ones count once. dtypes that NumPy lacks (bfloat16) are their bytes.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    for _, t in _tensors(module):
+    for _, t in _tensors(unwrapped(module)):
         parts.setdefault(str(t.dtype).removeprefix("torch."), []).append(_numbers(t))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
 def class_names(module: Any) -> list[str]:
     """Dotted names of the classes that a module is made of, sorted: what must be importable where it travels."""
-    return sorted({_dotted(type(part)) for part in module.modules()})
+    return sorted({dotted(type(part)) for part in module.modules()})
 
 
 def missing_classes(names: Sequence[str]) -> list[str]:
@@ -222,6 +238,10 @@ def _numbers(t: Any) -> np.ndarray:
     """A tensor's numbers, flat, on the host; the bytes where NumPy has no such dtype."""
     import torch
 
+    if t.is_meta:
+        raise InputError(
+            "a module holds a tensor on the meta device, which has no numbers. Build it on a device, or load its weights first."
+        )
     if t.layout != torch.strided or t.is_quantized:
         raise InputError(
             f"a module holds a tensor of layout {t.layout}; only dense parameters and buffers can be stored."
@@ -251,7 +271,7 @@ def _copied(module: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever a user's class does in its copy
         raise InputError(
-            f"{_dotted(type(module))} cannot be copied, which sending it to workers needs: {type(error).__name__}: {error}"
+            f"{dotted(type(module))} cannot be copied, which sending it to workers needs: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -261,69 +281,6 @@ def _weights_digest(module: Any) -> str:
         hasher.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
         hasher.update(_numbers(t).view(np.uint8).data)
     return hasher.hexdigest()[:16]
-
-
-def _structure(module: Any) -> list[Any]:
-    """Everything of a module but the numbers: JSON-ready, equal for equal structure in every process."""
-    import torch
-
-    own = set(vars(torch.nn.Module()))
-    named = {id(t): name for name, t in _tensors(module)}
-    first: dict[int, str] = {}
-    lines: list[Any] = []
-    for name, part in module.named_modules(remove_duplicate=False):
-        if id(part) in first:
-            lines.append([name, "is", first[id(part)]])
-            continue
-        first[id(part)] = name
-        plain = {key: _plain(value, named) for key, value in sorted(vars(part).items()) if key not in own}
-        hooks = [
-            [kind, [_plain(h, {}) for h in getattr(part, kind).values()]]
-            for kind in _HOOKS
-            if getattr(part, kind, None)
-        ]
-        lines.append([name, _dotted(type(part)), _text(part.extra_repr()), bool(part.training), plain, hooks])
-    for get in (module.named_parameters, module.named_buffers):
-        for name, t in get(remove_duplicate=False):
-            same = first.setdefault(id(t), name)
-            lines.append([name, "is", same] if same != name else [name, str(t.dtype), list(t.shape), t.requires_grad])
-    return lines
-
-
-def _plain(value: Any, named: Mapping[int, str], depth: int = 4) -> Any:
-    """An attribute as JSON: numbers and texts themselves, tensors and arrays by digest, functions and objects by name.
-
-    named: names of the parameters and buffers, which an attribute may hold too.
-    """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if id(value) in named:
-        return ["is", named[id(value)]]
-    if hasattr(value, "detach") and hasattr(value, "layout"):
-        return ["tensor", str(value.dtype), list(value.shape), _short(_numbers(value))]
-    if isinstance(value, np.ndarray):
-        return ["array", value.dtype.str, list(value.shape), _short(np.ascontiguousarray(value).reshape(-1))]
-    if isinstance(value, Mapping) and depth:
-        return {str(k): _plain(v, named, depth - 1) for k, v in value.items()}
-    if isinstance(value, (list, tuple)) and depth:
-        return [_plain(v, named, depth - 1) for v in value]
-    if isinstance(value, functools.partial) and depth:
-        return ["partial", *(_plain(v, named, depth - 1) for v in (value.func, value.args, value.keywords))]
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{getattr(value, '__module__', '')}.{value.__qualname__}"
-    return _dotted(type(value))
-
-
-def _short(flat: np.ndarray) -> str:
-    return hashlib.sha256(flat.view(np.uint8).data).hexdigest()[:16]
-
-
-def _text(text: str) -> str:
-    return _ADDRESS.sub("", text)
-
-
-def _dotted(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _config(module: Any) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from ntkdask import seeds
 from ntkdask.arrays import Array
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.modules.build import build
-from ntkdask.modules.gradients import FORM_BYTES, ArrayRows, Gradients, Part
-from ntkdask.modules.survey import Survey
+from ntkdask.modules.gradients import FORM_BYTES, ArrayRows, Block, Gradients, Part
+from ntkdask.modules.survey import PathError, Survey, set_apart
 from ntkdask.modules.tensors import as_array, device_of, dtype_of
 from ntkdask.modules.torch_threads import task_threads
 
@@ -48,18 +48,31 @@ class GradientSlices:
     def over(self, x: Array) -> Iterator[tuple[slice, tuple[Piece, ...], Array]]:
         """(rows, columns, their gradients (rows, columns)) of x (n, *s), of its kind and dtype: every chunk of every batch of rows."""
         with task_threads():
-            of, known, parts = self._looked(x)
-            cotangents = torch.full((1, known.outputs), known.outputs**-0.5, dtype=of.dtype, device=of.device)
-            batch = self._batch(x.shape[0], known, parts, of.itemsize)
-            for first in range(0, x.shape[0], batch):
-                rows = slice(first, min(first + batch, x.shape[0]))
-                given = ArrayRows(x[rows], of.dtype, of.device, self.input_layout)
-                blocks = {b.name: b for b in of.collect(given, parts, known, cotangents, batch).blocks}
-                for pieces in _cut(parts):
+            looked, first, apart = self._looked(x), 0, frozenset[str]()
+            while first < x.shape[0]:
+                try:
+                    rows, blocks = self._collected(x, first, *looked)
+                except PathError as error:
+                    apart = set_apart(error, apart)
+                    looked = self._looked(x)
+                    continue
+                for pieces in _cut(looked[2]):
                     formed = [blocks[name].slice(start, stop) for name, start, stop in pieces]
                     columns = formed[0].contiguous() if len(formed) == 1 else torch.cat(formed, dim=1)
                     del formed
                     yield rows, pieces, as_array(columns, x)
+                first = rows.stop
+
+    def _collected(
+        self, x: Array, first: int, of: Gradients, known: Survey, parts: list[Part]
+    ) -> tuple[slice, dict[str, Block]]:
+        """(rows, {parameter: its gradients}) of the batch that begins at row `first`."""
+        batch = self._batch(x.shape[0], known, parts, of.itemsize)
+        rows = slice(first, min(first + batch, x.shape[0]))
+        given = ArrayRows(x[rows], of.dtype, of.device, self.input_layout)
+        with torch.inference_mode(False):
+            cotangents = torch.full((1, known.outputs), known.outputs**-0.5, dtype=of.dtype, device=of.device)
+            return rows, {b.name: b for b in of.collect(given, parts, known, cotangents, batch).blocks}
 
     def widths(self, itemsize: int, row_shape: tuple[int, ...]) -> tuple[int, int]:
         """(columns in all, columns of the widest chunk) for such rows."""
@@ -83,9 +96,10 @@ class GradientSlices:
 
     def _looked(self, x: Array, purpose: str = "call") -> tuple[Gradients, Survey, list[Part]]:
         module = build(self.module, self.what)
-        of = Gradients(module, dtype_of(x), device_of(x), self.parameters, self.what)
-        rows = ArrayRows(x, of.dtype, of.device, self.input_layout)
-        known = of.survey(rows, (purpose, tuple(x.shape[1:]), self.input_layout))
+        with torch.inference_mode(False):  # what is made in inference mode never takes part in a graph
+            of = Gradients(module, dtype_of(x), device_of(x), self.parameters, self.what)
+            rows = ArrayRows(x, of.dtype, of.device, self.input_layout)
+            known = of.survey([rows], (purpose, tuple(x.shape[1:]), self.input_layout))
         return of, known, of.parts(known, 1)
 
     def _batch(self, n: int, known: Survey, parts: Sequence[Part], itemsize: int) -> int:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -21,12 +22,13 @@ from ntkdask.errors import InputError
 from ntkdask.modules.capture import Recorder, Use, differentiable, output_gradients, require_output
 from ntkdask.modules.fallback import jacobians
 from ntkdask.modules.peak import PeakBytes
+from ntkdask.modules.probe import PAIR, Probe, layers_out_of_order, require_rows_alone
 from ntkdask.modules.rules import contribution
-from ntkdask.modules.twins import owners
+from ntkdask.modules.twins import owners, shaken
 
 Tensor = torch.Tensor
+T = TypeVar("T")
 
-ROWS = 2
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
 """Largest difference of a captured gradient from autograd's, as a part of the norm of the row's whole gradient."""
 
@@ -46,7 +48,7 @@ class Site:
 @dataclass(frozen=True)
 class Survey:
     """outputs: O. sites: {captured parameter: its uses}. columns: {parameter: scalars}. sweep_bytes: of one row, forward and one
-    backward pass. gradient_bytes: of a row's output gradients of all layers."""
+    backward pass. gradient_bytes: of a row's output gradients of all layers. calls: {layer that was watched: its calls}."""
 
     outputs: int
     columns: Mapping[str, int]
@@ -61,53 +63,111 @@ class Survey:
         return tuple(name for name in self.columns if name not in self.sites)
 
 
+class PathError(InputError):
+    """Rows that took another path through a module than the rows of its survey; layers: those that were called otherwise."""
+
+    def __init__(self, message: str, module: nn.Module, layers: Collection[str]) -> None:
+        super().__init__(message)
+        self.module, self.layers = module, frozenset(layers)
+
+
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Survey]] = weakref.WeakKeyDictionary()
+_apart: weakref.WeakKeyDictionary[nn.Module, frozenset[str]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def survey(module: nn.Module, key: Hashable, make: Callable[[], Survey]) -> Survey:
-    """The survey of `module` under `key`, made where it is not there; forgotten with the module and when its layers change."""
+def survey(module: nn.Module, key: Hashable, make: Callable[[frozenset[str]], tuple[Survey, bool]]) -> Survey:
+    """The survey of `module` under `key`, made where it is not there; forgotten with the module and when its layers change.
+
+    make(layers never to capture) gives (survey, whether its rows tell enough for it to be kept).
+    """
     flags = tuple((name, type(part).__qualname__, part.training) for name, part in module.named_modules())
     frozen = tuple((name, tuple(p.shape), p.requires_grad) for name, p in module.named_parameters())
     key = (key, flags, frozen)
     with _lock:
-        found = _known.get(module, {}).get(key)
+        found, apart = _known.get(module, {}).get(key), _apart.get(module, frozenset())
     if found is None:
-        found = make()
-        with _lock:
-            _known.setdefault(module, {})[key] = found
+        found, is_kept = make(apart)
+        if is_kept:
+            with _lock:
+                _known.setdefault(module, {})[key] = found
     return found
 
 
-def look(copy: nn.Module, wanted: Mapping[str, int], x: Tensor, what: str) -> Survey:
-    """The survey of a private copy of a module on rows x (1 or 2 of them; one is taken twice).
+def set_apart(error: PathError, before: frozenset[str] = frozenset()) -> frozenset[str]:
+    """From now on the layers that rows took otherwise go to the fallback. before: those of the caller's earlier errors; returns all.
+
+    Other threads may have set them apart meanwhile. InputError where the caller did, already.
+    """
+    if error.layers <= before:
+        raise InputError(str(error)) from error
+    with _lock:
+        _apart[error.module] = _apart.get(error.module, frozenset()) | error.layers
+        _known.pop(error.module, None)
+    return before | error.layers
+
+
+def following_paths(attempt: Callable[[], T]) -> T:
+    """attempt(), and again, with layers set apart, where its rows took another path."""
+    apart: frozenset[str] = frozenset()
+    while True:
+        try:
+            return attempt()
+        except PathError as error:
+            apart = set_apart(error, apart)
+
+
+def look(copy: nn.Module, wanted: Mapping[str, int], seen: Probe, apart: Collection[str], what: str) -> Survey:
+    """The survey of a private copy of a module on the rows of a probe; layers `apart` are not captured.
 
     InputError for outputs that are not (n, O), not differentiable, or in which rows influence one another, and where neither capture
     nor fallback agrees with autograd.
     """
-    x = x if len(x) >= ROWS else torch.cat([x] * ROWS)
+    x = seen.x[:PAIR]
     with differentiable(x.device):
-        expected, outputs = _reference(copy, list(wanted), x, what)
-        cotangents = _weights(outputs, x)[None]
-        scale = torch.stack([(g.double() ** 2).sum(dim=1) for g in expected.values()]).sum(dim=0).sqrt()
-        held = owners(copy, wanted)
+        exact = _reference(copy, list(wanted), x, what)
+        require_rows_alone(copy, seen.x, what)
+        cotangents = _weights(exact.outputs, x)[None]
         recorder = Recorder(copy)
-        recorder.watch({path for of in held.values() for path, _ in of if _is_known(copy, path)})
+        held = owners(copy, wanted)
+        layers = {path for of in held.values() for path, _ in of if path not in apart and _is_known(copy, path)}
+        recorder.watch(layers)
+        trusted = layers - layers_out_of_order(recorder, seen.x, cotangents)
         with PeakBytes() as peak:
             y, uses = recorder.forward(x.clone())
             gradients = output_gradients(y, uses, cotangents)
+        calls = {layer: sum(use.layer == layer for use in uses) for layer in layers}
+        sites = _captured(copy, held, trusted, uses, gradients, exact)
+        silent = [name for name in sites if name in exact.silent]
+        if silent:
+            shown = _shown(recorder, {name: held[name] for name in silent}, trusted, seen.x, cotangents, what)
+            sites = {name: of for name, of in sites.items() if name not in silent or name in shown}
         recorder.watch(())
-        sites = {}
-        for name in wanted:
-            pairs = _pairs(copy, held[name], uses, gradients, len(x))
-            if pairs is not None and _agrees(_formed(copy, pairs, wanted[name], x), expected[name], scale):
-                sites[name] = tuple(site for site, _, _ in pairs)
         missed = [name for name in wanted if name not in sites]
         found = jacobians(copy, missed, x, cotangents) if missed else {}
-        _require_agreement({name: g[:, 0] for name, g in found.items()}, expected, scale, what)
+        _require_agreement({name: g[:, 0] for name, g in found.items()}, exact, what)
     sweep = -(-peak.peak // len(x))
-    grads = sum(g[0].numel() * g.element_size() for g in gradients if g is not None)
-    return Survey(outputs, dict(wanted), sites, sweep, grads, {use.layer: use.call + 1 for use in uses})
+    grads = sum(g.numel() * g.element_size() // len(x) for g in gradients if g is not None)
+    return Survey(exact.outputs, dict(wanted), sites, sweep, grads, calls)
+
+
+def _shown(
+    recorder: Recorder, held: Mapping[str, list[tuple[str, str]]], trusted: set[str], x: Tensor, cotangents: Tensor, what: str
+) -> set[str]:  # fmt: skip
+    """Those of some parameters, whose gradients are zero, that capture agrees on with autograd where all weights are moved.
+
+    Zero scales and zero readouts hide what lies before them, until they are trained.
+    """
+    copy = recorder.copy
+    with shaken(copy):
+        try:
+            exact = _reference(copy, list(held), x[:PAIR], what)
+        except InputError:  # a module whose weights cannot be moved shows nothing
+            return set()
+        trusted = trusted - layers_out_of_order(recorder, x, cotangents)
+        y, uses = recorder.forward(x[:PAIR].clone())
+        sites = _captured(copy, held, trusted, uses, output_gradients(y, uses, cotangents), exact)
+    return set(sites) - exact.silent
 
 
 def _weights(outputs: int, x: Tensor) -> Tensor:
@@ -116,8 +176,26 @@ def _weights(outputs: int, x: Tensor) -> Tensor:
     return torch.linspace(0.5, 1.5, outputs, dtype=kind, device=x.device)
 
 
-def _reference(copy: nn.Module, names: list[str], x: Tensor, what: str) -> tuple[dict[str, Tensor], int]:
-    """({parameter: (rows, columns)}, O): autograd's own gradients, one row at a time."""
+@dataclass(frozen=True)
+class _Exact:
+    """Autograd's own gradients of two rows: {parameter: (rows, columns)}, the norm of each row's whole gradient, and the parameters
+    that are `silent`: the outputs depend on them, with a gradient of zero in every row in which it is finite."""
+
+    outputs: int
+    of: Mapping[str, Tensor]
+    scale: Tensor
+    silent: frozenset[str]
+
+    def agrees(self, name: str, found: Tensor) -> bool:
+        """Whether `found` is the gradient of `name`; rows of NaN say nothing."""
+        expected = self.of[name]
+        error = (found.to(expected.dtype) - expected).norm(dim=1)
+        finite = torch.isfinite(expected).all(dim=1) & torch.isfinite(self.scale)
+        return bool(((error <= TOLERANCE[expected.dtype] * self.scale) | ~finite).all())
+
+
+def _reference(copy: nn.Module, names: list[str], x: Tensor, what: str) -> _Exact:
+    """One backward pass for each row."""
     parameters = [copy.get_parameter(name) for name in names]
     for parameter in parameters:
         parameter.requires_grad_()
@@ -128,7 +206,6 @@ def _reference(copy: nn.Module, names: list[str], x: Tensor, what: str) -> tuple
                 f"{what}: the module's output does not depend on the {len(names)} parameters asked for in a way that autograd can "
                 "follow (argmax, rounding, detach(), no_grad()). Return the logits themselves."
             )
-        _require_independent_rows(copy, x, y, what)
         weighted = (y * _weights(y.shape[1], x)).sum(dim=1)
         rows = [torch.autograd.grad(row, parameters, retain_graph=True, allow_unused=True) for row in weighted]
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -137,27 +214,20 @@ def _reference(copy: nn.Module, names: list[str], x: Tensor, what: str) -> tuple
         raise InputError(
             f"{what}: {type(copy).__name__} fails on rows of shape {tuple(x.shape[1:])}: {error}. Where it is the shape: rows "
             "reach the module as (n, C, H, W) with input_layout='nchw', as they are with None. Where it is an in-place operation: "
-            "make it out of place."
+            f"make it out of place. Where it is a dtype: weights and buffers are cast to the rows' ({x.dtype}), so cast to a weight's "
+            "dtype inside the module, to no fixed one."
         ) from error
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
-    found = {}
+    found, silent = {}, set()
     for name, parameter, of_rows in zip(names, parameters, zip(*rows, strict=True), strict=True):
         dense = [torch.zeros_like(parameter) if g is None else g.to_dense() for g in of_rows]
         found[name] = torch.stack([g.reshape(-1) for g in dense])
-    return found, y.shape[1]
-
-
-def _require_independent_rows(copy: nn.Module, x: Tensor, y: Tensor, what: str) -> None:
-    with torch.no_grad():
-        alone = require_output(copy(x[:1].clone()), 1, what)
-        both = y[:1].detach()
-        if (alone - both).norm() > 1e-3 * max(float(both.norm()), float(alone.norm())):
-            raise InputError(
-                f"{what}: the module's output for a row changes with the rows beside it, so that rows have no gradients of their own. "
-                "Take batch statistics and other mixing of rows out of it."
-            )
+        if any(g is not None for g in of_rows) and not any(g.any() and g.isfinite().all() for g in found[name]):
+            silent.add(name)
+    scale = torch.stack([(g.double() ** 2).sum(dim=1) for g in found.values()]).sum(dim=0).sqrt()
+    return _Exact(y.shape[1], found, scale, frozenset(silent))
 
 
 def _is_known(copy: nn.Module, path: str) -> bool:
@@ -168,18 +238,32 @@ def _is_known(copy: nn.Module, path: str) -> bool:
 Pair = tuple[Site, Tensor, Tensor]
 
 
+def _captured(
+    copy: nn.Module, held: Mapping[str, list[tuple[str, str]]], trusted: Collection[str], uses: list[Use],
+    gradients: list[Tensor | None], exact: _Exact,
+) -> dict[str, tuple[Site, ...]]:  # fmt: skip
+    """{parameter: its uses} of those whose gradients the uses of `trusted` layers make up."""
+    sites = {}
+    for name, of in held.items():
+        pairs = _pairs(copy, of, trusted, uses, gradients, len(exact.scale))
+        if pairs is not None and exact.agrees(name, _formed(copy, pairs, exact.of[name])):
+            sites[name] = tuple(site for site, _, _ in pairs)
+    return sites
+
+
 def _pairs(
-    copy: nn.Module, held: list[tuple[str, str]], uses: list[Use], gradients: list[Tensor | None], rows: int
-) -> list[Pair] | None:
+    copy: nn.Module, held: list[tuple[str, str]], trusted: Collection[str], uses: list[Use], gradients: list[Tensor | None],
+    rows: int,
+) -> list[Pair] | None:  # fmt: skip
     """(site, input, output gradient) of each use of a parameter; None where one of its owners is not captured."""
     pairs = []
     for path, local in held:
-        if contribution(copy.get_submodule(path), local) is None:
+        if path not in trusted or contribution(copy.get_submodule(path), local) is None:
             return None
         for use, g in zip(uses, gradients, strict=True):
             if use.layer != path:
                 continue
-            if not use.intact or not use.a.ndim or len(use.a) != rows or use.shape[0] != rows:
+            if not use.takes(rows):
                 return None
             if g is not None:
                 a_bytes = use.a[0].numel() * use.a.element_size()
@@ -188,25 +272,18 @@ def _pairs(
     return pairs
 
 
-def _formed(copy: nn.Module, pairs: list[Pair], columns: int, x: Tensor) -> Tensor:
+def _formed(copy: nn.Module, pairs: list[Pair], like: Tensor) -> Tensor:
     """(rows, columns): the captured gradient, summed over the parameter's uses."""
-    total = None
+    total = torch.zeros_like(like)
     for site, a, g in pairs:
         rule = contribution(copy.get_submodule(site.layer), site.local)
         if rule is not None:
-            part = rule.form(a, g, 0, rule.columns // rule.granule)[:, 0]
-            total = part if total is None else total + part
-    return torch.zeros(len(x), columns, device=x.device) if total is None else total
+            total = total + rule.form(a, g, 0, rule.columns // rule.granule)[:, 0]
+    return total
 
 
-def _agrees(found: Tensor, expected: Tensor, scale: Tensor) -> bool:
-    error = (found.to(expected.dtype) - expected).norm(dim=1)
-    finite = torch.isfinite(expected).all(dim=1)  # rows of NaN say nothing
-    return bool(((error <= TOLERANCE[expected.dtype] * scale) | ~finite).all())
-
-
-def _require_agreement(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], scale: Tensor, what: str) -> None:
-    wrong = [name for name, g in found.items() if not _agrees(g, expected[name], scale)]
+def _require_agreement(found: Mapping[str, Tensor], exact: _Exact, what: str) -> None:
+    wrong = [name for name, g in found.items() if not exact.agrees(name, g)]
     if wrong:
         raise InputError(
             f"{what}: the gradients of {', '.join(wrong)} of single rows disagree with autograd's for a batch. The module computes "

@@ -15,7 +15,8 @@ import torch
 
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.modules.contributions import Terms
-from ntkdask.modules.gradients import Block, Collected, Gradients, Kept, Part, Rows, form_bytes
+from ntkdask.modules.gradients import Block, Collected, Gradients, Kept, Part, form_bytes
+from ntkdask.modules.probe import Rows
 from ntkdask.modules.products import Accumulator, rounding
 from ntkdask.modules.survey import Survey
 

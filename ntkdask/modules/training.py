@@ -21,6 +21,7 @@ from ntkdask import seeds
 from ntkdask.arrays import FLOAT_DTYPES, Array, to_host
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.modules.protocol import TrainingProtocol
+from ntkdask.modules.shipping import unwrapped
 from ntkdask.modules.tensors import as_tensor, require_layout
 
 EVALUATION_ROWS = 1024
@@ -48,8 +49,8 @@ class Examples:
         """Number of rows."""
         return len(self.x)
 
-    def batch(self, chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Some rows, images as the module takes them, and their targets."""
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """A copy of some rows, which the module may write to, images as it takes them, and their targets."""
         return as_tensor(self.x[chosen], layout=self.layout), self.targets[chosen]
 
 
@@ -66,14 +67,15 @@ class Training:
         input_layout: str | None = "nchw",
     ) -> None:
         self.module, self.protocol, self.seed = module, protocol, seed
-        self._names = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._own = unwrapped(module)  # whose names checkpoints keep
+        self._names = {name: p for name, p in self._own.named_parameters() if p.requires_grad}
         if not self._names:
             raise InputError(f"the {type(module).__name__} has no parameter that requires gradients: nothing to train.")
         self._layout = require_layout(input_layout)
         self._first = next(iter(self._names.values()))
         self.n_outputs = self._outputs_of(x)
         self.examples = self.prepared(x, targets)
-        self._initial = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        self._initial = {name: tensor.detach().clone() for name, tensor in self._own.state_dict().items()}
         self._optimizer = self._new_optimizer(protocol.learning_rate)
 
     def prepared(self, x: Array, targets: Array) -> Examples:
@@ -111,10 +113,13 @@ class Training:
 
     def evaluate(self, examples: Examples) -> Score:
         """Mean loss and accuracy in eval mode."""
-        loss_sum = hits = torch.zeros((), dtype=torch.float64, device=examples.x.device)
+        device = examples.x.device
+        loss_sum = hits = torch.zeros((), dtype=torch.float64, device=device)
         with _in_mode(self.module, False), torch.no_grad():
             for start in range(0, examples.n, EVALUATION_ROWS):
-                x, targets = examples.batch(slice(start, start + EVALUATION_ROWS))
+                x, targets = examples.batch(
+                    torch.arange(start, min(start + EVALUATION_ROWS, examples.n), device=device)
+                )
                 outputs = self.module(x)
                 loss_sum = loss_sum + _loss(outputs, targets, self.protocol.loss).double() * len(x)
                 hits = hits + _hits(outputs, targets)
@@ -126,12 +131,12 @@ class Training:
 
     def restart(self, learning_rate: float) -> None:
         """The initial weights again, without momentum, at another learning rate."""
-        self.module.load_state_dict(self._initial)
+        self._own.load_state_dict(self._initial)
         self._optimizer = self._new_optimizer(learning_rate)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, buffers and momenta by name: all that a resume needs besides the number of the epoch."""
-        found = {f"weights.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        found = {f"weights.{name}": tensor for name, tensor in self._own.state_dict().items()}
         for name, parameter in self._names.items():
             velocity = self._optimizer.state[parameter].get("momentum_buffer")
             if velocity is not None:
@@ -141,7 +146,7 @@ class Training:
     def restore(self, state: Mapping[str, Tensor], learning_rate: float) -> None:
         """Go on from a `state`."""
         weights = {k.removeprefix("weights."): v for k, v in state.items() if k.startswith("weights.")}
-        self.module.load_state_dict(weights)
+        self._own.load_state_dict(weights)
         self._optimizer = self._new_optimizer(learning_rate)
         for name, parameter in self._names.items():
             if f"momentum.{name}" in state:
@@ -160,7 +165,7 @@ class Training:
         """O, from the first row; InputError where the module does not give (n, O)."""
         _require_rows(x)
         with _in_mode(self.module, False), torch.no_grad():
-            first = as_tensor(x[:1], layout=self._layout).to(self._first.device, self._first.dtype)
+            first = as_tensor(x[:1], layout=self._layout).to(self._first.device, self._first.dtype, copy=True)
             outputs = self.module(first)
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != 1:
             shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ntkdask import seeds
 from ntkdask.errors import InputError, nearest
+from ntkdask.modules.shipping import unwrapped
 
 CACHE_LINE = 64
 """Bytes that torch's own memory is aligned to."""
@@ -26,13 +29,18 @@ _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 def require_module(module: object, what: str) -> nn.Module:
     """`module` when it is a torch.nn.Module in a state whose rows do not influence one another; InputError otherwise."""
-    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper: per-layer capture needs the layers
+    module = unwrapped(module)  # per-layer capture needs the layers
     if not isinstance(module, nn.Module):
         raise InputError(
             f"{what}: module is {module!r}; give a torch.nn.Module, or a description of one such as ResNet18()."
         )
     for name, part in module.named_modules():
         kind = f"{type(part).__name__} {name!r}" if name else type(part).__name__
+        if isinstance(part, torch.jit.ScriptModule) and any(True for _ in part.parameters()):
+            raise InputError(
+                f"{what}: {kind} is a ScriptModule, which hides its layers and parameters from torch.func. Give the module that it "
+                "was scripted or traced from."
+            )
         if isinstance(part, _BATCH_NORMS) and not part.training and part.running_mean is None:
             raise InputError(
                 f"{what}: {kind} keeps no running statistics, so that rows influence one another in every mode. Build it with "
@@ -56,6 +64,11 @@ def _require_real(module: nn.Module, what: str) -> None:
         if is_lazy(parameter):
             raise InputError(
                 f"{what}: parameter {name!r} is not initialised yet. Call the module once on rows of its shape."
+            )
+        if parameter.is_meta:
+            raise InputError(
+                f"{what}: parameter {name!r} lies on the meta device, which holds no numbers. Build the module on a device, or load "
+                "its weights with assign=True."
             )
         if not parameter.is_floating_point():
             raise InputError(
@@ -111,6 +124,21 @@ def owners(module: nn.Module, wanted: Mapping[str, int]) -> dict[str, list[tuple
     return found
 
 
+@contextmanager
+def shaken(copy: nn.Module) -> Iterator[None]:
+    """A twin's parameters moved at random by up to a tenth of their size, or by 0.1 where all are zero; then as they were."""
+    before = {parameter: parameter.data for parameter in copy.parameters()}
+    try:
+        for name, parameter in copy.named_parameters():
+            size = float(parameter.norm()) / max(1, parameter.numel()) ** 0.5
+            noise = torch.from_numpy(seeds.uniforms(0, ("shaken", name), parameter.numel())).to(parameter)
+            parameter.data = parameter + (0.2 * noise.reshape(parameter.shape) - 0.1) * (size or 1.0)
+        yield
+    finally:
+        for parameter, data in before.items():
+            parameter.data = data
+
+
 def twin(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A copy of `module` with frozen parameters of `dtype` on `device`, equal training flags, and buffers of its own.
 
@@ -120,8 +148,10 @@ def twin(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Modu
     def moved(tensor: torch.Tensor, own: bool) -> torch.Tensor:
         kind = dtype if tensor.is_floating_point() else tensor.dtype
         # the order of MKL's sums follows the alignment of what it reads, which is any for memory that was NumPy's
-        return tensor.detach().to(device=device, dtype=kind, copy=own or tensor.data_ptr() % CACHE_LINE > 0)
+        own = own or tensor.is_inference() or tensor.data_ptr() % CACHE_LINE > 0
+        return tensor.detach().to(device=device, dtype=kind, copy=own)
 
+    # embeddings with it renormalise their weights as they are read
     writes = any(getattr(part, "max_norm", None) is not None for part in module.modules())
     memo: dict[int, object] = {}
     for parameter in module.parameters():

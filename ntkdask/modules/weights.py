@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ntkdask.errors import DataError, InputError, StoreError
+from ntkdask.modules.shipping import unwrapped
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Under which training scripts keep a module's state beside that of the optimiser."""
-PARALLEL = "module."
-"""What torch's DataParallel puts before every name."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What torch's DataParallel and torch.compile put before every name."""
 
 
 def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -32,17 +33,19 @@ def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     Tied tensors are written once, under their first name; the others are named in the file's metadata, as safetensors' own
     `save_model` does. Raises InputError for another suffix, StoreError where the file cannot be written.
     """
-    save_tensors(module.state_dict(), path)
+    save_tensors(unwrapped(module).state_dict(), path)
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Set the parameters and buffers of `module`, in place, to those in `path`: .safetensors, or .pt and .pth of tensors alone.
 
     Values are cast to the module's dtypes and moved to its device; what requires gradients stays as it is. A file may hold the state
-    under "state_dict", "model", "model_state_dict" or "net", and names may begin with "module.". Counters of batches may be missing.
+    under "state_dict", "model", "model_state_dict" or "net", and names may begin with "module." or "_orig_mod.". Counters of
+    batches may be missing.
     Raises DataError for a file that is missing, damaged or holds code; InputError, naming what is missing, unexpected or of
     another shape, for one that does not fit: the module is then unchanged.
     """
+    module = unwrapped(module)
     state = module.state_dict()
     found = _fitted(load_tensors(path)[0], state)
     problems = _problems(state, found)
@@ -124,9 +127,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _fitted(found: dict[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`found` under the names of `state`: without "module." before them all, and tied tensors under each of their names."""
-    if found and all(name.startswith(PARALLEL) for name in found) and not any(n.startswith(PARALLEL) for n in state):
-        found = {name.removeprefix(PARALLEL): tensor for name, tensor in found.items()}
+    """`found` under the names of `state`: without wrappers' prefixes before them all, and tied tensors under each of their names."""
+    while found and (prefix := next((p for p in PREFIXES if _all_begin(found, p) and not _all_begin(state, p)), None)):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     tied: dict[Any, list[str]] = {}
     for name, tensor in state.items():
         tied.setdefault(_memory(tensor) or name, []).append(name)
@@ -135,6 +138,10 @@ def _fitted(found: dict[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, 
         if known is not None:
             found = {**dict.fromkeys(group, known), **found}
     return found
+
+
+def _all_begin(names: Mapping[str, Tensor], prefix: str) -> bool:
+    return all(name.startswith(prefix) for name in names)
 
 
 def _problems(state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

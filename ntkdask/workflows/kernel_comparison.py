@@ -107,6 +107,10 @@ def compare_kernels(
         theta: Any = StoredMatrix.open(full)
         other = None if pseudo is None else _opened(pseudo)
         count = _outputs(theta.shape, None if other is None else other.shape, outputs)
+        if spectra and other is None:
+            raise InputError(
+                "compare_kernels: the spectrum of a pseudo-NTK takes its matrix. Give pseudo, or spectra=False."
+            )
         sums = _stored_sums(theta, other, count, client, listener, threads)
         matrices = (pseudo, full)
     else:
@@ -118,10 +122,6 @@ def compare_kernels(
         matrices = (pseudo_of(theta) if other is None else other, theta)
     ends: list[Ends | None] = [None, None]
     if spectra:
-        if matrices[0] is None:
-            raise InputError(
-                "compare_kernels: the spectrum of a pseudo-NTK takes its matrix. Give pseudo, or spectra=False."
-            )
         ends = [_ends(m, client, plan, listener, threads) for m in matrices]
     return KernelComparison(
         sums.pairs, sums.outputs, sums.off_diagonal_ratio, sums.pooled_off_diagonal_ratio, sums.frobenius, sums.norm_difference,

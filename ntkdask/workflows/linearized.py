@@ -82,8 +82,8 @@ def predict_linearized(
     x_train, x_test: arrays (n, *s), dask arrays, datasets or their urls, cast as `kernel_matrix` casts them; x_test=None is x_train.
     targets: numbers (n, O), or labels 0..C−1 with n_classes=C, which become zeros and ones as in the paper; None takes the dataset's.
     test_targets: labels (m,) to score; None takes those of a dataset. kernel: "pntk" (eq. 6), "entk" (eq. 5, (n·O)² numbers), or a
-    PseudoNTK or EmpiricalNTK of the module with arguments of its own. alpha: 0 in the paper. solver: "auto", "cholesky", "eigh"
-    (which at alpha=0 takes the least solution of a singular kernel), and with a url "tiled_cholesky" and "cg".
+    PseudoNTK or EmpiricalNTK of the module with arguments of its own, input_layout among them. alpha: 0 in the paper. solver: "auto",
+    "cholesky", "eigh" (which at alpha=0 takes the least solution of a singular kernel), and with a url "tiled_cholesky" and "cg".
 
     url: a folder that keeps tiles and solutions, and resumes; without, everything is in this process, on its GPU where there is
     one. client: a Dask client (needs a url). plan: as of `kernel_matrix`; its memory_bytes is also what a task of the solve may take.
@@ -102,6 +102,7 @@ def predict_linearized(
             f"x_test has rows of shape {row_shape_of(test)} and x_train of {row_shape_of(train)}; they must agree."
         )
     theta = _kernel(kernel, module, input_layout)
+    input_layout = theta.input_layout
     y = _encoded(train, targets, n_classes)
     scored = test if x_test is not None else train
     labels = _labels(scored, test_targets)
@@ -173,6 +174,11 @@ def _kernel(kernel: Any, module: Any, layout: str | None) -> Any:
     if kernel == "entk":
         return EmpiricalNTK(module, input_layout=layout, output="full")
     if isinstance(kernel, PseudoNTK) or (isinstance(kernel, EmpiricalNTK) and kernel.output == "full"):
+        if kernel.module is not module and kernel.module != module:
+            raise InputError(
+                f"predict_linearized: the {type(kernel).__name__} is of another module than the one whose outputs are linearised. "
+                "Make it of the same object, or of an equal description."
+            )
         return kernel
     raise InputError(
         f'predict_linearized: kernel is {kernel!r}; use "pntk", "entk", a PseudoNTK, or an EmpiricalNTK with output="full".'

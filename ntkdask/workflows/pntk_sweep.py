@@ -225,9 +225,12 @@ def _is_done(folder: Path, cell: Cell, asked: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if not {"network", "width", "seed", "epoch"} <= set(kept["asked"]) or not isinstance(kept["found"], dict):
+            raise ValueError("it says nothing of a cell")
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error}). Delete it; the sweep computes it again.") from error
+    return kept
 
 
 class _Modules:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 LABEL = "train-epoch"
 PROGRESS = "ntkdask.training"
+OWN = ("record.json", "metrics.jsonl", "resume.safetensors", "epoch-*.safetensors")
+"""What a training writes to its folder, and `overwrite` removes: nothing else that lies there."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,8 @@ def train(
     training = Training(module, protocol, x, targets, seed, input_layout)
     with exclusive(folder):
         if overwrite:
-            for path in folder.iterdir():
-                if path.name != ".lock":
-                    remove(path)
+            for path in (path for pattern in OWN for path in folder.glob(pattern)):
+                remove(path)
         Record.open(folder, fingerprint)
         scored = None if test is None else training.prepared(*test)
         run = _Run(training, folder, scored, resume_every, listener or Silent())

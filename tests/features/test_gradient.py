@@ -5,7 +5,17 @@ import math
 
 import numpy as np
 import pytest
-from contracts import GENERAL, IMAGE_POOLED, IMAGE_RESIDUAL, RESIDUAL, images, rows
+from contracts import (
+    GENERAL,
+    IMAGE_POOLED,
+    IMAGE_RESIDUAL,
+    IMAGE_SHORTCUT,
+    IMAGE_STRIDED,
+    IMAGE_THEN_DENSE,
+    RESIDUAL,
+    images,
+    rows,
+)
 
 from ntkdask import activations, arrays
 from ntkdask.activations.derivatives import derivative
@@ -21,42 +31,13 @@ from ntkdask.networks import (
     GlobalAvgPool,
     LayerNorm,
     Network,
-    Residual,
     convolutional,
     fully_connected,
     myrtle,
 )
 
-STRIDED = Network(
-    (
-        Conv((2, 3), "circular", 2, bias_variance=0.2),
-        Activation("tanh"),
-        Conv(5, "same", (2, 1), weight_variance=1.3),
-        LayerNorm(),
-        Activation("gelu"),
-        Conv(2, "valid", trainable=False),
-        Activation("abs"),
-        GlobalAvgPool(),
-        Dense(0.7, 0.1),
-    ),
-    scale_inputs=True,
-)
 WIDE_FILTER = Network(
     (Conv((5, 7), "circular"), Activation("erf"), AvgPool((1, 2)), Flatten(), Dense(bias_variance=0.3))
-)
-AFTER_FLATTEN = Network(
-    (
-        Conv(2),
-        Activation("tanh"),
-        Flatten(),
-        Residual((Dense(1.2), Activation("erf"), Dense(0.5, 0.2))),
-        Dense(),
-        Activation("erf"),
-        Dense(),
-    )
-)
-INPUT_SHORTCUT = Network(
-    (Residual((AvgPool(2), Conv(3, bias_variance=0.1)), (AvgPool(2),)), Conv(1), Activation("sin"), Flatten())
 )
 NETWORKS = {
     "depth 0": (fully_connected(0, bias_variance=0.2), (4,)),
@@ -66,13 +47,13 @@ NETWORKS = {
     "residual": (RESIDUAL, (4,)),
     "ends in an activation": (Network((Dense(), Activation("tanh"))), (3,)),
     "convolutional": (convolutional(2, activation="erf", trainable_ends=False), (3, 4, 2)),
-    "strided": (STRIDED, (7, 6, 2)),
+    "strided": (IMAGE_STRIDED, (7, 6, 2)),
     "wide filter": (WIDE_FILTER, (3, 4, 2)),
     "myrtle": (myrtle(5, activation="tanh"), (4, 4, 1)),
     "image residual": (IMAGE_RESIDUAL, (3, 4, 2)),
     "pooled": (IMAGE_POOLED, (2, 3, 2)),
-    "after flatten": (AFTER_FLATTEN, (2, 3, 2)),
-    "input shortcut": (INPUT_SHORTCUT, (4, 2, 3)),
+    "after flatten": (IMAGE_THEN_DENSE, (2, 4, 2)),
+    "input shortcut": (IMAGE_SHORTCUT, (4, 2, 3)),
 }
 every_network = pytest.mark.parametrize(("network", "shape"), NETWORKS.values(), ids=NETWORKS)
 
@@ -231,8 +212,8 @@ BIASED = {
     "residual": (RESIDUAL, rows(6)),
     "convolutional": (convolutional(2), images(6)),
     "image residual": (IMAGE_RESIDUAL, images(6)),
-    "after flatten": (AFTER_FLATTEN, images(6)),
-    "input shortcut": (INPUT_SHORTCUT, np.random.default_rng(0).standard_normal((4, 4, 2, 3))),
+    "after flatten": (IMAGE_THEN_DENSE, np.random.default_rng(0).standard_normal((4, 2, 2, 3))),
+    "input shortcut": (IMAGE_SHORTCUT, np.random.default_rng(0).standard_normal((4, 4, 2, 3))),
 }
 
 
@@ -287,7 +268,7 @@ def test_blocks_of_rows_agree():
 @pytest.mark.gpu
 def test_device_agrees_with_host():
     x = np.random.default_rng(0).standard_normal((9, 7, 6, 2))
-    feature_map = GradientFeatures(STRIDED, GradientFeatures.n_parameters(STRIDED, 8, (7, 6, 2)))
+    feature_map = GradientFeatures(IMAGE_STRIDED, GradientFeatures.n_parameters(IMAGE_STRIDED, 8, (7, 6, 2)))
     host, device = feature_map(x), feature_map(arrays.to_device(x))
     assert arrays.is_device_array(device)
     np.testing.assert_allclose(arrays.to_host(device), host, rtol=0, atol=1e-11 * np.abs(host).max())

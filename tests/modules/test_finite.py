@@ -8,7 +8,16 @@ import threading
 import numpy as np
 import pytest
 from activation_examples import EXAMPLES, IDS
-from contracts import GENERAL, IMAGE_FROZEN, IMAGE_POOLED, IMAGE_RESIDUAL, RESIDUAL
+from contracts import (
+    GENERAL,
+    IMAGE_FROZEN,
+    IMAGE_POOLED,
+    IMAGE_RESIDUAL,
+    IMAGE_SHORTCUT,
+    IMAGE_STRIDED,
+    IMAGE_THEN_DENSE,
+    RESIDUAL,
+)
 
 from ntkdask import activations
 from ntkdask.activations.derivatives import derivative
@@ -38,20 +47,6 @@ from ntkdask.modules.finite import finite_module  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-STRIDED = Network(
-    (
-        Conv((2, 3), "circular", 2, bias_variance=0.2),
-        Activation("tanh"),
-        Conv(5, "same", (2, 1), weight_variance=1.3),
-        LayerNorm(),
-        Activation("gelu"),
-        Conv(2, "valid", trainable=False),
-        Activation("abs"),
-        GlobalAvgPool(),
-        Dense(0.7, 0.1),
-    ),
-    scale_inputs=True,
-)
 CIRCULAR = Network(
     (
         Conv(3, "circular", 2),
@@ -62,21 +57,6 @@ CIRCULAR = Network(
         Flatten(),
         Dense(bias_variance=0.3),
     )
-)
-AFTER_FLATTEN = Network(
-    (
-        Conv(2),
-        Activation("tanh"),
-        AvgPool((1, 2)),
-        Flatten(),
-        Residual((Dense(1.2), Activation("erf"), Dense(0.5, 0.2))),
-        Dense(),
-        Activation("erf"),
-        Dense(),
-    )
-)
-INPUT_SHORTCUT = Network(
-    (Residual((AvgPool(2), Conv(3, bias_variance=0.1)), (AvgPool(2),)), Conv(1), Activation("sin"), Flatten())
 )
 ZOO = {
     "fully connected": fully_connected(2),
@@ -90,10 +70,10 @@ ZOO = {
     "image residual": IMAGE_RESIDUAL,
     "image pooled": IMAGE_POOLED,
     "image frozen": IMAGE_FROZEN,
-    "strided": STRIDED,
+    "strided": IMAGE_STRIDED,
     "circular": CIRCULAR,
-    "after flatten": AFTER_FLATTEN,
-    "input shortcut": INPUT_SHORTCUT,
+    "after flatten": IMAGE_THEN_DENSE,
+    "input shortcut": IMAGE_SHORTCUT,
 }
 IMAGE = (8, 12, 3)
 

@@ -277,7 +277,7 @@ def test_gradients_are_those_of_torch_func(name, outputs):
 
 def surveyed(module, x):
     of = Gradients(module, x.dtype, x.device, None, "test")
-    return of.survey(ArrayRows(x, x.dtype, x.device, None), ("test", tuple(x.shape[1:])))
+    return of.survey([ArrayRows(x, x.dtype, x.device, None)], ("test", tuple(x.shape[1:])))
 
 
 @pytest.mark.parametrize("name", [*CAPTURED, *FALLBACK])

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from module_examples import one_thread
 
-from ntkdask import threads
 from ntkdask.errors import InputError
 from ntkdask.solvers.kernel_measures import kernel_sums, power_law
 from ntkdask.solvers.linearized import Linearized
@@ -17,12 +17,8 @@ from ntkdask.modules.linearization import linearization_error  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Matrices are small: two threads would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threads.limited(1):
+    with one_thread():
         yield
-    torch.set_num_threads(before)
 
 
 class Wide(torch.nn.Module):
@@ -71,6 +67,38 @@ def test_a_linear_model_is_its_own_linearisation():
     assert found.dynamics < 1e-13
     assert found.moved > 0.1
     assert found.loss == pytest.approx(found.linear_loss, rel=1e-12)
+
+
+class Writing(torch.nn.Module):
+    """Writes to its rows, counts its calls in a buffer, keeps what it computed, and is linear in positive rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = torch.nn.Linear(5, 3, dtype=torch.float64), None
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen = self.layer(x.relu_())
+        return self.seen
+
+
+def test_the_module_and_its_rows_are_never_touched():
+    x, y, x_test = rows()
+    module, before = Writing(), (x.copy(), x_test.copy())
+    found = linearization_error(module, x, y, x_test, steps=5)
+    assert found == linearization_error(module.layer, np.maximum(x, 0), y, np.maximum(x_test, 0), steps=5)
+    assert module.seen is None
+    assert module.calls == 0
+    for rows_, kept in zip((x, x_test), before, strict=True):
+        np.testing.assert_array_equal(rows_, kept)
+
+
+def test_outputs_that_are_no_table_are_refused():
+    x, y, x_test = rows()
+    module = torch.nn.Sequential(torch.nn.Linear(5, 3, dtype=torch.float64), torch.nn.Flatten(0))
+    with pytest.raises(InputError, match=r"linearization_error: the module gives \(24,\) for 8 rows"):
+        linearization_error(module, x, y.ravel(), x_test)
 
 
 def test_dynamics_of_the_linear_model_against_the_kernel():

@@ -37,6 +37,13 @@ def test_against_the_module(batch_rows, dtype):
     assert module[4].weight.requires_grad
 
 
+def test_rows_are_never_written_to():
+    x = np.random.default_rng(0).standard_normal((7, 4))
+    module, before = torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Linear(4, 2)), x.copy()
+    np.testing.assert_array_equal(outputs(module, x), outputs(module, np.maximum(x, 0)))
+    np.testing.assert_array_equal(x, before)
+
+
 def test_no_rows():
     assert outputs(network(), np.zeros((0, 6, 6, 3))).shape == (0, 5)
 

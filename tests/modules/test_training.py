@@ -122,6 +122,16 @@ def test_evaluation_is_in_eval_mode_whatever_the_batches():
     assert score.accuracy == (outputs.argmax(1) == labels).mean()
 
 
+def test_rows_are_never_written_to():
+    x, labels = data(shape=(4,))
+    module, before = nn.Sequential(nn.ReLU(inplace=True), linear(dtype="float32")), x.copy()
+    training = Training(module, SHORT, x, labels, 0)
+    training.evaluate(training.examples)
+    training.epoch(1)
+    np.testing.assert_array_equal(x, before)
+    np.testing.assert_array_equal(training.examples.x.numpy(), before)
+
+
 def test_targets_in_every_form_mean_the_same():
     x, labels = data(10, (4,))
     onehot = np.eye(3, dtype="float32")[labels]
@@ -317,6 +327,19 @@ class TestWorkflow:
         assert len(frozen) == 2
         assert all(torch.equal(before[name], tensor) == (name in frozen) for name, tensor in weights(module).items())
 
+    def test_a_wrapped_module_goes_on_where_a_plain_one_stopped(self, tmp_path):
+        x, labels = data(16, (4,))
+        module = nn.DataParallel(linear())
+        with pytest.raises(Stopped):
+            train(linear(), x, labels, tmp_path / "a", SHORT, listener=StopAfter(1))
+        found = train(module, x, labels, tmp_path / "a", SHORT)
+        whole = linear()
+        train(whole, x, labels, tmp_path / "b", SHORT)
+        assert same(weights(module.module), weights(whole))
+        again = linear()
+        load_weights(again, found.checkpoint(3))
+        assert same(weights(again), weights(whole))
+
     def test_other_arguments_are_refused_and_overwrite_starts_again(self, tmp_path):
         x, labels = data()
         train(resnet(), x, labels, tmp_path, SHORT)
@@ -332,8 +355,10 @@ class TestWorkflow:
             with pytest.raises(FingerprintError, match=said):
                 train(*arguments, tmp_path, **{"protocol": SHORT, **changes})
         short = TrainingProtocol(epochs=1, batch=8, checkpoints=())
+        (tmp_path / "notes.txt").write_text("of the user")
         train(resnet(), x, labels, tmp_path, short, overwrite=True)
         assert not list(tmp_path.glob("epoch-*"))
+        assert (tmp_path / "notes.txt").read_text() == "of the user"
 
     def test_nothing_of_torch_or_of_the_module_is_left_changed(self, tmp_path):
         x, labels = data()

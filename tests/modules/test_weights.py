@@ -97,13 +97,23 @@ def test_files_of_safetensors_own_functions(tmp_path):
 @pytest.mark.parametrize(
     "wrap", [lambda s: s, lambda s: {"net": s, "acc": 93.1, "epoch": 7}, lambda s: {"state_dict": s}]
 )
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_torchs_own_files(suffix, wrap, prefix, tmp_path):
     path = tmp_path / f"weights{suffix}"
     state = {f"{prefix}{name}": tensor for name, tensor in resnet(1).state_dict().items()}
     torch.save(wrap(state), path)
     module = resnet(2)
     load_weights(module, path)
+    assert_equal(module, resnet(1))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_wrappers_leave_names_as_they_are(wrap, tmp_path):
+    save_weights(wrap(resnet(1)), tmp_path / "wrapped.safetensors")
+    save_weights(resnet(1), tmp_path / "plain.safetensors")
+    assert (tmp_path / "wrapped.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+    module = resnet(2)
+    load_weights(wrap(module), tmp_path / "plain.safetensors")
     assert_equal(module, resnet(1))
 
 

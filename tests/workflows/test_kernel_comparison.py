@@ -152,6 +152,14 @@ def test_tables_have_no_infinities():
     assert KernelComparison(1, 2, 0.1, 0.1, 0.2, 0.3).to_json()["lambda_max_difference"] is None
 
 
+def test_a_missing_pseudo_kernel_is_said_before_anything_runs(tmp_path, monkeypatch):
+    theta, _ = kernels()
+    full = put(tmp_path / "full", stacked(theta), 9)
+    monkeypatch.setattr(module, "_stored_sums", None)
+    with pytest.raises(InputError, match=r"spectra=False"):
+        compare_kernels(full, outputs=3)
+
+
 def test_what_does_not_belong_together(tmp_path):
     theta, pseudo = kernels()
     full = put(tmp_path / "full", stacked(theta), 9)
@@ -164,8 +172,6 @@ def test_what_does_not_belong_together(tmp_path):
         compare_kernels(stacked(theta), pseudo[:10])
     with pytest.raises(InputError, match="the pseudo-NTK is stored, too"):
         compare_kernels(full, pseudo)
-    with pytest.raises(InputError, match=r"spectra=False"):
-        compare_kernels(full, outputs=3)
     skew = theta.copy()
     skew[0, 1] += 1
     with pytest.raises(InputError, match="not symmetric"):

@@ -1,5 +1,6 @@
 """Linearised prediction as a workflow: arrays, stored tiles, resumes and clusters give eqs. 5 and 6 as they are written."""
 
+import copy
 import json
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from ntkdask.datasets import write_dataset
 from ntkdask.errors import InputError, MemoryBudgetError, MissingDependencyError
-from ntkdask.kernels import NTK
+from ntkdask.kernels import NTK, PseudoNTK
 from ntkdask.networks import fully_connected
 from ntkdask.solvers.kernel_measures import stacked
 from ntkdask.tiles import Plan
@@ -282,6 +283,19 @@ def test_training_rows_are_interpolated_without_a_ridge():
         found = predict_linearized(Small().eval(), x, labels, kernel=kernel, n_classes=3, test_targets=labels)
         np.testing.assert_allclose(found.predictions, np.eye(3)[labels], atol=1e-6)
         assert found.accuracy == 1.0
+
+
+def test_a_kernel_brings_its_layout_and_is_of_the_module(tmp_path):
+    """Images of channels first: what the kernel takes, the prior mean takes."""
+    rng = np.random.default_rng(0)
+    x, x_test = rng.standard_normal((6, 1, 5, 4)), rng.standard_normal((3, 1, 5, 4))
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(12, 3)).double().eval()
+    kernel, y = PseudoNTK(net, input_layout=None), np.eye(3)[np.arange(6) % 3]
+    named = predict_linearized(net, x, y, x_test, alpha=0.1, input_layout=None)
+    found = predict_linearized(net, x, y, x_test, kernel=kernel, alpha=0.1)
+    np.testing.assert_array_equal(found.predictions, named.predictions)
+    with pytest.raises(InputError, match="PseudoNTK is of another module"):
+        predict_linearized(copy.deepcopy(net), x, y, x_test, kernel=kernel)
 
 
 def test_without_torch_it_says_how_to_get_it(monkeypatch):

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from module_examples import one_thread
 
-from ntkdask import threads
 from ntkdask.errors import FingerprintError, InputError, MemoryBudgetError, StoreError
 from ntkdask.figures_empirical import MEASURES, against_epochs, against_width, with_final, write_figures
 from ntkdask.networks import convolutional, fully_connected
@@ -28,12 +28,8 @@ PROTOCOL = TrainingProtocol(epochs=2, batch=8, learning_rate=0.05, checkpoints=(
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """Matrices are small: two threads would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threads.limited(1):
+    with one_thread():
         yield
-    torch.set_num_threads(before)
 
 
 def fcn(width, outputs=3):
@@ -152,9 +148,12 @@ def test_cells_of_another_sweep_are_refused(finished, tmp_path):
         with pytest.raises(FingerprintError, match=key):
             run_pntk_sweep(PntkSweep(**({**vars(start)} | changes)), other, tmp_path)
     (path,) = (tmp_path / "cells").glob("*.json")
-    path.write_text(path.read_text()[:100])
-    with pytest.raises(StoreError, match="is damaged"):
-        run_pntk_sweep(start, data(), tmp_path)
+    for damaged in (path.read_bytes()[:100], b"{}", b"[1]", b"\xff\xfe", b'{"asked": {"width": 2}, "found": {}}'):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match="is damaged"):
+            run_pntk_sweep(start, data(), tmp_path)
+        with pytest.raises(StoreError, match="is damaged"):
+            sweep_rows(tmp_path)
 
 
 def test_singular_kernels_are_solved_at_the_least_safe_alpha(tmp_path):
