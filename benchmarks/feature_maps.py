@@ -11,9 +11,9 @@ intercept, alpha by leave-one-out on the training rows, for features and exact k
 training rows.
 
 --speed: rows and images a second of NTKRandomFeatures, NTKSketch and CNTKSketch against the same algorithms written out in NumPy and
-SciPy (`_dense_maps`), float32, with the relative Frobenius error of both: on random rows of 784 numbers at depth 1, and at depth 3 on
-32×32×3 images of the dataset, or white noise (error on 12×12 crops). Wall clock, least of the calls: the machine may be shared, so
-ratios matter more than rates.
+SciPy (`_dense_maps`), float32, with the relative Frobenius error of both: on random rows of 784 numbers at depth 1, and at depth 3
+on 32×32×3 images of the dataset, or white noise (error on 12×12 crops). "structured" is with exact norms. Wall clock, least of the
+calls: the machine may be shared, so ratios matter more than rates.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def speed(a: argparse.Namespace) -> None:
     cases: list[tuple[str, FeatureMap, Callable[..., np.ndarray], np.ndarray, np.ndarray]] = [
         ("NTKRandomFeatures, depth 1", NTKRandomFeatures(shallow, m), lambda x, s: dense.random_features(x, m, 1, s), rows, few),
         (
-            "the same, structured, exact norms", NTKRandomFeatures(shallow, m, sampling="structured", exact_norms=True),
+            "NTKRandomFeatures, structured", NTKRandomFeatures(shallow, m, sampling="structured", exact_norms=True),
             lambda x, s: dense.random_features(x, m, 1, s), rows, few,
         ),
         (

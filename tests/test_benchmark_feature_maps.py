@@ -110,7 +110,13 @@ def test_speed_prints_rates_and_errors(tmp_path, capsys):
     feature_maps.speed(a)
     lines = capsys.readouterr().out.splitlines()
     assert "white noise" in lines[0]
-    assert [line.split()[0].rstrip(",") for line in lines[1:]] == ["NTKRandomFeatures", "NTKSketch", "CNTKSketch"]
+    names = [line.split("  ")[0] for line in lines[1:]]
+    assert names == [
+        "NTKRandomFeatures, depth 1",
+        "NTKRandomFeatures, structured",
+        "NTKSketch, degree 8",
+        "CNTKSketch, depth 3",
+    ]
     errors = [float(part.split(";")[0]) for line in lines[1:] for part in line.split("error ")[1:]]
-    assert len(errors) == 6
+    assert len(errors) == 8
     assert max(errors) < 1
