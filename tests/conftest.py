@@ -38,7 +38,6 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Collections leave alone what the imports of all tests have made, 800 000 objects that they took 0.4 s to look at each time:
-    `contracts.peak_bytes` collects before every measurement, some five hundred times."""
+    """Collections leave alone what the imports of all tests have made, 800 000 objects that they took 0.4 s to look at each time."""
     gc.collect()
     gc.freeze()

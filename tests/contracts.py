@@ -348,8 +348,8 @@ def peak_bytes(call: Any, planned: int) -> int:
     call()
     peaks: list[int] = []
     while len(peaks) < 3 and not (peaks and peaks[-1] <= planned):
-        gc.collect()
-        gc.freeze()  # what is there now has no part in this: the next measurement's collection need not look at it again
+        if peaks:
+            gc.collect()
         cache.shared.clear()
         tracemalloc.start()
         try:

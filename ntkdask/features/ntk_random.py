@@ -65,8 +65,8 @@ class NTKRandomFeatures(DataDependentMap):
     agree best with the targets (Das & Maity 2025), at most n_step and n_relu of them, see `Alignment` (None: its defaults). The fitted
     map has n_components features in all, or only as many as were chosen where nothing is sketched (the NNGP); its kernel depends on
     the targets and is not its `target`.
-    exact_norms: φ and Q² of every row and layer are scaled to their exact lengths, which takes most of the error of long rows' and
-    near rows' entries away and leaves a bias O(1/n_components); not with "optimized".
+    exact_norms: in every layer φ(x) and Q²(φ̇ ⊗ ψ)(x) are scaled to the lengths that they have in the mean, so that
+    ‖ψ(x)‖² = Θ(x, x) to rounding. Less error at the same width, and a bias O(1/n_components); not with "optimized".
     Raises InputError for other networks or too few components. Source: Zandieh et al. 2021, Algorithm 2, eq. 11, 15.
     """
 

@@ -1,6 +1,6 @@
 """Random directions that are never formed: a product with them is a Walsh–Hadamard transform per power of two of columns.
 
-    x·W = [H G₁ u, …, H G_B u],   u = H D x/√p,   p = 2^⌈log₂ d⌉
+    x·W = [H G₁ u, …, H G_B u],   u = H D x/√p,   p = 2^⌈log₂ d⌉,   HHᵀ = p·I, x padded with zeros
 
 D has random signs, the diagonal of every G_b is standard normal or uniform on a sphere, and so is every column of W then: features of
 one direction keep their expectations exactly, whatever the rows. Columns of one block depend on each other, which D evens out. A row

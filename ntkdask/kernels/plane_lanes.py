@@ -5,6 +5,7 @@ Arrays are C-ordered and 1-d, float32 or float64; nothing is checked. Called by 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,64 +75,44 @@ def _left_alone(module: ir.Module) -> Any:
     return loop
 
 
+def _sums_of_rows(put: Callable[..., None]) -> Callable[..., Any]:
+    """The code of (out, first, a, start, …, count): put(out[first + i], Σ a[start + i] over all the starts), i < count."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        out, first, a, (*starts, count) = args[0], args[1], args[2], args[3:]
+
+        def entries(i: Any, lanes: int) -> None:
+            rows = [_load(context, builder, signature.args[2], a, builder.add(start, i), lanes) for start in starts]
+            put(context, builder, signature.args[0], out, builder.add(first, i), functools.reduce(builder.fadd, rows))
+
+        _walk(builder, count, entries)
+        return context.get_dummy_value()
+
+    return generate
+
+
 @intrinsic
 def add_row(typing_context: Any, out: Any, first: Any, a: Any, start: Any, count: Any) -> Any:
     """out[first + i] += a[start + i], i < count."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        def entries(i: Any, lanes: int) -> None:
-            value = _load(context, builder, a, args[2], builder.add(args[3], i), lanes)
-            _add_to(context, builder, out, args[0], builder.add(args[1], i), value)
-
-        _walk(builder, args[4], entries)
-        return context.get_dummy_value()
-
-    return types.void(out, types.intp, a, types.intp, types.intp), generate
-
-
-@intrinsic
-def add_two_rows(typing_context: Any, out: Any, first: Any, a: Any, start: Any, second: Any, count: Any) -> Any:
-    """out[first + i] += a[start + i] + a[second + i], i < count."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        def entries(i: Any, lanes: int) -> None:
-            one, two = (_load(context, builder, a, args[2], builder.add(place, i), lanes) for place in args[3:5])
-            _add_to(context, builder, out, args[0], builder.add(args[1], i), builder.fadd(one, two))
-
-        _walk(builder, args[5], entries)
-        return context.get_dummy_value()
-
-    return types.void(out, types.intp, a, types.intp, types.intp, types.intp), generate
-
-
-@intrinsic
-def sum_two_rows(typing_context: Any, out: Any, first: Any, a: Any, start: Any, second: Any, count: Any) -> Any:
-    """out[first + i] = a[start + i] + a[second + i], i < count."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        def entries(i: Any, lanes: int) -> None:
-            one, two = (_load(context, builder, a, args[2], builder.add(place, i), lanes) for place in args[3:5])
-            _store(context, builder, out, args[0], builder.add(args[1], i), builder.fadd(one, two))
-
-        _walk(builder, args[5], entries)
-        return context.get_dummy_value()
-
-    return types.void(out, types.intp, a, types.intp, types.intp, types.intp), generate
+    return types.void(out, types.intp, a, types.intp, types.intp), _sums_of_rows(_add_to)
 
 
 @intrinsic
 def copy_row(typing_context: Any, out: Any, first: Any, a: Any, start: Any, count: Any) -> Any:
     """out[first + i] = a[start + i], i < count."""
+    return types.void(out, types.intp, a, types.intp, types.intp), _sums_of_rows(_store)
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        def entries(i: Any, lanes: int) -> None:
-            value = _load(context, builder, a, args[2], builder.add(args[3], i), lanes)
-            _store(context, builder, out, args[0], builder.add(args[1], i), value)
 
-        _walk(builder, args[4], entries)
-        return context.get_dummy_value()
+@intrinsic
+def add_two_rows(typing_context: Any, out: Any, first: Any, a: Any, start: Any, second: Any, count: Any) -> Any:
+    """out[first + i] += a[start + i] + a[second + i], i < count."""
+    return types.void(out, types.intp, a, types.intp, types.intp, types.intp), _sums_of_rows(_add_to)
 
-    return types.void(out, types.intp, a, types.intp, types.intp), generate
+
+@intrinsic
+def sum_two_rows(typing_context: Any, out: Any, first: Any, a: Any, start: Any, second: Any, count: Any) -> Any:
+    """out[first + i] = a[start + i] + a[second + i], i < count."""
+    return types.void(out, types.intp, a, types.intp, types.intp, types.intp), _sums_of_rows(_store)
 
 
 @intrinsic

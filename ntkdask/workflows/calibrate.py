@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ntkdask import seeds, threads
 from ntkdask.arrays import Array, to_device, to_host
@@ -23,6 +23,8 @@ from ntkdask.workflows.budget import Resources
 from ntkdask.workflows.kernel_options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge_plan import KernelShape, plan_kernel_ridge
 from ntkdask.workflows.pace import Pace
+
+T = TypeVar("T")
 
 SECONDS = 1.0
 """Of measuring, compilation not counted."""
@@ -93,6 +95,18 @@ def _entry_seconds(last: tuple[int, float], before: tuple[int, float]) -> float:
     return least if not r0 or r0 == r else max(least, (t / r - t0 / r0) / (r - r0))
 
 
+def on_slots(task: Callable[[int], T], client: Any, slots: int, n_threads: int | None) -> list[T]:
+    """What a measuring task gives: in this process, or (client) on each of its slots at the same time, MOST_SAMPLES at most."""
+    found: list[T] = []
+
+    def receive(tile: int, done: Done[T]) -> None:
+        found.append(done.value)
+
+    count = 1 if client is None else max(1, min(slots, MOST_SAMPLES))
+    map_tiles(task, range(count), client, label="calibrate", receive=receive, threads=n_threads)
+    return found
+
+
 def calibrate(
     kernel: Kernel, row_shape: tuple[int, ...], dtype: str, most_rows: int, *, entries: float = math.inf, client: Any = None,
     slots: int = 1, n_threads: int | None = None, device: bool = False,
@@ -104,13 +118,8 @@ def calibrate(
     GPU. Errors are those of the kernel: InputError for rows that it does not take.
     """
     task = _CalibrateTask(kernel, tuple(row_shape), dtype, most_rows, entries, device)
-    found: list[Pace] = []
-
-    def receive(tile: int, done: Done[Pace]) -> None:
-        found.append(done.value)
-
-    count = 1 if client is None else max(1, min(slots, MOST_SAMPLES))
-    map_tiles(task, range(count), client, label="calibrate", receive=receive, threads=n_threads)
+    found = on_slots(task, client, slots, n_threads)
+    count = len(found)
     return Pace(
         sum(p.entry_seconds for p in found) / count, sum(p.symmetric_share for p in found) / count,
         sum(p.row_seconds for p in found) / count,

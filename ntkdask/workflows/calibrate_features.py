@@ -13,17 +13,16 @@ from typing import Any
 
 from ntkdask import seeds, threads
 from ntkdask.arrays import Array, to_device, to_host
-from ntkdask.execution import Done, map_tiles
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import learns
 from ntkdask.solvers.gram import GramSums
+from ntkdask.workflows.calibrate import on_slots
 from ntkdask.workflows.pace import RowPace
 
 SECONDS = 1.0
 """Of measuring the map, what the first call compiles and draws not counted."""
 MOST_COLUMNS = 1024
 """Features of the product that is measured: from about there on its rate depends little on them."""
-MOST_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -89,13 +88,8 @@ def calibrate_features(
     if learns(features):
         return None
     task = _CalibrateTask(features, tuple(row_shape), dtype, batch_rows, n_components, device)
-    found: list[RowPace] = []
-
-    def receive(tile: int, done: Done[RowPace]) -> None:
-        found.append(done.value)
-
-    count = 1 if client is None else max(1, min(slots, MOST_SAMPLES))
-    map_tiles(task, range(count), client, label="calibrate", receive=receive, threads=n_threads)
+    found = on_slots(task, client, slots, n_threads)
+    count = len(found)
     return RowPace(
         sum(p.row_seconds for p in found) / count, sum(p.product_rate for p in found) / count,
         min(p.rows for p in found), min(p.threads for p in found),

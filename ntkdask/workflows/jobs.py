@@ -29,7 +29,7 @@ from ntkdask.workflows.pace import duration, elapsed_seconds
 from ntkdask.workflows.progress import Listener, Record
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
-NUMERICS = 1
+NUMERICS = 2
 """Raised when a change makes equal parameters give other numbers; part of every fingerprint."""
 
 

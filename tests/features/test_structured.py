@@ -48,19 +48,17 @@ def test_products_are_those_of_the_matrix(d, m, law, dtype, tolerance):
 
 @pytest.mark.parametrize("law", ["spherical", "gaussian"])
 def test_directions_have_their_lengths(law):
-    d, m = 60, 640
-    w = matrix(0, (), d, m, 1.0, law)
-    like = np.eye(64)[:, :64]
-    whole = structured_directions(0, (), 64, m, like, 1.0, law).into(like, np.empty((64, m)))
-    lengths = np.linalg.norm(whole, axis=0)
+    """The rows of an identity give the directions themselves."""
+    like = np.eye(64)
+    w = structured_directions(0, (), 64, 640, like, 1.0, law).into(like, np.empty((64, 640)))
+    lengths = np.linalg.norm(w, axis=0).reshape(10, 64)
     if law == "spherical":
         np.testing.assert_allclose(lengths, 8.0, rtol=1e-12)
     else:
         # every block has one length, that of 64 normals
-        blocks = lengths.reshape(-1, 64)
-        np.testing.assert_allclose(blocks, blocks[:, :1] + np.zeros((1, 64)), rtol=1e-12)
-        assert 0.5 < np.std(blocks[:, 0]) * math.sqrt(2) < 1.7
-    assert np.abs(w.mean()) < 4 / math.sqrt(d * m)
+        np.testing.assert_allclose(lengths, lengths[:, :1] + np.zeros((1, 64)), rtol=1e-12)
+        assert 0.5 < np.std(lengths[:, 0]) * math.sqrt(2) < 1.7
+    assert np.abs(w.mean()) < 4 / math.sqrt(64 * 640)
 
 
 @pytest.mark.parametrize("kind", [PRODUCT, RELU, STEP])
