@@ -12,7 +12,7 @@ import numpy as np
 import scipy.fft
 
 from ntkdask import threads
-from ntkdask.features.polynomial_fits import activation_coefficients, homogeneous_coefficients
+from ntkdask.features.sketching.polynomial_fits import activation_coefficients, homogeneous_coefficients
 from ntkdask.networks import Activation, fully_connected
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ntkdask.kernels import stages
+from ntkdask.kernels.planes import program as stages
 from ntkdask.networks import Network
 
 ARCCOS_DEGREE = {"float32": 7, "float64": 17}

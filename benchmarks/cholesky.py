@@ -21,10 +21,10 @@ import numpy as np
 from scipy.linalg import blas, cholesky
 
 from ntkdask import threads
-from ntkdask.cluster import connect
+from ntkdask.execution.cluster import connect
+from ntkdask.matrices.factorize import factorize
+from ntkdask.matrices.factorize_plan import plan_factorize
 from ntkdask.store import TileStore, remove
-from ntkdask.workflows.factorize import factorize
-from ntkdask.workflows.factorize_plan import plan_factorize
 
 ALPHA = 1.0
 

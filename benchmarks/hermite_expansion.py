@@ -22,7 +22,7 @@ from ntkdask import activations, threads
 from ntkdask.activations import ActivationFunction
 from ntkdask.activations.expansion import series
 from ntkdask.activations.polynomial import hermite_weights
-from ntkdask.features.radial_functions import radial_functions
+from ntkdask.features.sketching.radial_functions import radial_functions
 
 NAMES = ("relu", "abs", "sin", "gaussian", "erf", "gelu")
 SAMPLES = tuple(2**k for k in range(4, 14))

@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ntkdask import cluster, open_dataset, write_dataset
+from ntkdask import open_dataset, write_dataset
 from ntkdask.errors import UserError
+from ntkdask.execution import cluster
+from ntkdask.execution.workers import resources
 from ntkdask.features import NTKRandomFeatures
+from ntkdask.jobs.run import run_job
+from ntkdask.jobs.training import RidgeJob, SplitRule
 from ntkdask.networks import fully_connected
+from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Standardize
-from ntkdask.tiles import Plan
-from ntkdask.workers import resources
-from ntkdask.workflows.fit_ridge import RidgeOptions
-from ntkdask.workflows.jobs import RidgeJob, SplitRule
-from ntkdask.workflows.run import run_job
+from ntkdask.workflows.ridge.fit import RidgeOptions
 
 
 def import_rmsd(source: str, url: str) -> None:

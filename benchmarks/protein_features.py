@@ -26,14 +26,14 @@ from ntkdask import features, open_dataset, threads
 from ntkdask.errors import UserError
 from ntkdask.features.alignment import Alignment
 from ntkdask.features.fitting import learns
+from ntkdask.jobs.run import run_job
+from ntkdask.jobs.training import RidgeJob, SplitRule
 from ntkdask.kernels import RBF
 from ntkdask.networks import fully_connected
+from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Standardize
-from ntkdask.tiles import Plan
-from ntkdask.workflows.budget import Resources
-from ntkdask.workflows.fit_ridge import RidgeOptions
-from ntkdask.workflows.jobs import RidgeJob, SplitRule
-from ntkdask.workflows.run import run_job
+from ntkdask.workflows.ridge.fit import RidgeOptions
+from ntkdask.workflows.ridge.plan import Resources
 
 PUBLISHED = {"ntkrf": 20.51, "gaussian": 20.51, "gibbs": 20.51, "ntksketch": 21.19, "rff": 19.72}
 BATCH = 2048

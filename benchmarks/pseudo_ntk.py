@@ -25,13 +25,13 @@ import numpy as np
 from benchmarks.cifar_cntk import read_split
 from ntkdask import threads
 from ntkdask.errors import UserError
-from ntkdask.figures_empirical import write_figures
 from ntkdask.modules.descriptions import FiniteNetwork, ResNet18, WideResNet, convnet8, fcn3
 from ntkdask.modules.linearization import linearization_error
 from ntkdask.modules.protocol import TrainingProtocol
 from ntkdask.networks import fully_connected
+from ntkdask.report.figures_empirical import write_figures
 from ntkdask.solvers.kernel_measures import power_law
-from ntkdask.workflows.pntk_sweep import PntkSweep, SweepData, run_pntk_sweep
+from ntkdask.workflows.empirical.sweep import PntkSweep, SweepData, run_pntk_sweep
 
 NETWORKS: dict[str, Callable[[int, int, tuple[int, ...]], Any]] = {
     "FCN": fcn3,

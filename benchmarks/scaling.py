@@ -15,15 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ntkdask import cluster, write_dataset
+from ntkdask import write_dataset
+from ntkdask.execution import cluster
+from ntkdask.execution.workers import resources
 from ntkdask.features import NTKRandomFeatures
+from ntkdask.jobs.run import run_job
+from ntkdask.jobs.training import RidgeJob, SplitRule
 from ntkdask.networks import fully_connected
+from ntkdask.planning.tiles import Plan, format_bytes
 from ntkdask.preprocessing import Standardize
-from ntkdask.tiles import Plan, format_bytes
-from ntkdask.workers import resources
-from ntkdask.workflows.fit_ridge import RidgeOptions
-from ntkdask.workflows.jobs import RidgeJob, SplitRule
-from ntkdask.workflows.run import run_job
+from ntkdask.workflows.ridge.fit import RidgeOptions
 
 
 def one_run(folder: Path, n: int, d: int, m: int) -> dict:

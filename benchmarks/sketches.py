@@ -17,10 +17,10 @@ from sklearn.kernel_approximation import PolynomialCountSketch
 
 from ntkdask import seeds, threads
 from ntkdask.features import NTKSketch
-from ntkdask.features.hadamard import padded_size, walsh_hadamard
-from ntkdask.features.poly_program import split
-from ntkdask.features.poly_sketch import PolySketch
-from ntkdask.features.sketches import TensorSRHT
+from ntkdask.features.sketching.hadamard import padded_size, walsh_hadamard
+from ntkdask.features.sketching.poly_program import split
+from ntkdask.features.sketching.poly_sketch import PolySketch
+from ntkdask.features.sketching.sketches import TensorSRHT
 from ntkdask.networks import fully_connected
 
 

@@ -12,7 +12,6 @@ from ntkdask.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ntkdask import activations, features, kernels, modules
-    from ntkdask.cluster import connect
     from ntkdask.datasets import import_dataset, open_dataset, write_dataset
     from ntkdask.estimators import (
         FeatureTransformer,
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
         RidgeClassifier,
         RidgeRegressor,
     )
+    from ntkdask.execution.cluster import connect
+    from ntkdask.matrices.spectrum import spectrum
     from ntkdask.networks import (
         Activation,
         AvgPool,
@@ -35,16 +36,15 @@ if TYPE_CHECKING:
         fully_connected,
         myrtle,
     )
-    from ntkdask.tiles import Plan
+    from ntkdask.planning.tiles import Plan
     from ntkdask.workflows.approximation import approximation_error
-    from ntkdask.workflows.ensemble import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
-    from ntkdask.workflows.ensemble_converged import predict_converged
+    from ntkdask.workflows.empirical.comparison import compare_kernels
+    from ntkdask.workflows.empirical.linearized import predict_linearized, predict_stored_linearized
+    from ntkdask.workflows.empirical.train import train
+    from ntkdask.workflows.ensemble.converged import predict_converged
+    from ntkdask.workflows.ensemble.predict import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
     from ntkdask.workflows.featurize import featurize
-    from ntkdask.workflows.kernel_comparison import compare_kernels
-    from ntkdask.workflows.kernel_matrix import kernel_matrix, open_matrix, plan_kernel_matrix
-    from ntkdask.workflows.linearized import predict_linearized, predict_stored_linearized
-    from ntkdask.workflows.spectrum import spectrum
-    from ntkdask.workflows.train import train
+    from ntkdask.workflows.kernel_matrix.build import kernel_matrix, open_matrix, plan_kernel_matrix
 
 __version__ = "0.1.0"
 
@@ -63,18 +63,18 @@ _HOMES = {
         "fully_connected",
         "myrtle",
     ),
-    "tiles": ("Plan",),
+    "planning.tiles": ("Plan",),
     "datasets": ("import_dataset", "open_dataset", "write_dataset"),
-    "cluster": ("connect",),
+    "execution.cluster": ("connect",),
     "workflows.approximation": ("approximation_error",),
-    "workflows.ensemble": ("EnsembleMatrices", "predict_ensemble", "predict_stored_ensemble"),
-    "workflows.ensemble_converged": ("predict_converged",),
+    "workflows.ensemble.predict": ("EnsembleMatrices", "predict_ensemble", "predict_stored_ensemble"),
+    "workflows.ensemble.converged": ("predict_converged",),
     "workflows.featurize": ("featurize",),
-    "workflows.kernel_comparison": ("compare_kernels",),
-    "workflows.linearized": ("predict_linearized", "predict_stored_linearized"),
-    "workflows.kernel_matrix": ("kernel_matrix", "open_matrix", "plan_kernel_matrix"),
-    "workflows.spectrum": ("spectrum",),
-    "workflows.train": ("train",),
+    "workflows.empirical.comparison": ("compare_kernels",),
+    "workflows.empirical.linearized": ("predict_linearized", "predict_stored_linearized"),
+    "workflows.kernel_matrix.build": ("kernel_matrix", "open_matrix", "plan_kernel_matrix"),
+    "matrices.spectrum": ("spectrum",),
+    "workflows.empirical.train": ("train",),
     "estimators": (
         "FeatureTransformer",
         "KernelRidgeClassifier",

@@ -1,6 +1,6 @@
 """`python -m ntkdask`: the command line."""
 
-from ntkdask.cli import main
+from ntkdask.cli.commands import main
 
 if __name__ == "__main__":
     main()

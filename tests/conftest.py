@@ -12,7 +12,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(share))
 
-from ntkdask import arrays, cluster
+from ntkdask import arrays
+from ntkdask.execution import cluster
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,11 @@ def two_workers():
     """A client of two workers; tests that kill or measure workers start their own."""
     with cluster.connect(n_workers=2, cuda=False, worker_memory="2 GiB", dashboard_port=0) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def client(two_workers):
+    return two_workers
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,6 @@
 """CUDA sources of passes over planes as host C++: what the tests need to run device code and its launches without a GPU.
 
-A block of planes_general.cu is as many threads of the host, with real barriers. In planes_folded.cu a warp is one such thread, whose
+A block of general.cu is as many threads of the host, with real barriers. In folded.cu a warp is one such thread, whose
 values are `Lanes`: 32 numbers with the operations of one.
 """
 

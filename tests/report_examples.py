@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.report import write_report
+from ntkdask.report.page import write_report
 
 HOSTILE = "<script>alert('x')</script>"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from job_examples import COMMAND, job_text
 
-from jobs import COMMAND, job_text
 from ntkdask.datasets import import_dataset
+from ntkdask.jobs.inspect import verify
 from ntkdask.store import RECEIPTS
-from ntkdask.workflows.inspect import verify
 from ntkdask.workflows.model import load_model
 
 JOB = job_text(

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from ntkdask import arrays
+from ntkdask.datasets.rows import MemoryRows
 from ntkdask.features import ArcCosineFeatures, NTKRandomFeatures
 from ntkdask.kernels import NNGP, NTK, ArcCosine
 from ntkdask.networks import fully_connected
+from ntkdask.planning.tiles import Tile
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.rows import MemoryRows
 from ntkdask.solvers.gram import GramSums
-from ntkdask.tiles import Tile
-from ntkdask.workflows.gram import accumulate
+from ntkdask.workflows.ridge.gram import accumulate
 from ntkdask.workflows.stream import FeatureStream
 
 pytestmark = pytest.mark.gpu

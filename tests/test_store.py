@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from job_examples import flip_bit
 
-from jobs import flip_bit
 from ntkdask import cache, states, store
 from ntkdask.errors import DamagedTileError, DiskSpaceError, FingerprintError, StoreError
 from ntkdask.store import RECEIPTS, Receipt, TileStore

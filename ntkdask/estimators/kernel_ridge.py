@@ -13,24 +13,24 @@ from sklearn.utils.validation import check_is_fitted
 
 from ntkdask import registry
 from ntkdask.datasets import Dataset
+from ntkdask.datasets.rows import Rows
 from ntkdask.errors import InputError
 from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
+from ntkdask.estimators.inputs import numerics_dtype
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
-from ntkdask.inputs import numerics_dtype
+from ntkdask.execution.progress import Record
+from ntkdask.jobs.training import NUMERICS, require_disk
 from ntkdask.kernels import NTK, Kernel
 from ntkdask.networks import fully_connected
-from ntkdask.rows import Rows
-from ntkdask.tiles import Plan
-from ntkdask.workflows.budget import RidgePlan
-from ntkdask.workflows.calibrate import is_slow, measured
-from ntkdask.workflows.dual_path import convergence_note
-from ntkdask.workflows.fit_kernel_ridge import fit_kernel_ridge
-from ntkdask.workflows.fit_ridge import RidgeFit
-from ntkdask.workflows.jobs import NUMERICS, require_disk
-from ntkdask.workflows.kernel_options import KernelRidgeOptions
-from ntkdask.workflows.kernel_ridge_plan import KernelRidgePlan, KernelShape, kernel_costs, plan_kernel_ridge
+from ntkdask.planning.tiles import Plan
+from ntkdask.workflows.kernel_matrix.calibrate import is_slow, measured
+from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
+from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
+from ntkdask.workflows.kernel_ridge.path import convergence_note
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, kernel_costs, plan_kernel_ridge
 from ntkdask.workflows.model import KernelRidgeModel
-from ntkdask.workflows.progress import Record
+from ntkdask.workflows.ridge.fit import RidgeFit
+from ntkdask.workflows.ridge.plan import RidgePlan
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
 

@@ -9,7 +9,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 
 from ntkdask.errors import InputError
 from ntkdask.estimators.base import RidgeBase
-from ntkdask.targets import decode
+from ntkdask.preprocessing.targets import decode
 
 
 class ClassifierPart(ClassifierMixin, RidgeBase):

@@ -11,16 +11,16 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ntkdask import registry
+from ntkdask.datasets.rows import Rows
 from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
+from ntkdask.estimators.inputs import fitted_here, numerics_dtype
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
+from ntkdask.execution.progress import Record
 from ntkdask.features.base import FeatureMap
-from ntkdask.inputs import fitted_here, numerics_dtype
-from ntkdask.rows import Rows
-from ntkdask.tiles import Plan
-from ntkdask.workflows.budget import Resources, RidgePlan, RidgeShape, costs_of, plan_ridge
-from ntkdask.workflows.fit_ridge import RidgeFit, RidgeOptions, fit_ridge
-from ntkdask.workflows.jobs import NUMERICS, require_disk
-from ntkdask.workflows.progress import Record
+from ntkdask.jobs.training import NUMERICS, require_disk
+from ntkdask.planning.tiles import Plan
+from ntkdask.workflows.ridge.fit import RidgeFit, RidgeOptions, fit_ridge
+from ntkdask.workflows.ridge.plan import Resources, RidgePlan, RidgeShape, costs_of, plan_ridge
 from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 

@@ -10,9 +10,9 @@ from sklearn.utils.validation import check_is_fitted
 from ntkdask.arrays import Array
 from ntkdask.datasets import Dataset
 from ntkdask.estimators.base import WithParts
+from ntkdask.estimators.inputs import as_input, check_x, fitted_map, is_lazy, numerics_dtype, prepared
 from ntkdask.features.base import FeatureMap
-from ntkdask.inputs import as_input, check_x, fitted_map, is_lazy, numerics_dtype, prepared
-from ntkdask.tiles import Plan
+from ntkdask.planning.tiles import Plan
 from ntkdask.workflows.featurize import featurize
 
 

@@ -13,8 +13,8 @@ from ntkdask.cache import shared
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import FeatureMapBase, require_components
 from ntkdask.features.gibbs import gibbs_directions
-from ntkdask.features.hadamard import padded_size
-from ntkdask.features.structured import (
+from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.structured import (
     RELU,
     STEP,
     StructuredDirections,

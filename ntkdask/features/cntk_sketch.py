@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
-from ntkdask.features.hadamard import padded_size
-from ntkdask.features.pixel_duals import METHODS, require_function
-from ntkdask.features.pixel_layers import PixelLayers, Pixels
-from ntkdask.features.pixel_plan import block_bytes, held_pixels, truncation_error
-from ntkdask.features.pixel_sums import shift_units
-from ntkdask.features.sketches import SRHT
-from ntkdask.kernels import planes
+from ntkdask.features.pixels.duals import METHODS, require_function
+from ntkdask.features.pixels.layers import PixelLayers, Pixels
+from ntkdask.features.pixels.plan import block_bytes, held_pixels, truncation_error
+from ntkdask.features.pixels.sums import shift_units
+from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.sketches import SRHT
 from ntkdask.kernels.image_rows import image_rows, image_shape
 from ntkdask.kernels.neural import NTK
+from ntkdask.kernels.planes import reference as planes
 from ntkdask.networks import Activation, Conv, Dense, Network
 from ntkdask.networks.network import every_layer
 from ntkdask.registry import register

@@ -15,11 +15,11 @@ import numpy as np
 from ntkdask import seeds
 from ntkdask.arrays import Array, namespace
 from ntkdask.errors import InputError
-from ntkdask.features.count_sketch import CountSketch
-from ntkdask.features.hadamard import checked_out
-from ntkdask.features.poly_sketch import PolySketch
-from ntkdask.features.sketches import SRHT
-from ntkdask.features.sparse_rows import SparseRows
+from ntkdask.features.sketching.count_sketch import CountSketch
+from ntkdask.features.sketching.hadamard import checked_out
+from ntkdask.features.sketching.poly_sketch import PolySketch
+from ntkdask.features.sketching.sketches import SRHT
+from ntkdask.features.sketching.sparse_rows import SparseRows
 
 
 @dataclass(frozen=True)

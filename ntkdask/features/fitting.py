@@ -30,7 +30,7 @@ from ntkdask.cache import shared
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap, FeatureMapBase, row_blocks
 from ntkdask.kernels.base import Kernel
-from ntkdask.targets import encode_targets
+from ntkdask.preprocessing.targets import encode_targets
 
 FIT_ROWS = 4096
 """Rows of a batch of `fit` in memory; what streams chooses its own."""

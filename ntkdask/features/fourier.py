@@ -16,7 +16,7 @@ from ntkdask.cache import shared
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.arccosine import drawing_bytes, product_bytes, weights_bytes
 from ntkdask.features.base import FeatureMapBase, require_components
-from ntkdask.features.structured import structured_directions
+from ntkdask.features.sketching.structured import structured_directions
 from ntkdask.kernels.base import flat_rows
 from ntkdask.kernels.rbf import RBF
 from ntkdask.registry import register

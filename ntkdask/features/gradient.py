@@ -16,7 +16,7 @@ from ntkdask.arrays import Array, flatten_rows, namespace, require_float
 from ntkdask.cache import shared
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
-from ntkdask.features.finite import FiniteNetwork
+from ntkdask.features.finite.network import FiniteNetwork
 from ntkdask.kernels.image_rows import image_rows, image_shape
 from ntkdask.kernels.neural import NTK
 from ntkdask.networks import Activation, Conv, Dense, Network

@@ -18,9 +18,9 @@ from ntkdask.arrays import Array, flatten_rows, namespace, require_float
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
 from ntkdask.features.dot_product_sketch import DotProductSketch, scaled_rows
-from ntkdask.features.polynomial_fits import KERNELS, require_degree
-from ntkdask.features.radial_functions import BLOCK_ENTRIES, active_degrees, radial_functions, slope_functions
-from ntkdask.features.sketches import TensorSRHT
+from ntkdask.features.sketching.polynomial_fits import KERNELS, require_degree
+from ntkdask.features.sketching.radial_functions import BLOCK_ENTRIES, active_degrees, radial_functions, slope_functions
+from ntkdask.features.sketching.sketches import TensorSRHT
 from ntkdask.kernels.correlations import row_squares
 from ntkdask.kernels.general import node_variances
 from ntkdask.kernels.neural import NNGP, NTK

@@ -17,8 +17,8 @@ from ntkdask.arrays import Array, namespace
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
 from ntkdask.features.dot_product_sketch import DotProductSketch, scaled_rows
-from ntkdask.features.poly_sketch import require_leaves, rows_for_leaves
-from ntkdask.features.polynomial_fits import (
+from ntkdask.features.sketching.poly_sketch import require_leaves, rows_for_leaves
+from ntkdask.features.sketching.polynomial_fits import (
     KERNELS,
     fit_error,
     homogeneous_coefficients,
@@ -26,7 +26,7 @@ from ntkdask.features.polynomial_fits import (
     require_degree,
     require_homogeneous,
 )
-from ntkdask.features.sparse_rows import SparseRows
+from ntkdask.features.sketching.sparse_rows import SparseRows
 from ntkdask.kernels.correlations import row_squares
 from ntkdask.kernels.neural import NNGP, NTK
 from ntkdask.networks import Network

@@ -21,8 +21,8 @@ from ntkdask.features.arccosine import drawing_bytes, step_into, step_weights
 from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
 from ntkdask.features.dot_product_sketch import DotProductSketch, scaled_rows
 from ntkdask.features.homogeneous_sketch import HomogeneousSketch
-from ntkdask.features.poly_sketch import rows_for_leaves
-from ntkdask.features.polynomial_fits import (
+from ntkdask.features.sketching.poly_sketch import rows_for_leaves
+from ntkdask.features.sketching.polynomial_fits import (
     EXPANSIONS,
     GRID,
     activation_coefficients,
@@ -30,7 +30,7 @@ from ntkdask.features.polynomial_fits import (
     require_degree,
     require_homogeneous,
 )
-from ntkdask.features.sketches import TensorSRHT
+from ntkdask.features.sketching.sketches import TensorSRHT
 from ntkdask.kernels.correlations import row_squares
 from ntkdask.kernels.neural import NTK
 from ntkdask.networks import Activation, Dense, Network

@@ -18,13 +18,13 @@ from ntkdask import seeds
 from ntkdask.arrays import Array, namespace, require_float, require_rows
 from ntkdask.cache import shared
 from ntkdask.features.base import FeatureMapBase, require_components
-from ntkdask.features.count_sketch import Buckets, CountSketch
+from ntkdask.features.sketching.count_sketch import Buckets, CountSketch
 from ntkdask.kernels.empirical import PseudoNTK
 from ntkdask.modules.optional import require_torch
 from ntkdask.registry import register
 
 if TYPE_CHECKING:
-    from ntkdask.modules.slices import GradientSlices
+    from ntkdask.modules.jacobian.slices import GradientSlices
 
 DRAW_COLUMNS = 2**14
 """Columns of a parameter that one stream of random bits serves; a constant of the format: changing it changes every result."""
@@ -88,7 +88,7 @@ class ProjectedGradients(FeatureMapBase):
 
     def _slices(self) -> GradientSlices:
         require_torch("ProjectedGradients")
-        from ntkdask.modules.slices import GradientSlices
+        from ntkdask.modules.jacobian.slices import GradientSlices
 
         names = (self.parameters,) if isinstance(self.parameters, str) else self.parameters
         return GradientSlices(self.module, self.input_layout, names, self.memory_bytes, "ProjectedGradients")

@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ntkdask.arrays import Array, is_device_array
-from ntkdask.kernels import general, plane_device, plane_pass, planes, stages
+from ntkdask.kernels import general
 from ntkdask.kernels.base import set_diagonal
 from ntkdask.kernels.image_rows import image_pair, image_rows, image_shape
+from ntkdask.kernels.planes import device as plane_device
+from ntkdask.kernels.planes import host as plane_pass
+from ntkdask.kernels.planes import program as stages
+from ntkdask.kernels.planes import reference as planes
 from ntkdask.networks import Activation, Layer, LayerNorm, Network
 from ntkdask.networks.network import every_layer
 

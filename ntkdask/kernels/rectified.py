@@ -21,7 +21,7 @@ import numpy as np
 
 from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.compiled import compiled, inlined, polynomial
-from ntkdask.kernels import device
+from ntkdask.kernels import rectified_device as device
 from ntkdask.kernels.blocks import Block, cut, over_blocks, place, workers
 from ntkdask.kernels.correlations import half_deficits, refining_bytes, unit_rows
 from ntkdask.networks import Activation, Dense, Network

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from ntkdask.modules.descriptions import FiniteNetwork, ResNet18, WideResNet, convnet8, fcn3
     from ntkdask.modules.finite import finite_module
     from ntkdask.modules.protocol import TrainingProtocol
-    from ntkdask.modules.shipping import remember
-    from ntkdask.modules.weights import load_weights, save_weights
+    from ntkdask.modules.state.shipping import remember
+    from ntkdask.modules.state.weights import load_weights, save_weights
 
 _HOMES = {
     "descriptions": ("FiniteNetwork", "ResNet18", "WideResNet", "convnet8", "fcn3"),
     "finite": ("finite_module",),
     "protocol": ("TrainingProtocol",),
-    "shipping": ("remember",),
-    "weights": ("load_weights", "save_weights"),
+    "state.shipping": ("remember",),
+    "state.weights": ("load_weights", "save_weights"),
 }
-_OF_TORCH = ("finite", "weights")
+_OF_TORCH = ("finite", "state.weights")
 
 __all__ = [
     "FiniteNetwork",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntkdask.errors import InputError
 from ntkdask.modules.optional import require_torch
-from ntkdask.modules.weight_files import file_digest, require_digest
+from ntkdask.modules.state.weight_files import file_digest, require_digest
 from ntkdask.networks import Network, convolutional, fully_connected
 from ntkdask.networks.finite import FinitePlan, finite_rows
 from ntkdask.registry import register, to_config
@@ -153,7 +153,7 @@ def _built(description: FiniteNetwork | ResNet18 | WideResNet, make: Callable[[]
     require_torch(type(description).__name__)
     module = make()
     if description.weights is not None:
-        from ntkdask.modules.weights import load_weights
+        from ntkdask.modules.state.weights import load_weights
 
         if description.weights_digest is not None:
             require_digest(description.weights, description.weights_digest)

@@ -19,9 +19,9 @@ from torch import nn
 from ntkdask.arrays import Array, gpu_usable, is_device_array, require_float, require_rows
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.modules.build import build
-from ntkdask.modules.gradients import DEVICE_FORM_BYTES, ArrayRows, Gradients
-from ntkdask.modules.survey import Survey, following_paths
-from ntkdask.modules.tangent import Output, Tangent
+from ntkdask.modules.jacobian.gradients import DEVICE_FORM_BYTES, ArrayRows, Gradients
+from ntkdask.modules.jacobian.survey import Survey, following_paths
+from ntkdask.modules.jacobian.tangent import Output, Tangent
 from ntkdask.modules.tensors import as_array, device_of, dtype_of
 from ntkdask.modules.torch_threads import task_threads
 

@@ -70,6 +70,8 @@ def finite_module(
 class Rows(nn.Module):
     """Checks what arrives, (n, d) or (n, C, H, W); networks of vectors get it flattened in the order of NHWC rows."""
 
+    recorded_as = "ntkdask.modules.finite.Rows"
+
     def __init__(self, row_shape: tuple[int, ...], takes_images: bool) -> None:
         super().__init__()
         self.row_shape, self.takes_images = row_shape, takes_images
@@ -94,6 +96,8 @@ class Weighted(nn.Module):
     Without biases scale_in is 1 and scale_out is σ_w/√(fan-in); with them scale_out is σ_b, so that their gradient is σ_b too.
     """
 
+    recorded_as = "ntkdask.modules.finite.Weighted"
+
     def __init__(self, core: nn.Module, pad: nn.Module | None, factor: float, deviation: float) -> None:
         super().__init__()
         self.pad, self.core = pad, core
@@ -115,6 +119,8 @@ class Weighted(nn.Module):
 class Wrap(nn.Module):
     """Images continued periodically: `before` and `after` are (rows, columns) to add, any number of times around."""
 
+    recorded_as = "ntkdask.modules.finite.Wrap"
+
     def __init__(self, before: tuple[int, int], after: tuple[int, int]) -> None:
         super().__init__()
         self.before, self.after = before, after
@@ -128,6 +134,8 @@ class Wrap(nn.Module):
 
 class Nonlinearity(nn.Module):
     """n·σ(x), n = √gain the factor of a normalised activation."""
+
+    recorded_as = "ntkdask.modules.finite.Nonlinearity"
 
     def __init__(self, sigma: ActivationFunction, gain: float) -> None:
         super().__init__()
@@ -146,6 +154,8 @@ class Nonlinearity(nn.Module):
 class ChannelNorm(nn.Module):
     """(x − mean)/deviation over channels, without parameters; 0, with gradient 0, where the deviation is 0."""
 
+    recorded_as = "ntkdask.modules.finite.ChannelNorm"
+
     def forward(self, x: Tensor) -> Tensor:
         """Of x's shape, (n, C) or (n, C, H, W)."""
         centred = x - x.mean(1, keepdim=True)
@@ -158,6 +168,8 @@ class ChannelNorm(nn.Module):
 class PixelMean(nn.Module):
     """(n, C, H, W) → (n, C), the mean over pixels."""
 
+    recorded_as = "ntkdask.modules.finite.PixelMean"
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, C)."""
         return x.mean((2, 3))
@@ -166,6 +178,8 @@ class PixelMean(nn.Module):
 class PixelsLast(nn.Module):
     """(n, C, H, W) → (n, H·W·C): flattened in the order of NHWC rows."""
 
+    recorded_as = "ntkdask.modules.finite.PixelsLast"
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, H·W·C)."""
         return pixels_last(x)
@@ -173,6 +187,8 @@ class PixelsLast(nn.Module):
 
 class Paths(nn.Module):
     """branch(x) + shortcut(x); with factors (a, b), a·branch(x) and b·shortcut(x) side by side, which has the same inner products."""
+
+    recorded_as = "ntkdask.modules.finite.Paths"
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module, factors: tuple[float, float] | None) -> None:
         super().__init__()

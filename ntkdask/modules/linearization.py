@@ -24,10 +24,10 @@ from torch.func import functional_call, vjp
 
 from ntkdask.arrays import Array, to_host
 from ntkdask.errors import InputError
-from ntkdask.modules.capture import require_output
+from ntkdask.modules.jacobian.capture import require_output
+from ntkdask.modules.jacobian.twins import require_module, twin
 from ntkdask.modules.tensors import as_tensor
 from ntkdask.modules.torch_threads import task_threads
-from ntkdask.modules.twins import require_module, twin
 
 POWER_STEPS = 20
 """Of the power method that finds the learning rate."""

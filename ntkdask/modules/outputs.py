@@ -8,10 +8,10 @@ import torch
 
 from ntkdask.arrays import Array, gpu_usable, namespace, require_float, require_rows
 from ntkdask.modules.build import build
-from ntkdask.modules.capture import require_output
+from ntkdask.modules.jacobian.capture import require_output
+from ntkdask.modules.jacobian.twins import require_module, twin
 from ntkdask.modules.tensors import as_array, as_tensor, device_of, dtype_of, require_layout
 from ntkdask.modules.torch_threads import task_threads
-from ntkdask.modules.twins import require_module, twin
 
 BATCH_ROWS = 256
 

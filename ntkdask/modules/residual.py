@@ -53,6 +53,8 @@ def wide_resnet(
 class Block(nn.Module):
     """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), the shortcut a 1×1 convolution where the shape changes."""
 
+    recorded_as = "ntkdask.modules.residual.Block"
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
@@ -72,6 +74,8 @@ class Block(nn.Module):
 
 class ResNet(nn.Module):
     """Stem, four groups of two `Block`s, the mean over pixels, a linear readout."""
+
+    recorded_as = "ntkdask.modules.residual.ResNet"
 
     def __init__(self, width: int, n_outputs: int, channels: int) -> None:
         super().__init__()
@@ -93,6 +97,8 @@ class ResNet(nn.Module):
 class PreActivationBlock(nn.Module):
     """conv(relu(bn(conv(r)))) + shortcut, r = relu(bn(x)): x itself, or a 1×1 convolution of r where the shape changes."""
 
+    recorded_as = "ntkdask.modules.residual.PreActivationBlock"
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
@@ -111,6 +117,8 @@ class PreActivationBlock(nn.Module):
 
 class WideResNet(nn.Module):
     """Stem of widths[0] channels, a group of `PreActivationBlock`s for each further width, the mean over pixels, a linear readout."""
+
+    recorded_as = "ntkdask.modules.residual.WideResNet"
 
     def __init__(self, widths: list[int], blocks: int, n_outputs: int, channels: int) -> None:
         super().__init__()

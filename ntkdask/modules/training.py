@@ -21,7 +21,7 @@ from ntkdask import seeds
 from ntkdask.arrays import FLOAT_DTYPES, Array, to_host
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.modules.protocol import TrainingProtocol
-from ntkdask.modules.shipping import unwrapped
+from ntkdask.modules.state.shipping import unwrapped
 from ntkdask.modules.tensors import as_tensor, require_layout
 
 EVALUATION_ROWS = 1024

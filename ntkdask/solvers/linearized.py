@@ -16,11 +16,11 @@ import numpy as np
 
 from ntkdask.arrays import Array, is_device_array, require_float, to_device, to_host
 from ntkdask.errors import InputError
+from ntkdask.preprocessing.targets import encode_targets
 from ntkdask.solvers.dual import DualEigh
 from ntkdask.solvers.dual_cholesky import DualCholesky
 from ntkdask.solvers.kernel_measures import stacked
 from ntkdask.solvers.products import tile_product
-from ntkdask.targets import encode_targets
 
 SOLVERS = ("cholesky", "eigh")
 

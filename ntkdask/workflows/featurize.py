@@ -12,13 +12,13 @@ import numpy as np
 from ntkdask import registry, threads
 from ntkdask.arrays import Array, to_host
 from ntkdask.datasets import Dataset
-from ntkdask.execution import Done, map_tiles
+from ntkdask.execution.map_reduce import Done, map_tiles
+from ntkdask.execution.progress import Listener, Silent
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import FittedMap, require_fitted
+from ntkdask.planning.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.store import Receipt, TileStore, local_path
-from ntkdask.tiles import Plan, Tile, largest_rows, row_tiles
-from ntkdask.workflows.progress import Listener, Silent
 from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.sources import as_source, rows_of
 from ntkdask.workflows.stream import FeatureStream, store_map

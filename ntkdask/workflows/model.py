@@ -13,13 +13,13 @@ from ntkdask import registry
 from ntkdask.arrays import Array, is_device_array, namespace, to_device
 from ntkdask.cache import shared
 from ntkdask.datasets import Dataset, open_dataset
+from ntkdask.datasets.rows import Rows
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import from_state, to_state
 from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.rows import Rows
 from ntkdask.states import load_state, save_state
-from ntkdask.workflows.gather import ROWWISE
+from ntkdask.workflows.kernel_ridge.gather import ROWWISE
 from ntkdask.workflows.ship import know_states, module_states, shipped
 from ntkdask.workflows.stream import FeatureStream
 

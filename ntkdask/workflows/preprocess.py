@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ntkdask.execution import Node, map_tiles, reduce_tiles
+from ntkdask.datasets.rows import Rows
+from ntkdask.execution.map_reduce import Node, map_tiles, reduce_tiles
+from ntkdask.execution.progress import Listener, Silent
+from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.preprocessing import FittedPreprocessor, SecondMoments, Statistics, Step
-from ntkdask.rows import Rows
 from ntkdask.states import load_state, save_state
-from ntkdask.tiles import Tile, row_tiles
-from ntkdask.workflows.budget import RidgePlan
-from ntkdask.workflows.progress import Listener, Silent
+from ntkdask.workflows.ridge.plan import RidgePlan
 from ntkdask.workflows.stream import require_finite, store_preprocessor
 
 

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import cloudpickle
 
 from ntkdask.errors import ClusterError, InputError
-from ntkdask.modules import shipping
-from ntkdask.modules.shipping import StoredModule
+from ntkdask.modules.state import shipping
+from ntkdask.modules.state.shipping import StoredModule
 from ntkdask.states import load_state, save_state
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def _stored(module: Any, folder: Path, client: Any) -> StoredModule:
         source = _StateArrays(save_state(folder, source(), {"torch_module": stored.class_name}))
     shipping.know(stored, skeleton, source)
     if client is not None:
-        from ntkdask.worker_setup import set_up_workers
+        from ntkdask.execution.worker_setup import set_up_workers
 
         name = f"ntkdask-module-{stored.structure}-{stored.weights}"
         set_up_workers(client, partial(shipping.know, stored, skeleton, source), name)

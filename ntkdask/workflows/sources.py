@@ -16,8 +16,8 @@ import numpy as np
 
 from ntkdask.arrays import as_array, to_host
 from ntkdask.datasets import Dataset, open_dataset, write_dataset
+from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import DtypeError, InputError
-from ntkdask.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.states import content_digest
 from ntkdask.store import remove
 

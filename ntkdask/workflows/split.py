@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ntkdask import seeds
+from ntkdask.datasets.rows import PART, Rows
 from ntkdask.errors import InputError
-from ntkdask.execution import map_tiles
-from ntkdask.rows import PART, Rows
-from ntkdask.tiles import Tile, row_tiles
+from ntkdask.execution.map_reduce import map_tiles
+from ntkdask.planning.tiles import Tile, row_tiles
 
 HASH_ROWS = 16384
 LEFT_OUT = -1

@@ -11,14 +11,14 @@ import numpy as np
 
 from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.cache import shared
+from ntkdask.datasets.rows import Batch, Rows, selected_count
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import from_state, to_state
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import name_rows
-from ntkdask.rows import Batch, Rows, selected_count
+from ntkdask.preprocessing.targets import encode_targets
 from ntkdask.states import load_state, save_state
-from ntkdask.targets import encode_targets
 
 
 class Featured(NamedTuple):

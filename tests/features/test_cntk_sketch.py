@@ -5,15 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from contracts import peak_bytes
+from kernels.test_convolutional import images, twin
 from reference import filter_pixels
 from scipy.linalg import hadamard
-from test_convolutional import images, twin
 
 from ntkdask import activations, seeds, threads
 from ntkdask.errors import InputError
 from ntkdask.features import CNTKSketch
-from ntkdask.features.pixel_sums import draw_shifts
-from ntkdask.kernels import NTK, planes
+from ntkdask.features.pixels.sums import draw_shifts
+from ntkdask.kernels import NTK
+from ntkdask.kernels.planes import reference as planes
 from ntkdask.networks import (
     Activation,
     AvgPool,
@@ -323,7 +324,7 @@ def test_the_steps_of_a_device_are_those_of_the_loops(exact_norms, monkeypatch):
     x[1] = 0
     feature_map = CNTKSketch(POOLED, 64, exact_norms=exact_norms)
     expected = feature_map(x)
-    monkeypatch.setattr("ntkdask.features.pixel_duals.is_device_array", lambda a: True)
+    monkeypatch.setattr("ntkdask.features.pixels.duals.is_device_array", lambda a: True)
     np.testing.assert_allclose(feature_map(x), expected, rtol=0, atol=1e-13 * np.abs(expected).max())
 
 
@@ -338,8 +339,8 @@ def test_batches_and_threads_change_no_bit(method, monkeypatch):
     with threads.limited(1):
         np.testing.assert_array_equal(feature_map(x), whole)
     monkeypatch.setattr("ntkdask.features.cntk_sketch.HELD_BYTES", 1)
-    monkeypatch.setattr("ntkdask.features.pixel_layers.BLOCK_BYTES", 128 * 4 * 7)
-    monkeypatch.setattr("ntkdask.features.pixel_layers.THREAD_ELEMENTS", 1)
+    monkeypatch.setattr("ntkdask.features.pixels.layers.BLOCK_BYTES", 128 * 4 * 7)
+    monkeypatch.setattr("ntkdask.features.pixels.layers.THREAD_ELEMENTS", 1)
     np.testing.assert_array_equal(feature_map(x), whole)
 
 

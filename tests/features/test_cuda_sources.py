@@ -87,7 +87,7 @@ def host(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cuda")
     (folder / "host.cpp").write_text(SHIM)
     library = folder / "host.so"
-    include = resources.files("ntkdask.features")
+    include = resources.files("ntkdask.features.sketching")
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", f"-I{include}"]
     built = subprocess.run(
         [compiler, *flags, str(folder / "host.cpp"), "-o", str(library)], capture_output=True, text=True

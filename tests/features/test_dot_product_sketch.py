@@ -5,8 +5,8 @@ import pytest
 
 from ntkdask.errors import InputError
 from ntkdask.features.dot_product_sketch import DotProductSketch, allocate, scaled_rows
-from ntkdask.features.poly_sketch import PolySketch
-from ntkdask.features.sketches import SRHT
+from ntkdask.features.sketching.poly_sketch import PolySketch
+from ntkdask.features.sketching.sketches import SRHT
 
 
 def units(n, d, seed=0):

@@ -21,7 +21,7 @@ from ntkdask import activations, arrays
 from ntkdask.activations.derivatives import derivative
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.features import GradientFeatures
-from ntkdask.features.finite import FiniteNetwork
+from ntkdask.features.finite.network import FiniteNetwork
 from ntkdask.networks import (
     Activation,
     AvgPool,

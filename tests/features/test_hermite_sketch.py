@@ -10,10 +10,10 @@ from ntkdask import activations
 from ntkdask.arrays import to_device, to_host
 from ntkdask.errors import InputError
 from ntkdask.features import HermiteSketch
-from ntkdask.features.poly_sketch import PolySketch
-from ntkdask.features.polynomial_fits import taylor_coefficients, taylor_tail
-from ntkdask.features.radial_functions import radial_functions
-from ntkdask.features.sketches import SRHT, TensorSRHT
+from ntkdask.features.sketching.poly_sketch import PolySketch
+from ntkdask.features.sketching.polynomial_fits import taylor_coefficients, taylor_tail
+from ntkdask.features.sketching.radial_functions import radial_functions
+from ntkdask.features.sketching.sketches import SRHT, TensorSRHT
 from ntkdask.kernels import NNGP, NTK
 from ntkdask.networks import Activation, Dense, LayerNorm, Network, convolutional, fully_connected
 

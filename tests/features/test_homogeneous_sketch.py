@@ -12,7 +12,7 @@ from ntkdask.activations import NormalizedGaussian
 from ntkdask.arrays import to_device, to_host
 from ntkdask.errors import InputError
 from ntkdask.features import HomogeneousSketch
-from ntkdask.features.poly_sketch import PolySketch
+from ntkdask.features.sketching.poly_sketch import PolySketch
 from ntkdask.kernels import NNGP, NTK
 from ntkdask.networks import Activation, Dense, Network, convolutional, fully_connected
 

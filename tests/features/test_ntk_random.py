@@ -15,9 +15,9 @@ from ntkdask.activations import ActivationFunction, ReLU
 from ntkdask.errors import InputError
 from ntkdask.features import ArcCosineFeatures, NTKRandomFeatures
 from ntkdask.features.gibbs import gibbs_directions
-from ntkdask.features.hadamard import padded_size
 from ntkdask.features.ntk_random import default_widths
 from ntkdask.features.quality import map_error
+from ntkdask.features.sketching.hadamard import padded_size
 from ntkdask.kernels import NNGP, NTK
 from ntkdask.networks import Activation, Dense, Network, fully_connected
 

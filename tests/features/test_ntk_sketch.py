@@ -12,8 +12,12 @@ from ntkdask import activations, arrays
 from ntkdask.errors import InputError
 from ntkdask.features import NTKRandomFeatures, NTKSketch
 from ntkdask.features.ntk_sketch import DERIVATIVES
-from ntkdask.features.polynomial_fits import activation_coefficients, homogeneous_coefficients, taylor_coefficients
-from ntkdask.features.sketches import TensorSRHT
+from ntkdask.features.sketching.polynomial_fits import (
+    activation_coefficients,
+    homogeneous_coefficients,
+    taylor_coefficients,
+)
+from ntkdask.features.sketching.sketches import TensorSRHT
 from ntkdask.networks import (
     Activation,
     Conv,

@@ -11,7 +11,7 @@ from ntkdask.errors import InputError
 from ntkdask.features import Nystrom
 from ntkdask.features.fitting import Training, TrainingBatch, from_state, pack_sums, to_host_sums, to_state, unpack_sums
 from ntkdask.features.nystrom import CANDIDATES, LANDMARKS
-from ntkdask.jobspec import build_job
+from ntkdask.jobs.spec import build_job
 from ntkdask.kernels import NTK, RBF, ArcCosine
 from ntkdask.networks import convolutional, fully_connected
 

@@ -16,7 +16,7 @@ from ntkdask.errors import InputError, MemoryBudgetError  # noqa: E402
 from ntkdask.features import ProjectedGradients  # noqa: E402
 from ntkdask.features.projected import DRAW_COLUMNS  # noqa: E402
 from ntkdask.modules import ResNet18  # noqa: E402
-from ntkdask.modules.slices import CHUNK_COLUMNS, GradientSlices, cut_columns  # noqa: E402
+from ntkdask.modules.jacobian.slices import CHUNK_COLUMNS, GradientSlices, cut_columns  # noqa: E402
 
 
 def network(width=8, seed=0):

@@ -22,7 +22,7 @@ from contracts import (
 from ntkdask import activations
 from ntkdask.activations.derivatives import derivative
 from ntkdask.errors import DtypeError, InputError
-from ntkdask.features.finite import FiniteNetwork
+from ntkdask.features.finite.network import FiniteNetwork
 from ntkdask.kernels import NNGP, NTK, PseudoNTK
 from ntkdask.modules import descriptions
 from ntkdask.networks import (

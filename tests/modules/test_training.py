@@ -17,10 +17,10 @@ pytest.importorskip("safetensors")
 
 from torch import nn  # noqa: E402 (where torch is)
 
+from ntkdask.modules.state.weights import load_tensors, load_weights  # noqa: E402
 from ntkdask.modules.training import Training  # noqa: E402
-from ntkdask.modules.weights import load_tensors, load_weights  # noqa: E402
-from ntkdask.workflows import train as train_module  # noqa: E402
-from ntkdask.workflows.train import train  # noqa: E402
+from ntkdask.workflows.empirical import train as train_module  # noqa: E402
+from ntkdask.workflows.empirical.train import train  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 

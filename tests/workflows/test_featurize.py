@@ -3,11 +3,11 @@
 import dask.array as da
 import numpy as np
 import pytest
+from job_examples import Counter, Killed, damage, feature_map, regression_data, stored
 
-from jobs import Counter, Killed, damage, feature_map, regression_data, stored
 from ntkdask.errors import DamagedTileError, FingerprintError, InputError, MemoryBudgetError
+from ntkdask.planning.tiles import Plan
 from ntkdask.store import TileStore
-from ntkdask.tiles import Plan
 from ntkdask.workflows.featurize import featurize
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}

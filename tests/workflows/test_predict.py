@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+from job_examples import Counter, Killed, class_data, feature_map, regression_data, ridge_plan, stored
 
-from jobs import Counter, Killed, class_data, feature_map, regression_data, ridge_plan, stored
+from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import DamagedTileError, FingerprintError, InputError
-from ntkdask.rows import DatasetRows, MemoryRows
 from ntkdask.states import save_state
 from ntkdask.store import TileStore
-from ntkdask.workflows.fit_ridge import RidgeOptions, fit_ridge
 from ntkdask.workflows.predict import classification_metrics, evaluate, predict, regression_metrics
+from ntkdask.workflows.ridge.fit import RidgeOptions, fit_ridge
 from ntkdask.workflows.split import state_of
 
 PLAN = ridge_plan("float32", tile_rows=40, batch_rows=16)  # 150 rows: 4 tiles, the last of 30

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from job_examples import stored
 
-from jobs import stored
+from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import InputError
-from ntkdask.rows import DatasetRows, MemoryRows
 from ntkdask.workflows.split import LEFT_OUT, deal, group_rows, hold_out, keep, state_of
 
 PATH = ("split", "outer")

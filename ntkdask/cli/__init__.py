@@ -1,0 +1,5 @@
+"""The command line, `ntkdask`."""
+
+from ntkdask.cli.commands import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,264 @@
+"""The command line: `ntkdask data | plan | run | sweep | status | verify | report | doctor | bench`.
+
+Exit codes: 0 done, 1 a failure of the machine or the run, 2 a mistake of the user. Errors are one message without a traceback;
+`--debug` (or NTKDASK_DEBUG=1) shows it. Heavy modules are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Neural tangent kernels at any scale.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Import datasets into Zarr and look at them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file (TOML); examples in jobs/.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/<name>, or its name.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value (a TOML value).")]
+Folder = Annotated[Path | None, typer.Option(help="Where the run goes; runs/<name> by default.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running scheduler, tcp://host:8786.")]
+SchedulerFile = Annotated[Path | None, typer.Option(help="Scheduler file of a running scheduler.")]
+Local = Annotated[bool, typer.Option("--local", help="Start a cluster on this machine (the default).")]
+Workers = Annotated[int | None, typer.Option(help="Workers of a local cluster.")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    if debug:
+        os.environ["NTKDASK_DEBUG"] = "1"
+
+
+@data_app.command("import")
+def data_import(
+    source: Annotated[str, typer.Argument(help="A file, folder or archive, or sklearn:digits.")],
+    url: Annotated[str, typer.Argument(help="Where the Zarr dataset goes.")],
+    target: Annotated[
+        str | None, typer.Option(help="Target column of a CSV: name or index (default: the last).")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="Format, when the name does not tell.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")] = False,
+) -> None:
+    """Read a dataset in its own format and write it to Zarr, streaming; archives are never unpacked to disk."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from ntkdask.datasets import import_dataset
+
+    with Progress(
+        SpinnerColumn(), TextColumn("importing"), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn()
+    ) as bar:
+        task = bar.add_task("import", total=None)
+        column: str | int | None = int(target) if target is not None and target.lstrip("-").isdigit() else target
+        parts = import_dataset(
+            source, url, format=format, target=column, overwrite=overwrite,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    for name, dataset in parts.items():
+        typer.echo(f"{name}: {dataset.n:,} rows of {dataset.row_shape} {dataset.dtype} -> {dataset.url}")
+
+
+@data_app.command("info")
+def data_info(url: Annotated[str, typer.Argument(help="A dataset's url.")]) -> None:
+    """Shape, classes, digest and provenance of a dataset."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ntkdask.datasets import open_parts
+
+    for name, dataset in open_parts(url).items():
+        table = Table(title=f"{url} ({name})", show_header=False)
+        facts: dict[str, Any] = {
+            "rows": f"{dataset.n:,}", "row": f"{dataset.row_shape} {dataset.dtype}", "kind": dataset.kind,
+            "classes": ", ".join(dataset.class_names or ()) or "none", "digest": dataset.digest, **dataset.provenance,
+        }  # fmt: skip
+        for key, value in facts.items():
+            table.add_row(key, str(value))
+        Console().print(table)
+
+
+def _ridge_job(spec_path: Path, settings: list[str] | None, folder: Path | None) -> tuple[Any, Path, Any]:
+    """(job of the workflow, run folder, job file) from the command line."""
+    from ntkdask.jobs.spec import load_job, to_training_job
+
+    job = load_job(spec_path, settings or ())
+    where = folder or Path(job.spec.run.folder or Path("runs") / job.spec.name)
+    return to_training_job(job), where, job
+
+
+@app.command()
+def plan(
+    job: JobFile, set_: Settings = None, folder: Folder = None, scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None, n_workers: Workers = None,
+    workers_: Annotated[int | None, typer.Option("--workers", min=1, help="Plan for so many workers like these.")] = None,
+    calibrate: Annotated[bool, typer.Option(help="Measure the kernel for a second to predict time.")] = True,
+) -> None:  # fmt: skip
+    """What a job will take, before anything runs: tiles, time, tasks, flops, disk, memory per worker against its budget."""
+    from ntkdask.cli.console import print_plan
+    from ntkdask.execution import cluster, workers
+    from ntkdask.jobs.spec import memory_bytes
+
+    ridge, where, spec = _ridge_job(job, set_, folder)
+    if scheduler or scheduler_file:
+        with cluster.connect(scheduler, scheduler_file=scheduler_file) as client:
+            resources = workers.resources(client)
+            each = max(1, resources.slots // len(workers.worker_facts(client)))
+            slots = workers_ and workers_ * each
+            print_plan(ridge, where, resources, client=client, slots=slots, calibrate=calibrate)
+        return
+    resources = workers.local_resources(n_workers or spec.spec.run.n_workers, memory_bytes(spec.spec.run.worker_memory))
+    print_plan(ridge, where, resources, slots=workers_, calibrate=calibrate)
+
+
+@app.command()
+def run(
+    job: JobFile, set_: Settings = None, folder: Folder = None, scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None, local: Local = False, n_workers: Workers = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again, deleting the run that is there.")] = False,
+) -> None:  # fmt: skip
+    """Run a job, or go on with it where it stopped; writes metrics.json and report.html to its folder."""
+    from ntkdask.cli.console import run_on_cluster
+    from ntkdask.errors import JobError
+
+    if local and (scheduler or scheduler_file):
+        raise JobError(
+            "--local starts a cluster here; --scheduler and --scheduler-file use one that runs. Give one of them."
+        )
+    ridge, where, spec = _ridge_job(job, set_, folder)
+    run_on_cluster(
+        ridge, where, spec, scheduler=scheduler, scheduler_file=scheduler_file, n_workers=n_workers, overwrite=overwrite
+    )
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file (TOML): jobs/*-pseudo-ntk.toml.")],
+    folder: Folder = None, scheduler: Scheduler = None, scheduler_file: SchedulerFile = None,
+) -> None:  # fmt: skip
+    """Pseudo-NTK beside empirical NTK over networks, widths and epochs, or go on where it stopped: table and figures."""
+    from ntkdask.cli.console import run_sweep
+
+    run_sweep(file, folder, scheduler=scheduler, scheduler_file=scheduler_file)
+
+
+@app.command()
+def status(run: RunFolder) -> None:
+    """How far a run is, stage by stage."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ntkdask.jobs import inspect
+
+    table = Table("stage", "done", "state", title=str(_run_folder(run)))
+    for stage in inspect.status(_run_folder(run)):
+        table.add_row(
+            stage.name, f"{stage.done}/{stage.total}", "finished" if stage.finished else "[yellow]pending[/yellow]"
+        )
+    Console().print(table)
+
+
+@app.command()
+def verify(
+    run: RunFolder,
+    repair: Annotated[bool, typer.Option("--repair", help="Mark what is damaged to be computed again.")] = False,
+) -> None:
+    """Read every committed tile and state and check it against its checksum; exit code 1 when something is damaged."""
+    from ntkdask.jobs import inspect
+
+    damage = inspect.verify(_run_folder(run), repair)
+    for item in damage:
+        typer.echo(f"damaged: {item}")
+    if damage:
+        typer.echo(
+            "marked as pending: run the job again to compute them."
+            if repair
+            else "run again with --repair to have them computed again."
+        )
+        raise typer.Exit(0 if repair else 1)
+    typer.echo("every tile and state is whole.")
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write report.html from a finished run's metrics.json."""
+    from ntkdask.report.page import write_report
+
+    typer.echo(str(write_report(_run_folder(run))))
+
+
+@app.command()
+def doctor(folder: Annotated[Path, typer.Argument(help="Folder for the store write test.")] = Path(".")) -> None:
+    """What this machine offers: versions, BLAS and its rate, GPU and why it is usable or not, a store write test."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ntkdask.cli.doctor import diagnose
+
+    table = Table("check", "", "found", "advice")
+    findings = diagnose(folder)
+    for f in findings:
+        table.add_row(
+            f.name, {True: "[green]ok[/green]", False: "[red]no[/red]", None: ""}[f.ok], f.detail, f.advice or ""
+        )
+    Console().print(table)
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; all by default.")] = None,
+) -> None:
+    """Run the benchmarks of a checkout (benchmarks/): ratios in one run, against peers and the machine's floor."""
+    from ntkdask.cli.console import run_benchmarks
+
+    run_benchmarks(names or [])
+
+
+def _run_folder(run: Path) -> Path:
+    """A run's folder from itself or its name."""
+    return run if run.exists() or not (Path("runs") / run).exists() else Path("runs") / run
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: what Dask, Tornado and asyncio have to say of a cluster that goes down in the middle of its work is no news."""
+    logging.disable()
+    signal.default_int_handler(number, frame)
+
+
+def main() -> None:
+    """Entry point: errors become one message and an exit code."""
+    from ntkdask.errors import NtkdaskError
+
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app()
+    except NtkdaskError as error:
+        if os.environ.get("NTKDASK_DEBUG"):
+            raise
+        typer.echo(f"ntkdask: {type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # Typer turns Ctrl-C into this without a word
+            typer.echo(
+                "ntkdask: interrupted; everything committed is kept: run the same command again to go on.", err=True
+            )
+        raise
+    except Exception as error:
+        if os.environ.get("NTKDASK_DEBUG"):
+            raise
+        typer.echo(
+            f"ntkdask: unexpected {type(error).__name__}: {error}\nRun again with --debug for the traceback.", err=True
+        )
+        sys.exit(1)

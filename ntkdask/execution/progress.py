@@ -1,0 +1,95 @@
+"""What a workflow tells its caller while it runs, and what it remembers between runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ntkdask.errors import FingerprintError, StoreError
+from ntkdask.execution.map_reduce import Done
+from ntkdask.registry import differences
+from ntkdask.store import write_text
+
+DRIVER = "driver"
+"""The worker of a step that the driver itself takes between its tasks: no worker's memory."""
+
+
+class Listener(Protocol):
+    """Hears of stages and of their tasks; the command line draws progress bars from it."""
+
+    def stage(self, label: str, total: int, done: int = 0) -> None:
+        """A stage of `total` tasks begins, `done` of them by an earlier run."""
+
+    def task(self, label: str, done: Done) -> None:
+        """One task of a stage finished."""
+
+
+class Silent:
+    """A listener that hears nothing."""
+
+    def stage(self, label: str, total: int, done: int = 0) -> None:
+        """Nothing."""
+
+    def task(self, label: str, done: Done) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Record:
+    """What a run finished: a JSON file of stage results beside its fingerprint, or (path=None) a dict for one call.
+
+    Written whole after every stage; what a stage returns must be JSON (urls, numbers). A record of another fingerprint is
+    refused with the keys that differ.
+    """
+
+    path: Path | None = None
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path | None, fingerprint: Mapping[str, Any]) -> Record:
+        """The record in `folder`, new when there is none; FingerprintError when it is another run's."""
+        if folder is None:
+            return cls(None, fingerprint)
+        path = folder / "record.json"
+        asked = json.loads(json.dumps(dict(fingerprint)))
+        if not path.exists():
+            record = cls(path, asked)
+            record._write()
+            return record
+        try:
+            stored = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise StoreError(f"{path} is damaged ({error}). Start the run again with --overwrite.") from error
+        lines = differences(stored["fingerprint"], asked)
+        if lines:
+            raise FingerprintError(
+                f"{folder} holds a run of other parameters:\n  "
+                + "\n  ".join(lines)
+                + "\nGive the run another name, or --overwrite (overwrite=True) to start again."
+            )
+        return cls(path, asked, stored["stages"])
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The result of stage `name`: from the record, or made now and recorded."""
+        if name not in self.stages:
+            self.stages[name] = make()
+            self._write()
+        return self.stages[name]
+
+    def put(self, name: str, value: Any) -> None:
+        """Set the result of stage `name`, which may change: a checkpoint."""
+        self.stages[name] = value
+        self._write()
+
+    def forget(self, prefix: str) -> None:
+        """Drop the stages whose names begin with `prefix`."""
+        self.stages = {k: v for k, v in self.stages.items() if not k.startswith(prefix)}
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is not None:
+            write_text(self.path, json.dumps({"fingerprint": dict(self.fingerprint), "stages": self.stages}, indent=1))

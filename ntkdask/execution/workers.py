@@ -1,0 +1,166 @@
+"""What a cluster is made of: its workers' cores, memory, GPUs and versions, and what a plan may count on.
+
+One call on every worker each time, nothing cached: workers come and go. `cluster.connect` checks versions with it; the command
+line and the estimators plan with `resources`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numba
+from dask.utils import format_bytes
+from distributed import Client
+from distributed.system import memory_limit
+from distributed.versions import get_versions
+
+from ntkdask.arrays import device_memory_bytes, gpu_status, host_cores
+from ntkdask.errors import ClusterError
+from ntkdask.workflows.ridge.plan import Resources
+
+_SAME_ON_WORKERS = ("python", "ntkdask", "numpy", "zarr", "dask", "distributed")
+_SAME_ON_SCHEDULER = ("python", "dask", "distributed")
+USABLE = 0.9
+"""Share of a worker's memory limit that tasks may plan with; the nanny ends the process at 0.95."""
+
+
+def worker_facts(client: Client) -> list[dict[str, Any]]:
+    """What each worker is, sorted by address, from one call on every worker.
+
+    Keys: address, host (its name), affinity (indices of the cores it may use), cores (their number), slots (tasks at
+    a time), numba_threads (what NUMBA_NUM_THREADS allows), memory_limit (bytes, 0 for none), versions (by package), gpu
+    (None, or name and bytes).
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    facts = [
+        {"address": a, "slots": workers[a]["nthreads"], "memory_limit": workers[a]["memory_limit"] or 0, **found}
+        for a, found in client.run(_facts_here).items()
+        if a in workers
+    ]
+    return sorted(facts, key=lambda f: f["address"])
+
+
+def threads_per_task(client: Client) -> int:
+    """BLAS, OpenMP and Numba threads for one task: a host's cores ÷ its task slots, the least of all hosts, at least 1.
+
+    Workers that are still starting are not counted. A smaller NUMBA_NUM_THREADS wins: deploy/local/worker.sh sets it to
+    the final share, so that the number does not depend on who has arrived.
+    """
+    return _threads_per_task(worker_facts(client))
+
+
+def describe(client: Client) -> str:
+    """Three lines to print before a run: the dashboard's address, the scheduler's, the workers."""
+    facts = worker_facts(client)
+    hosts, slots = len({f["host"] for f in facts}), sum(f["slots"] for f in facts)
+    memory = min((f["memory_limit"] for f in facts if f["memory_limit"]), default=0)
+    gpus = sorted({f["gpu"]["name"] for f in facts if f["gpu"]})
+    parts = [
+        f"{len(facts)} on {hosts} host{'s' if hosts != 1 else ''}",
+        f"{slots} task slot{'s' if slots != 1 else ''}",
+        f"{_threads_per_task(facts)} BLAS threads per task",
+        f"{format_bytes(memory)} each" if memory else "no memory limit",
+        f"GPU {', '.join(gpus)}" if gpus else "CPU only",
+    ]
+    return (
+        f"dashboard  {client.dashboard_link or 'not running'}\n"
+        f"scheduler  {client.scheduler_info(n_workers=0)['address']}\n"
+        f"workers    {', '.join(parts)}"
+    )
+
+
+def resources(client: Client) -> Resources:
+    """What every task may count on: the smallest worker's memory by slot, its GPU, threads, and how many tasks run at once."""
+    facts = worker_facts(client)
+    limits = [int(USABLE * f["memory_limit"] / f["slots"]) for f in facts if f["memory_limit"]]
+    devices = [f["gpu"]["bytes"] if f["gpu"] else 0 for f in facts]
+    hosts = defaultdict(set)
+    for fact in facts:
+        hosts[fact["host"]].update(fact["affinity"])
+    return Resources(
+        min(limits, default=None), min(devices, default=0), _threads_per_task(facts),
+        min(len(cores) for cores in hosts.values()), sum(f["slots"] for f in facts),
+    )  # fmt: skip
+
+
+def local_resources(n_workers: int | None, worker_memory: int | None) -> Resources:
+    """What `cluster.connect(n_workers=..., worker_memory=...)` would offer here, without starting it."""
+    cores = host_cores()
+    workers = n_workers or (cores if cores <= 4 else cores // 4)
+    memory = worker_memory or memory_limit() // workers
+    return Resources(int(USABLE * memory), device_memory_bytes(), max(1, cores // workers), cores, workers)
+
+
+def check_versions(client: Client) -> None:
+    """ClusterError when the scheduler or a worker has other versions than this process, naming which has what."""
+    found: Any = client.get_versions(check=False, packages=_SAME_ON_WORKERS[1:])
+    here = _versions_here()
+    lines = version_mismatches(here, {a: _packages(v) for a, v in found["workers"].items()}, _SAME_ON_WORKERS)
+    lines += version_mismatches(here, {"the scheduler": _packages(found["scheduler"])}, _SAME_ON_SCHEDULER)
+    if lines:
+        raise ClusterError(
+            "the cluster does not run what this process runs, so its results could differ:\n  "
+            + "\n  ".join(lines)
+            + "\nInstall the same versions everywhere, restart the workers, connect again."
+        )
+
+
+def version_mismatches(
+    here: Mapping[str, str | None], there: Mapping[str, Mapping[str, str | None]], packages: tuple[str, ...]
+) -> list[str]:
+    """One line per package and differing version: what is here, what is there, and who has it.
+
+    >>> version_mismatches({"numpy": "2.4.6"}, {"tcp://a:1": {"numpy": "2.3.0"}}, ("numpy",))
+    ['numpy is 2.4.6 here, 2.3.0 on tcp://a:1']
+    """
+    lines = []
+    for package in packages:
+        others = defaultdict(list)
+        for name, versions in there.items():
+            if versions.get(package) != here[package]:
+                others[versions.get(package)].append(name)
+        for version, names in others.items():
+            who = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            lines.append(f"{package} is {here[package]} here, {version or 'not installed'} on {who}")
+    return lines
+
+
+def _facts_here() -> dict[str, Any]:
+    """What a worker process knows of itself (runs there)."""
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(host_cores()))
+    usable, text = gpu_status()
+    return {
+        "host": platform.node(),
+        # a container's quota leaves the mask whole: count no more cores than it pays for
+        "affinity": affinity[: host_cores()],
+        "cores": len(affinity[: host_cores()]),
+        "numba_threads": int(numba.config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
+        "versions": _versions_here(),
+        "gpu": {"name": text.partition(",")[0], "bytes": device_memory_bytes()} if usable else None,
+    }
+
+
+def _threads_per_task(facts: list[dict[str, Any]]) -> int:
+    """As `threads_per_task`. dask-cuda gives workers of one host different cores, so a host's are their union."""
+    hosts = defaultdict(list)
+    for fact in facts:
+        hosts[fact["host"]].append(fact)
+    shares = [len({c for f in on for c in f["affinity"]}) // sum(f["slots"] for f in on) for on in hosts.values()]
+    shares += [min(f["cores"] // f["slots"], f["numba_threads"]) for f in facts]
+    return max(1, min(shares, default=1))
+
+
+def _packages(found: Mapping[str, Any]) -> dict[str, str | None]:
+    """Versions by package out of Dask's report; Python's without the patch level."""
+    packages = dict(found["packages"])
+    return {**packages, "python": ".".join(packages["python"].split(".")[:2])}
+
+
+def _versions_here() -> dict[str, str | None]:
+    """Versions in this process of what results depend on; None where a package is not installed."""
+    packages = _packages(get_versions(packages=_SAME_ON_WORKERS[1:]))
+    return {name: packages.get(name) for name in _SAME_ON_WORKERS}

@@ -1,0 +1,1 @@
+"""Features of pixels: what sketches of convolutional networks share."""

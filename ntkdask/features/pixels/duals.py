@@ -1,0 +1,278 @@
+"""What an activation does to features of pixels: features of k_σ(Λ) and of T·k_σ'(Λ), in place on a block of rows.
+
+μ are features of Λ, χ of T. Two realisations of a dual, for k and for k' apart:
+- "random": z = H G μ with G a diagonal of normals; every z_j is exactly N(0, Λ) and jointly so for two pixels, whatever μ, so that
+  σ(z)/√p are unbiased features of k given μ, and σ'(z) ⊙ H χ/p of T·k'. One transform serves k and k', one serves T.
+- "series": Σ_ℓ ±r_ℓ·Q_ℓ μ̂ with the Hermite coefficients r_ℓ of σ and sketches Q_ℓ of powers; k' alike, multiplied with χ by a
+  TensorSRHT. Truncated; what it leaves out at c = 1 goes to the last degree.
+Then rows are scaled to their exact norms √S'(p, p), √T'(p, p), where those are known, and take random signs, which what follows (sums
+over a filter, Hadamard transforms) relies on. Called by `pixel_layers`. MATH.md §1, §2, §4; Zandieh et al. 2021, Definition 2 and
+Algorithm 1; structured normals: Le et al. 2013.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ntkdask import seeds
+from ntkdask.activations import ActivationFunction, NormalizedGaussian, RectifiedMonomial, Sign, Step
+from ntkdask.activations.derivatives import derivative
+from ntkdask.arrays import Array, is_device_array, namespace
+from ntkdask.compiled import compiled
+from ntkdask.features.pixels.random_vectors import random_normals, random_signs
+from ntkdask.features.sketching.hadamard import walsh_hadamard
+from ntkdask.features.sketching.poly_sketch import PolySketch
+from ntkdask.features.sketching.radial_functions import active_degrees, radial_functions, slope_functions
+from ntkdask.features.sketching.sketches import TensorSRHT
+from ntkdask.networks import Activation
+
+METHODS = ("random", "mixed", "sketch")
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Exact squares for a block of rows, (rows,) float64. s, t: of μ and χ; s_after, t_after: of what the activation makes of them."""
+
+    s: Array
+    t: Array
+    s_after: Array
+    t_after: Array
+
+    def __getitem__(self, rows: slice) -> Norms:
+        return Norms(self.s[rows], self.t[rows], self.s_after[rows], self.t_after[rows])
+
+
+def norms_after(layer: Activation, s: Array, t: Array) -> Norms:
+    """The norms of a layer for S(p, p), T(p, p) of any shape, flattened: S' = k(√S, √S, 1), T' = T·k'(√S, √S, 1)."""
+    a = namespace(s).sqrt(s.ravel())
+    after = layer.gain * layer.sigma.dual(a, a, 1.0)
+    slope = layer.gain * layer.sigma.dual_derivative(a, a, 1.0)
+    return Norms(s.ravel(), t.ravel(), after, t.ravel() * slope)
+
+
+def has_slope(sigma: ActivationFunction) -> bool:
+    """Whether k_σ' is not 0 everywhere: σ has a derivative somewhere, almost everywhere being what counts."""
+    return not (isinstance(sigma, (Step, Sign)) or (isinstance(sigma, RectifiedMonomial) and sigma.q == 0))
+
+
+def require_function(sigma: ActivationFunction) -> ActivationFunction:
+    """`sigma` when random features can be made of it: σ and σ' are known, or it is a normalised Gaussian; InputError otherwise."""
+    if not isinstance(sigma, NormalizedGaussian):
+        derivative(sigma, np.ones(1))
+    return sigma
+
+
+@dataclass(frozen=True)
+class PixelDual:
+    """One activation layer at one place of a network, its random numbers fixed by (seed, path). width: a power of two.
+
+    method: "random", "sketch" (series for k and k') or "mixed" (series for k, random for k'); degree: of the series.
+    """
+
+    layer: Activation
+    width: int
+    method: str
+    degree: int
+    seed: int
+    path: seeds.Path
+
+    def __call__(self, mu: Array, chi: Array | None, norms: Norms | None, phi_needed: bool = True) -> None:
+        """mu (rows, width) ← features of k(Λ), chi ← of T·k'(Λ); C-ordered. chi None: T = 0. mu is scratch unless `phi_needed`.
+
+        norms None: rows keep the norms that their features have.
+        """
+        if self.method == "random" and self.layer.sigma.slopes is not None:
+            self._rectify(mu, chi, norms, phi_needed)
+            return
+        if norms is not None:
+            _scale_rows(mu, norms.s)
+        tangent = chi is not None
+        if self.method == "random":
+            value, slope = self._random(mu, tangent)
+        elif self.method == "sketch":
+            value, slope = self._series(mu, norms, tangent)
+        else:
+            value = self._series(mu, norms, False)[0] if phi_needed else None
+            slope = self._random(mu, tangent)[1]
+        if chi is not None:
+            if self.method == "sketch":
+                TensorSRHT(self.width, self.seed, (*self.path, "tensor"))(slope, chi, out=chi)
+            else:
+                walsh_hadamard(chi, out=chi)
+                chi *= slope
+                chi *= chi.dtype.type(1 / math.sqrt(self.width))
+            self._finish(chi, norms and norms.t_after, "tangent signs")
+        if phi_needed:
+            mu[...] = value
+            self._finish(mu, norms and norms.s_after, "signs")
+
+    def _rectify(self, mu: Array, chi: Array | None, norms: Norms | None, phi_needed: bool) -> None:
+        """The whole of it for σ = −A·min(t, 0) + B·max(t, 0), whose σ' does not see lengths."""
+        root = math.sqrt(self.layer.gain / self.width)
+        low, high = (root * slope for slope in self.layer.sigma.slopes or ())
+        mu *= self._normals(mu)
+        walsh_hadamard(mu, out=mu)
+        if chi is not None:
+            walsh_hadamard(chi, out=chi)
+        if is_device_array(mu):
+            slopes = _slopes_of(mu, low, high)
+            if chi is not None:
+                chi *= slopes
+                self._finish(chi, norms and norms.t_after, "tangent signs")
+            mu *= slopes
+            self._finish(mu, norms and norms.s_after, "signs")
+            return
+        signs = self._signs("signs", mu), self._signs("tangent signs", mu)
+        exact = np.zeros((2, 0)) if norms is None else np.sqrt(np.stack([norms.s_after, norms.t_after]))
+        _rectify_rows(mu, mu if chi is None else chi, chi is not None, phi_needed, low, high, *signs, exact)
+
+    def _random(self, z: Array, tangent: bool) -> tuple[Array, Array]:
+        """(features of k, factors of k' on H χ/√width or, without `tangent`, None) of rows z = μ, which is overwritten."""
+        xp, sigma, root = namespace(z), self.layer.sigma, math.sqrt(self.layer.gain)
+        lengths = xp.sqrt(xp.einsum("ij,ij->i", z, z))[:, None]
+        if isinstance(sigma, NormalizedGaussian):
+            z /= xp.where(lengths > 0, lengths, 1)
+        z *= self._normals(z)
+        walsh_hadamard(z, out=z)
+        if isinstance(sigma, NormalizedGaussian):
+            # exp(scale·(c − 1)) is a Gaussian kernel of unit vectors: cosines and sines of the same half of z
+            half, scale = self.width // 2, math.sqrt(sigma.scale)
+            z *= z.dtype.type(scale)
+            slope = xp.concatenate([xp.cos(z[:, :half]), xp.sin(z[:, :half])], axis=1)
+            slope *= z.dtype.type(math.sqrt(2))
+            return slope * (lengths * z.dtype.type(1 / math.sqrt(self.width))), slope * z.dtype.type(scale)
+        slope = None
+        if tangent:
+            slope = _slopes_of(z, *sigma.slopes) * root if sigma.slopes else root * derivative(sigma, z)
+        value = sigma(z)
+        if not has_slope(sigma):
+            value = xp.where(z == 0, (sigma(z) + sigma(-z)) / 2, value)
+        value = value * z.dtype.type(root / math.sqrt(self.width))
+        return value, None if slope is None else slope.astype(z.dtype, copy=False)
+
+    def _series(self, mu: Array, norms: Norms | None, tangent: bool) -> tuple[Array, Array]:
+        """(features of k, features of k' or, without `tangent`, None) of rows μ."""
+        xp, sigma = namespace(mu), self.layer.sigma
+        squares = xp.einsum("ij,ij->i", mu, mu)
+        unit = mu / xp.sqrt(xp.where(squares > 0, squares, 1))[:, None]
+        a = xp.sqrt(squares.astype(xp.float64) if norms is None else norms.s)
+        degrees, slope_degrees = active_degrees(sigma, self.degree), slope_powers(sigma, self.degree) if tangent else ()
+        weights, slopes = completed_series(sigma, a, self.degree, tangent)
+        powers = sorted({*degrees, *slope_degrees} - {0})
+        sketches = self._powers(powers)(unit, degrees=powers)
+        known = dict(zip(powers, sketches, strict=True))
+        value = self._summed(known, degrees, weights, "value", mu)
+        return value, None if slopes is None else self._summed(known, slope_degrees, slopes, "slope", mu)
+
+    def _powers(self, powers: Sequence[int]) -> PolySketch:
+        return PolySketch(max(powers, default=1), self.width, self.seed, (*self.path, "powers"))
+
+    def _summed(
+        self, sketches: Mapping[int, Array], degrees: tuple[int, ...], weights: Array, what: str, like: Array
+    ) -> Array:
+        """√gain·Σ_ℓ ±w_ℓ·Q_ℓ, (rows, width); the signs of each degree are its own."""
+        dtype, root = like.dtype, math.sqrt(self.layer.gain)
+        constant = self._signs((what, 0), like) * dtype.type(root / math.sqrt(self.width))
+        total = weights[0].astype(dtype)[:, None] * constant
+        for degree in degrees:
+            if not degree:
+                continue
+            sketch = sketches[degree]
+            total += (root * weights[degree]).astype(dtype)[:, None] * (sketch * self._signs((what, degree), like))
+        return total
+
+    def _finish(self, features: Array, squares: Array | None, name: str) -> None:
+        """Random signs and, where known, exact norms."""
+        features *= self._signs(name, features)
+        if squares is not None:
+            _scale_rows(features, squares)
+
+    def _normals(self, like: Array) -> Array:
+        return random_normals(self.seed, (*self.path, "normals"), self.width, like)
+
+    def _signs(self, name: str | tuple[str, int], like: Array) -> Array:
+        return random_signs(self.seed, (*self.path, *((name,) if isinstance(name, str) else name)), self.width, like)
+
+
+def _scale_rows(x: Array, squares: Array) -> None:
+    """Rows of x to the norms √squares, in place; rows of 0 stay 0."""
+    xp = namespace(x)
+    own = xp.einsum("ij,ij->i", x, x).astype(xp.float64)
+    factors = xp.sqrt(squares / xp.where(own > 0, own, 1))
+    x *= xp.where(own > 0, factors, 0)[:, None].astype(x.dtype)
+
+
+def slope_powers(sigma: ActivationFunction, degree: int) -> tuple[int, ...]:
+    """The ℓ <= degree for which the Hermite coefficients of σ' are not zero for every length."""
+    return tuple(n - 1 for n in active_degrees(sigma, degree + 1) if n)
+
+
+def completed_series(sigma: ActivationFunction, a: Array, degree: int, tangent: bool = True) -> tuple[Array, Array]:
+    """Hermite coefficients of σ(at) and, when `tangent`, of σ'(at): (degree + 1, rows) for lengths a (rows,), exact sums of
+    squares; None for those of σ' otherwise.
+
+    k(a, b, c) ≈ Σ_ℓ w_ℓ(a)w_ℓ(b)c^ℓ, equal at a = b, c = 1; k' alike. Raises InputError where σ has no usable expansion.
+    """
+    radii = radial_functions(sigma, a, degree + 1)
+    weights = _completed(radii[: degree + 1].copy(), sigma.dual(a, a, 1.0), active_degrees(sigma, degree))
+    if not tangent:
+        return weights, None
+    if not has_slope(sigma):
+        return weights, namespace(a).zeros_like(weights)
+    slopes = slope_functions(sigma, a, degree + 1, radii)
+    return weights, _completed(slopes, sigma.dual_derivative(a, a, 1.0), slope_powers(sigma, degree))
+
+
+def _completed(weights: Array, whole: Array, degrees: tuple[int, ...]) -> Array:
+    """Weights with Σ_ℓ w_ℓ² = whole: the last of the degrees takes what a truncation leaves out, so that norms are right."""
+    missing = namespace(weights).maximum(whole - (weights * weights).sum(axis=0), 0.0)
+    last = max((degree for degree in degrees if degree < len(weights)), default=0)
+    weights[last] = namespace(weights).sqrt(weights[last] ** 2 + missing)
+    return weights
+
+
+def _slopes_of(z: Array, low: float, high: float) -> Array:
+    """σ'(z) of a rectifier: B above 0, −A below, their mean at 0, where the kernels have κ₀'s limit."""
+    xp = namespace(z)
+    middle = z.dtype.type((high - low) / 2)
+    return xp.where(z > 0, z.dtype.type(high), xp.where(z < 0, z.dtype.type(-low), middle))
+
+
+@compiled
+def _rectify_rows(z, u, tangent, phi_needed, low, high, signs, tangent_signs, exact):
+    """z ← ±σ(z), u ← ±σ'(z)·u in place, then rows to the norms exact[0], exact[1] (2, rows); as they are for (2, 0)."""
+    middle = (high - low) / 2
+    kind = z.dtype.type
+    up, down, between = kind(high), kind(-low), kind(middle)
+    for r in range(z.shape[0]):
+        row, other = z[r], u[r]
+        own, square = kind(0), kind(0)
+        if tangent:
+            for j in range(row.size):
+                t = row[j]
+                slope = up if t > 0 else (down if t < 0 else between)
+                v = other[j] * slope
+                square += v * v
+                other[j] = v * tangent_signs[j]
+                w = t * slope
+                own += w * w
+                row[j] = w * signs[j]
+        else:
+            for j in range(row.size):
+                t = row[j]
+                w = t * (up if t > 0 else (down if t < 0 else between))
+                own += w * w
+                row[j] = w * signs[j]
+        if exact.shape[1]:
+            if phi_needed:
+                factor = kind(exact[0, r] / math.sqrt(own)) if own > 0 else kind(0)
+                for j in range(row.size):
+                    row[j] *= factor
+            if tangent:
+                factor = kind(exact[1, r] / math.sqrt(square)) if square > 0 else kind(0)
+                for j in range(row.size):
+                    other[j] *= factor

@@ -1,0 +1,1 @@
+"""The linear sketches and polynomial fits that feature maps are made of."""

@@ -1,0 +1,1 @@
+"""Jobs: from a TOML file to metrics.json in a run folder."""

@@ -1,0 +1,1 @@
+"""Pure integers and seconds: what fits, and how long it takes."""

@@ -1,0 +1,5 @@
+"""Predictions of infinitely wide networks: ensembles under gradient flow, and the NNGP posterior."""
+
+from ntkdask.workflows.ensemble.predict import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
+
+__all__ = ["EnsembleMatrices", "predict_ensemble", "predict_stored_ensemble"]

@@ -1,0 +1,315 @@
+"""The tasks of an ensemble's prediction: decompose, predict a tile of test rows, fill a tile of their covariance.
+
+What they read kernels from: `ComputedKernels` evaluates a network where the entries are used and stores nothing, `StoredKernels`
+reads matrices. Called by `ensemble.py`, which plans and schedules.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ntkdask.arrays import Array, namespace, to_device, to_host
+from ntkdask.cache import shared
+from ntkdask.errors import InputError
+from ntkdask.kernels import NNGP, both
+from ntkdask.matrices.stored import StoredMatrix
+from ntkdask.networks import Network
+from ntkdask.planning.tiles import Tile, TileGrid
+from ntkdask.solvers.gradient_flow import GradientFlow, covariance_block
+from ntkdask.states import load_state, save_state
+from ntkdask.store import Receipt, TileStore
+from ntkdask.workflows.stream import FeatureStream
+
+
+class Kernels(Protocol):
+    """Kernels between training and test rows; Θ is the kernel that trains, K the prior where that is another one."""
+
+    @property
+    def n(self) -> int:
+        """Training rows."""
+
+    def training(self) -> tuple[Array, Array | None]:
+        """(Θ_DD, K_DD or None), float64, free to be overwritten."""
+
+    def blocks(self, tile: Tile) -> Iterator[tuple[int, Array, Array | None]]:
+        """(first training row, Θ_TD, K_TD or None) of a tile of test rows, in blocks of training rows."""
+
+    def diagonal(self, tile: Tile) -> Array:
+        """The prior's variance K(t, t) of a tile of test rows."""
+
+    def between(self, left: Tile, right: Tile) -> Array:
+        """The prior's covariance K of two tiles of test rows; of training rows where there are no test rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class ComputedKernels:
+    """Kernels of a network, evaluated `width` columns at a time. test None: the training rows; last_layer: K trains itself."""
+
+    network: Network
+    last_layer: bool
+    train: FeatureStream
+    test: FeatureStream | None
+    width: int
+
+    @property
+    def n(self) -> int:
+        """Training rows."""
+        return self.train.rows.n_total
+
+    def training(self) -> tuple[Array, Array | None]:
+        """One triangle of tiles, mirrored; see Kernels."""
+        xp = np
+        theta: Array = None
+        prior: Array = None
+        for tile in TileGrid(self.n, self.n, self.width, self.width, symmetric=True):
+            x = self._rows(self.train, tile.start, tile.stop, "x_train")
+            on_diagonal = tile.start == tile.col_start
+            y = None if on_diagonal else self._rows(self.train, tile.col_start, tile.col_stop, "x_train")
+            parts = self._parts(x, y)
+            if theta is None:
+                xp = namespace(x)
+                theta = xp.empty((self.n, self.n))
+                prior = None if self.last_layer else xp.empty((self.n, self.n))
+            for whole, part in zip((theta, prior), parts, strict=True):
+                if part is not None:
+                    whole[tile.start : tile.stop, tile.col_start : tile.col_stop] = part
+                    whole[tile.col_start : tile.col_stop, tile.start : tile.stop] = part.T
+        return theta, prior
+
+    def blocks(self, tile: Tile) -> Iterator[tuple[int, Array, Array | None]]:
+        """See Kernels."""
+        x = self._tested(tile)
+        for start in range(0, self.n, self.width):
+            y = self._rows(self.train, start, min(start + self.width, self.n), "x_train")
+            yield start, *self._parts(x, y)
+
+    def diagonal(self, tile: Tile) -> Array:
+        """See Kernels."""
+        return NNGP(self.network).diagonal(self._tested(tile)).astype(np.float64)
+
+    def between(self, left: Tile, right: Tile) -> Array:
+        """See Kernels."""
+        x = self._tested(left)
+        return NNGP(self.network)(x, None if left == right else self._tested(right)).astype(np.float64)
+
+    def _parts(self, x: Array, y: Array | None) -> tuple[Array, Array | None]:
+        """(Θ, K or None) of rows x with rows y."""
+        if self.last_layer:
+            return NNGP(self.network)(x, y), None
+        k, theta = both(self.network, x, y)
+        return theta, k
+
+    def _tested(self, tile: Tile) -> Array:
+        if self.test is None:
+            return self._rows(self.train, tile.start, tile.stop, "x_train")
+        return self._rows(self.test, tile.start, tile.stop, "x_test")
+
+    @staticmethod
+    def _rows(stream: FeatureStream, start: int, stop: int, name: str) -> Array:
+        return stream.selected_rows(start, stop, name)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredKernels:
+    """Kernels in tile stores, read `width` columns at a time: Θ_DD, K_DD or None, Θ_TD, K_TD or None, K_TT or its diagonal.
+
+    nngp_tt: a symmetric matrix; its diagonal, or the url of a state that holds it; or None for means alone.
+    """
+
+    theta_dd: StoredMatrix
+    k_dd: StoredMatrix | None
+    theta_td: StoredMatrix | None
+    k_td: StoredMatrix | None
+    nngp_tt: StoredMatrix | np.ndarray | str | None
+    width: int
+
+    @property
+    def n(self) -> int:
+        """Training rows."""
+        return self.theta_dd.shape[0]
+
+    def training(self) -> tuple[Array, Array | None]:
+        """See Kernels."""
+        return self.theta_dd.read(), None if self.k_dd is None else self.k_dd.read()
+
+    def blocks(self, tile: Tile) -> Iterator[tuple[int, Array, Array | None]]:
+        """See Kernels."""
+        assert self.theta_td is not None
+        for start in range(0, self.n, self.width):
+            where = slice(tile.start, tile.stop), slice(start, min(start + self.width, self.n))
+            yield start, self.theta_td[where], None if self.k_td is None else self.k_td[where]
+
+    def diagonal(self, tile: Tile) -> Array:
+        """See Kernels."""
+        if isinstance(self.nngp_tt, str):
+            return load_state(self.nngp_tt)[0]["diagonal"][tile.start : tile.stop]
+        if isinstance(self.nngp_tt, np.ndarray):
+            return self.nngp_tt[tile.start : tile.stop]
+        return np.diagonal(self.between(tile, tile))
+
+    def between(self, left: Tile, right: Tile) -> Array:
+        """See Kernels."""
+        matrix = self.nngp_tt if self.theta_td is not None else (self.k_dd or self.theta_dd)
+        if not isinstance(matrix, StoredMatrix):
+            raise InputError("the covariance of test rows needs their NNGP matrix: give nngp_tt, or ask for less.")
+        return matrix[left.start : left.stop, right.start : right.stop].astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What predictions start from: a flow and UᵀY, in this process or as the urls of their states; and the regularisation.
+
+    nbytes: of the stored flow, which a process keeps between tiles.
+    """
+
+    flow: Any
+    coefficients: Any
+    reg: float = 0.0
+    device: bool = False
+    nbytes: int = 0
+
+    def load(self) -> tuple[GradientFlow, Array]:
+        """(flow, UᵀY) where the task computes; read once per process."""
+        if isinstance(self.coefficients, str):
+            flow, coefficients = self._read(str(self.flow)), load_state(self.coefficients)[0]["coefficients"]
+        else:
+            flow, coefficients = self.flow, self.coefficients
+        return flow.regularised(self.reg), to_device(coefficients, self.device)
+
+    def _read(self, url: str) -> GradientFlow:
+        shared.reserve(self.nbytes)
+        if not self.device:
+            return GradientFlow.from_state(*load_state(url))
+        return shared.get(("flow", url), lambda: GradientFlow.from_state(*load_state(url, keep=False), device=True))
+
+
+@dataclass(frozen=True, eq=False)
+class FactoriseTask:
+    """Eigendecomposition of Θ_DD and UᵀY; stored under `root`, the result their two urls, or (None) returned whole."""
+
+    kernels: Kernels
+    targets: np.ndarray | str
+    root: str | None
+    device: bool
+
+    def __call__(self, _: Any) -> Any:
+        """(flow or its url, coefficients or their url)."""
+        theta, prior = self.kernels.training()
+        theta = to_device(theta, self.device)
+        flow = GradientFlow.factorise(theta, None if prior is None else to_device(prior, self.device), overwrite=True)
+        del theta, prior
+        targets = load_state(self.targets)[0]["targets"] if isinstance(self.targets, str) else self.targets
+        coefficients = to_host(flow.coefficients(to_device(targets, self.device)))
+        if self.root is None:
+            return flow, coefficients
+        url = save_state(self.root, *flow.to_state())
+        # the spectrum once more: a driver asks it for regularisation and what is not learned, and shall not read the modes
+        small = {"coefficients": coefficients, "eigenvalues": to_host(flow.eigenvalues)}
+        return url, save_state(self.root, small, {"noise": flow.noise})
+
+
+@dataclass(frozen=True, eq=False)
+class PredictTask:
+    """Mean, and variance when wanted, of one tile of rows at every time: (T, rows, k) or (T, rows, k + 1), variance last.
+
+    factors: also a and b of the covariance side by side, (T, rows, 2n). With urls both are committed and the receipts returned.
+    """
+
+    fitted: Fitted
+    kernels: Kernels
+    times: tuple[float, ...]
+    training_rows: bool
+    with_variance: bool
+    with_factors: bool
+    url: str | None
+    factors_url: str | None
+
+    def __call__(self, tile: Tile) -> tuple[Any, ...]:
+        """Receipts or arrays of the predictions and, when wanted, of the factors."""
+        started = time.perf_counter()
+        flow, q = self.fitted.load()
+        flow.require_consistent(q, self.times)
+        rows = slice(tile.start, tile.stop)
+        if self.training_rows:
+            found = [to_host(flow.training_mean(rows, q, self.times))]
+            pairs = (flow.training_factors(rows, t) for t in self.times)
+        else:
+            z, w = self._project(flow, tile)
+            found = [to_host(flow.mean_of(z, q, self.times))]
+            pairs = (flow.factors(z, w, t) for t in self.times)
+        results = found
+        if self.with_variance:
+            base = 0.0 if self.training_rows else to_device(self.kernels.diagonal(tile), self.fitted.device)
+            variance, factors = self._second_moments(flow, pairs, base)
+            results = [np.concatenate([*found, variance], axis=2), *factors]
+        if self.url is None:
+            return tuple(results)
+        urls, index = (self.url, self.factors_url), (0, tile.index[0], 0)
+        return tuple(TileStore.open(str(u)).commit(index, r, started) for u, r in zip(urls, results, strict=False))
+
+    def _project(self, flow: GradientFlow, tile: Tile) -> tuple[Array, Array]:
+        """Θ_TD·U and K_TD·U (the former again where K trains itself, or no variance is wanted)."""
+        z: Array = None
+        w: Array = None
+        for start, theta, k in self.kernels.blocks(tile):
+            part = flow.project(to_device(theta, self.fitted.device), start)
+            z = part if z is None else _added(z, part)
+            if k is not None and self.with_variance:
+                part = flow.project(to_device(k, self.fitted.device), start)
+                w = part if w is None else _added(w, part)
+        return z, z if w is None else w
+
+    def _second_moments(
+        self, flow: GradientFlow, pairs: Iterable[tuple[Array, Array]], base: Array
+    ) -> tuple[Array, list]:
+        """Variance (T, rows, 1), and [factors (T, rows, 2n)] when wanted: the pairs of one time after the other."""
+        variance, factors = [], []
+        for a, b in pairs:
+            variance.append(to_host(flow.variance_of([(a, b)], base))[0])
+            if self.with_factors:
+                factors.append(np.concatenate([to_host(a), to_host(b)], axis=1))
+        return np.stack(variance)[:, :, None], [np.stack(factors)] if factors else []
+
+
+@dataclass(frozen=True, eq=False)
+class CovarianceTask:
+    """One tile pair (i, j), j <= i, of the covariance at every time, (T, rows_i, rows_j), from the stored factors."""
+
+    kernels: Kernels
+    factors: np.ndarray | str
+    training_rows: bool
+    url: str | None
+
+    def __call__(self, tile: Tile) -> tuple[Any, ...]:
+        """The block, or receipts of it and, off the diagonal, of its mirror image."""
+        started = time.perf_counter()
+        i, j = tile.index
+        left, right = Tile((i,), tile.start, tile.stop), Tile((j,), tile.col_start, tile.col_stop)
+        base = 0.0 if self.training_rows else to_host(self.kernels.between(left, right))
+        first = self._read(left)
+        second = first if i == j else self._read(right)
+        n = first.shape[2] // 2
+        pairs = [[(f[:, :n], f[:, n:]) for f in part] for part in ((first,) if i == j else (first, second))]
+        block = np.stack([covariance_block(base, a, b) for a, b in zip(pairs[0], pairs[-1], strict=True)])
+        if self.url is None:
+            return (block,)
+        store = TileStore.open(self.url)
+        receipts: list[Receipt] = [store.commit((0, i, j), block, started)]
+        if i != j:
+            receipts.append(store.commit((0, j, i), np.ascontiguousarray(block.transpose(0, 2, 1)), started))
+        return tuple(receipts)
+
+    def _read(self, rows: Tile) -> np.ndarray:
+        if isinstance(self.factors, str):
+            return TileStore.open(self.factors).read((0, rows.index[0], 0))
+        return self.factors[:, rows.start : rows.stop]
+
+
+def _added(total: Array, part: Array) -> Array:
+    total += part
+    return total

@@ -1,0 +1,1 @@
+"""Kernel ridge regression on a kernel matrix in tiles."""

@@ -1,0 +1,207 @@
+"""What kernel ridge solves for, what it needs in memory, and which solver the plan's cost chooses.
+
+Pure arithmetic. A solver is a candidate when its tasks fit a worker and it can score alphas as asked; of several the cheapest by
+the estimate below runs, and the reason is kept for the plan and the report.
+"""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass
+
+import numpy as np
+
+from ntkdask.errors import InputError, MemoryBudgetError, nearest
+from ntkdask.matrices.factorize_plan import plan_factorize
+from ntkdask.planning.tiles import format_bytes
+from ntkdask.solvers.dual import eigh_bytes
+from ntkdask.solvers.dual_cholesky import cholesky_bytes
+from ntkdask.workflows.ridge.plan import BASE_BYTES, Resources
+
+SELECTIONS = ("auto", "gcv", "loo", "kfold", "holdout")
+SOLVERS = ("auto", "eigh", "cholesky", "tiled_cholesky", "cg")
+DENSE = ("eigh", "cholesky")
+PROBES = 8
+"""Random right-hand sides of the stochastic trace in GCV."""
+TYPICAL_ITERATIONS = 150
+"""Conjugate-gradient iterations an alpha is assumed to take when solvers are compared; nothing depends on its being right."""
+FLOPS_PER_THREAD, BYTES_PER_SLOT = 4e10, 2e9
+"""Rates for comparing solvers: float64 products of one core, tiles read, checked and multiplied by one worker."""
+ALLOCATOR_KEEPS = 256 * 2**20
+"""As `cluster.connect` sets it for workers (MALLOC_TRIM_THRESHOLD_)."""
+WORTH_A_SPECTRUM = 20.0
+"""Seconds up to which an eigendecomposition is preferred to whatever is cheaper."""
+EIGH_FLOPS, EIGH_SHARE, TILED_SHARE = 9.0, 0.2, 0.7
+"""Eigendecomposition with vectors: 9 n³ flops (LAPACK's evd), at about a fifth of the product's rate; tiled Cholesky's share of it."""
+
+
+@dataclass(frozen=True)
+class KernelRidgeOptions:
+    """A grid of alphas >= 0, how to choose among them, and how to solve.
+
+    selection "auto": GCV where the matrix is in one memory, else a holdout. solver: "eigh" and "cholesky" hold the matrix in
+    one task, "tiled_cholesky" and "cg" (preconditioned conjugate gradients) work on its stored tiles; "auto" takes the cheapest that
+    fits. tolerance: relative residual that conjugate gradients stop at, within max_iterations.
+    """
+
+    alphas: tuple[float, ...] = (1.0,)
+    fit_intercept: bool = True
+    selection: str = "auto"
+    solver: str = "auto"
+    tolerance: float = 1e-6
+    max_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        try:
+            (alphas,) = np.atleast_2d(np.asarray(self.alphas, dtype=float)).tolist()
+        except (TypeError, ValueError) as error:
+            raise InputError(f"alphas is {self.alphas!r}; expected a number or a list of numbers.") from error
+        object.__setattr__(self, "alphas", tuple(alphas))
+        if not alphas or not all(a >= 0 and np.isfinite(a) for a in alphas):
+            raise InputError(f"alphas are {self.alphas}; expected at least one, none negative, all finite.")
+        for name, known in (("selection", SELECTIONS), ("solver", SOLVERS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
+        if not isinstance(self.tolerance, numbers.Real) or not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance is {self.tolerance!r}, expected a number between 0 and 1, such as 1e-6.")
+        whole = isinstance(self.max_iterations, numbers.Integral) and not isinstance(self.max_iterations, bool)
+        if not whole or self.max_iterations < 1:
+            raise InputError(f"max_iterations is {self.max_iterations!r}, expected an integer >= 1.")
+        if self.chooses and self.solver != "auto" and self.selection not in (*self.scores_of(self.solver), "auto"):
+            raise InputError(
+                f"solver={self.solver!r} cannot choose among {len(alphas)} alphas by {self.selection!r}: no task holds its matrix. "
+                f'Use selection {" or ".join(map(repr, self.scores_of(self.solver)))}, solver="eigh", or one alpha.'
+            )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there are several alphas."""
+        return len(self.alphas) > 1
+
+    @staticmethod
+    def scores_of(solver: str) -> tuple[str, ...]:
+        """Selections that a solver can score: leave-one-out takes the matrix in one memory, GCV that or a stochastic trace."""
+        return SELECTIONS[1:] if solver in DENSE else ("gcv", "kfold", "holdout")
+
+    def selection_of(self, solver: str) -> str:
+        """How alpha is chosen with that solver."""
+        if self.selection != "auto":
+            return self.selection
+        return "gcv" if solver in DENSE else "holdout"
+
+    def n_groups(self, solver: str, n_folds: int) -> int:
+        """Into how many groups the rows are dealt: 1 where nothing is chosen, or nothing held out."""
+        return {"kfold": n_folds, "holdout": 2}.get(self.selection_of(solver), 1) if self.chooses else 1
+
+    def n_fits(self, solver: str, n_folds: int) -> int:
+        """Factorisations, or solutions, over the whole path; an eigendecomposition serves all."""
+        selection = self.selection_of(solver)
+        if solver == "eigh":
+            return 1
+        if solver == "cholesky" and self.chooses and selection in ("gcv", "loo"):
+            return 3 * len(self.alphas) + 1  # the inverse takes twice the factorisation's flops
+        held = {"kfold": n_folds, "holdout": 1}.get(selection, 0)
+        return (len(self.alphas) * max(held, 1) + (held > 0)) if self.chooses else 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a solver's needs follow from: training rows, targets, bytes of a matrix entry, rows of its tiles, inner folds, bytes of
+    training rows that stay in a worker's cache."""
+
+    n: int
+    k: int
+    itemsize: int
+    tile_rows: int
+    inner_folds: int
+    held_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solver with the peak bytes of its largest task (the process included), that task's label, and its estimated seconds."""
+
+    solver: str
+    label: str
+    bytes: int
+    seconds: float
+
+
+def candidate(solver: str, options: KernelRidgeOptions, sizes: Sizes, resources: Resources) -> Candidate:
+    """What a solver needs; MemoryBudgetError is left to whoever compares."""
+    n = sizes.n
+    alone = FLOPS_PER_THREAD * resources.solve_threads
+    together = FLOPS_PER_THREAD * resources.threads * resources.slots
+    columns = sizes.k + 1 + (PROBES if options.chooses and options.selection_of(solver) == "gcv" else 0)
+    fits = options.n_fits(solver, sizes.inner_folds)
+    if solver == "eigh":
+        return Candidate(solver, "solve", BASE_BYTES + eigh_bytes(n), fits * EIGH_FLOPS * n**3 / (EIGH_SHARE * alone))
+    if solver == "cholesky":
+        # a factorisation keeps the matrix for the next one
+        copies = 8 * n * n if options.chooses else 0
+        return Candidate(solver, "solve", BASE_BYTES + cholesky_bytes(n) + copies, fits * n**3 / 3 / alone)
+    if solver == "tiled_cholesky":
+        limit = resources.memory_bytes
+        free = None if limit is None else max(0, limit - sizes.held_bytes)
+        kind = f"float{8 * sizes.itemsize}"
+        plan = plan_factorize(n, sizes.tile_rows, slots=resources.slots, memory_bytes=free, matrix_dtype=kind)
+        return Candidate(
+            solver, "cholesky-tile", plan.worker_bytes + sizes.held_bytes, fits * n**3 / 3 / (TILED_SHARE * together)
+        )
+    product = n * n * sizes.itemsize / 2 / (BYTES_PER_SLOT * resources.slots) + 2.0 * n * n * columns / together
+    held = BASE_BYTES + sizes.held_bytes
+    return Candidate(solver, "kernel-product", held + product_bytes(sizes, columns, resources.threads),
+                     fits * TYPICAL_ITERATIONS * product)  # fmt: skip
+
+
+def candidates(options: KernelRidgeOptions, sizes: Sizes, resources: Resources, *, stored: bool) -> list[Candidate]:
+    """Every solver that can do what is asked. stored: whether the matrix is in tiles, as tiled Cholesky wants it."""
+    found = []
+    for solver in SOLVERS[1:] if options.solver == "auto" else (options.solver,):
+        able = not options.chooses or options.selection_of(solver) in options.scores_of(solver)
+        if able and (stored or solver != "tiled_cholesky"):
+            try:
+                found.append(candidate(solver, options, sizes, resources))
+            except MemoryBudgetError:
+                if options.solver == solver:
+                    raise
+    if not found:
+        raise InputError(
+            f"solver={options.solver!r} works on stored tiles: give a url (or a client), or use another solver."
+        )
+    return found
+
+
+def choose_solver(found: list[Candidate], limit: int | None, n: int) -> tuple[Candidate, str]:
+    """(the cheapest candidate that fits, why it); MemoryBudgetError with the numbers when none does."""
+    fitting = [c for c in found if limit is None or c.bytes <= limit]
+    if not fitting:
+        least = min(found, key=lambda c: c.bytes)
+        assert limit is not None
+        advice = "" if least.solver not in DENSE else ' Out of core: solver="auto" with selection="holdout" or "gcv".'
+        raise MemoryBudgetError(
+            f"{least.label} of solver {least.solver!r} needs {format_bytes(least.bytes)} for {n} training rows (the process itself "
+            f"{format_bytes(BASE_BYTES)}) but a worker has {format_bytes(limit)}. Give each worker more memory.{advice}"
+        )
+    best = min(fitting, key=lambda c: c.seconds)
+    if len(found) == 1:
+        return best, "as asked"
+    spectral = next((c for c in fitting if c.solver == "eigh"), best)
+    # the spectrum, exact scores for any alpha and a path's effective dimensions are worth a few seconds
+    best = spectral if spectral.seconds <= max(WORTH_A_SPECTRUM, best.seconds) else best
+    others = [_why_not(c, limit) for c in found if c is not best]
+    return best, f"about {best.seconds:.2g} s and {format_bytes(best.bytes)} a worker; {', '.join(others)}"
+
+
+def _why_not(other: Candidate, limit: int | None) -> str:
+    if limit is not None and other.bytes > limit:
+        return f"{other.solver} needs {format_bytes(other.bytes)}"
+    return f"{other.solver} about {other.seconds:.2g} s"
+
+
+def product_bytes(sizes: Sizes, columns: int, threads: int) -> int:
+    """A product's task: the vectors in, a panel's pieces out, and per thread a tile, its checksummed file and float64 strips; and
+    what the allocator keeps of tiles that came and went beside those in the cache."""
+    tile = sizes.tile_rows**2
+    passing = min(ALLOCATOR_KEEPS, sizes.n * sizes.n * sizes.itemsize // 2)
+    return 4 * 8 * sizes.n * columns + threads * (3 * sizes.itemsize + 2) * tile + passing

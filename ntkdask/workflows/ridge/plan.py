@@ -1,0 +1,225 @@
+"""How large the pieces of a ridge run are: memory of every task against the budget, tasks, flops, bytes on disk.
+
+Pure arithmetic over declared workspaces. Refuses, with the numbers, before anything runs. A test measures the peak against
+what is planned here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from ntkdask.arrays import host_cores
+from ntkdask.errors import MemoryBudgetError
+from ntkdask.features.base import FeatureMap
+from ntkdask.features.fitting import DataDependentMap, learns, uses_targets
+from ntkdask.planning.pace import Pace, RowPace
+from ntkdask.planning.tiles import Plan, format_bytes, largest_rows, slab_rows
+from ntkdask.preprocessing import FittedPreprocessor, Step
+from ntkdask.solvers.gram import packed_length
+
+BASE_BYTES = 320 * 2**20
+"""A worker before its first task: Python, NumPy, SciPy, Numba, Zarr, Dask and its buffers (220 to 300 MiB measured)."""
+
+BATCH_ROWS = 4096
+"""Rows of a batch: more float32 products before they are added in float64 cost accuracy, fewer cost rate."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a plan may count on: the smallest worker's memory for one task (None: unknown), its device memory (0: no GPU),
+    threads of a task among others and of one alone on its host, how many tasks run at once, and the measured pace of the kernel, or of
+    the map, at hand (None: not measured)."""
+
+    memory_bytes: int | None = None
+    device_bytes: int = 0
+    threads: int = 1
+    solve_threads: int = 1
+    slots: int = 1
+    pace: Pace | None = None
+    row_pace: RowPace | None = None
+
+    @classmethod
+    def here(cls) -> Resources:
+        """This process alone, with every core; its memory is not bounded."""
+        return cls(None, 0, host_cores(), host_cores(), 1)
+
+
+@dataclass(frozen=True)
+class RidgePlan:
+    """Sizes of a ridge run, chosen once, stored, and used again on resume: they and the threads decide the bits."""
+
+    dtype: str
+    slab_rows: int
+    batch_rows: int
+    tile_rows: int
+    threads: int
+    solve_threads: int
+    device: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As a table."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RidgeShape:
+    """What the sizes depend on: rows, a row's shape and stored bytes, features, targets, selection, how often a Gram is summed."""
+
+    n_total: int
+    n_train: int
+    row_shape: tuple[int, ...]
+    row_bytes: int
+    m: int
+    k: int
+    n_groups: int
+    selection: str
+    n_runs: int = 1
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Peak bytes of a worker by kind of task, the process's own included; flops, tasks and disk bytes of the run."""
+
+    memory: dict[str, int]
+    device_memory: int
+    flops: float
+    tasks: int
+    disk_bytes: int
+
+    @property
+    def worker_bytes(self) -> int:
+        """The largest task's peak."""
+        return max(self.memory.values())
+
+
+def plan_ridge(
+    shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], *, plan: Plan, resources: Resources
+) -> RidgePlan:
+    """Choose slab, batch and tile rows so that every task fits; MemoryBudgetError with the numbers when none does."""
+    dtype = plan.dtype or "float32"
+    slab = plan.tile_rows or slab_rows(shape.n_total)
+    device = resources.device_bytes > 0
+    sizes = RidgePlan(
+        dtype, slab, min(slab, BATCH_ROWS), min(slab, 8192), resources.threads, resources.solve_threads, device
+    )
+    limit = plan.memory_bytes or resources.memory_bytes
+    if limit is None:
+        return sizes
+
+    def bytes_of(rows: int) -> int:
+        return max(costs_of(shape, feature_map, steps, _with_batch(sizes, rows)).memory.values())
+
+    least = costs_of(shape, feature_map, steps, _with_batch(sizes, 1)).memory
+    worst = max(least, key=lambda name: least[name])
+    if least[worst] > limit:
+        cheaper = "" if shape.selection == "gcv" else 'selection="gcv", '
+        if worst.startswith("features"):
+            cheaper += "fewer candidates or landmarks, "
+        raise MemoryBudgetError(
+            f"{worst} needs {format_bytes(least[worst])} (rows=1, n_components={shape.m}, targets={shape.k}, {dtype}; the process "
+            f"itself {format_bytes(BASE_BYTES)}) but a worker has {format_bytes(limit)}. Use n_components <= "
+            f"{_largest_components(shape, limit, dtype)}, {cheaper}or give each worker more memory."
+        )
+    rows = largest_rows(limit, bytes_of, sizes.batch_rows, "a batch of features")
+    fitting = _with_batch(sizes, rows)
+    on_device = costs_of(shape, feature_map, steps, fitting).device_memory
+    if on_device > 0.9 * resources.device_bytes and device:
+        raise MemoryBudgetError(
+            f"gram-slab needs {format_bytes(on_device)} on the device (rows={rows}, n_components={shape.m}, {dtype}) but a GPU has "
+            f"{format_bytes(resources.device_bytes)}. Use fewer n_components or a smaller Plan.memory_bytes."
+        )
+    return fitting
+
+
+def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> Costs:
+    """Memory, flops, tasks and disk of a run under `plan`."""
+    itemsize = np.dtype(plan.dtype).itemsize
+    m, k = shape.m, shape.k
+    gram, packed = 8 * m * m, 8 * packed_length(m, k)
+    batch = batch_bytes(shape, feature_map, steps, plan)
+    scratch = itemsize * m * m if itemsize == 4 else 0
+    # writing a tile: Zarr's buffer, the checksummed copy and the bytes that go to the file
+    commit = 3 * packed
+    folds = 1 if shape.n_groups == 1 else 2
+    memory = {
+        "gram-slab": gram + max(batch + scratch, packed + commit),
+        "gram-sum": 2 * packed + max(packed, commit),
+        # LAPACK's evd: 2 m² of workspace beside the matrix; the packed sums are still there while they are unpacked
+        "solve": folds * gram + max(3 * gram, packed),
+        "predict": batch + 8 * m * k + 8 * plan.batch_rows * k,
+    }
+    if shape.selection == "loo":
+        memory["loo-slab"] = gram + itemsize * m * m + batch + 3 * 8 * plan.batch_rows * m
+    if any(step.needs == "covariance" for step in steps):
+        d = math.prod(shape.row_shape)
+        memory["preprocess-slab"] = 8 * d * d * 2 + batch
+        memory["preprocess-sum"] = 5 * 8 * d * d
+        # the covariance, ZCA's 48 d², and the fitted matrix on its way to the store
+        memory["preprocess-fit"] = 9 * 8 * d * d
+    sums, passes = 0, 0
+    if learns(feature_map):
+        learner = cast(DataDependentMap, feature_map)
+        sums, passes = learner.sums_bytes(shape.row_shape, k), learner.n_passes
+        fitting = learner.fit_bytes(plan.batch_rows, itemsize, shape.row_shape, k)
+        memory["features-slab"] = rows_bytes(shape, steps, plan) + fitting + 4 * sums
+        memory["features-sum"] = 6 * sums
+        memory["features-fit"] = 2 * sums + learner.finish_bytes(itemsize, shape.row_shape, k)
+    memory = {name: BASE_BYTES + value for name, value in memory.items()}
+    # features that learn from targets are fitted anew for every fold that is held out, and each fold summed twice
+    refits = 1 + (shape.n_groups if shape.n_groups > 1 and uses_targets(feature_map) else 0)
+    rounds = shape.n_groups if refits == 1 else 2 * refits - 1
+    per_pass = -(-shape.n_total // plan.slab_rows)
+    slabs = per_pass * rounds
+    tiles = -(-shape.n_total // plan.tile_rows)
+    tasks = shape.n_runs * (2 * slabs - rounds + (len(steps) + 2 * passes * refits) * per_pass + 1 + tiles)
+    flops = shape.n_runs * (float(shape.n_train) * m * m + 9.0 * m**3 * shape.n_groups)
+    disk = shape.n_runs * (packed * (slabs + rounds) + 2 * per_pass * sums + 8 * shape.n_total * k + 8 * m * k)
+    return Costs(memory, (gram + batch + scratch) if plan.device else 0, flops, tasks, disk)
+
+
+def require_memory(costs: Costs, resources: Resources) -> None:
+    """MemoryBudgetError when a stored plan, which decides the bits of a resumed run, does not fit the workers there are now."""
+    limit = resources.memory_bytes
+    if limit is not None and costs.worker_bytes > limit:
+        worst = max(costs.memory, key=lambda name: costs.memory[name])
+        raise MemoryBudgetError(
+            f"{worst} of the run's stored plan needs {format_bytes(costs.worker_bytes)} but a worker has {format_bytes(limit)}. "
+            "Go on with workers as large as the first run's, or plan anew with --overwrite."
+        )
+
+
+def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:
+    """Bytes of one batch on its way from stored rows to features, weights of the map and preprocessing states included."""
+    itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows
+    d = math.prod(shape.row_shape)
+    mapped = (
+        rows * d * itemsize if feature_map is None else feature_map.workspace_bytes(rows, itemsize, shape.row_shape)
+    )
+    return rows_bytes(shape, steps, plan) + mapped
+
+
+def rows_bytes(shape: RidgeShape, steps: tuple[Step, ...], plan: RidgePlan) -> int:
+    """Bytes of one batch on its way from stored rows to preprocessed ones, preprocessing states and targets included."""
+    itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows
+    d = math.prod(shape.row_shape)
+    # read twice: the chunks a range touches, and the range
+    raw = 2 * rows * shape.row_bytes
+    fitted = FittedPreprocessor(shape.row_shape, plan.dtype)
+    work = fitted.workspace_bytes(rows, shape.row_shape, itemsize)
+    work += max((step.workspace_bytes(rows, shape.row_shape, itemsize) for step in steps), default=0)
+    states = sum(8 * d * (d if step.needs == "covariance" else 2) for step in steps)
+    return raw + work + 2 * states + 8 * rows * (shape.k + 1) * 2
+
+
+def _with_batch(plan: RidgePlan, rows: int) -> RidgePlan:
+    return RidgePlan(**{**plan.to_json(), "batch_rows": rows})
+
+
+def _largest_components(shape: RidgeShape, limit: int, dtype: str) -> int:
+    """About how many components would fit: the solve holds four float64 matrices of their square."""
+    folds = 1 if shape.n_groups == 1 else 2
+    return max(1, int(math.sqrt(max(0, limit - BASE_BYTES) / (8 * (folds + 3)))) // 64 * 64)

@@ -1,0 +1,247 @@
+"""From Gram sums to a ridge model: alpha chosen by GCV, leave-one-out or folds, in this process or as tasks of a cluster.
+
+One eigendecomposition serves all alphas; GCV comes from it, leave-one-out takes one more pass over the rows, folds take the sums
+of their training rows and their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ntkdask.errors import InputError, nearest
+from ntkdask.execution.map_reduce import map_tiles
+from ntkdask.execution.progress import Listener, Silent
+from ntkdask.preprocessing import FittedPreprocessor
+from ntkdask.solvers.gram import GramSums
+from ntkdask.solvers.ridge import Centred, EighRidge, Ridge, Solution, held_out_squares, solve_cholesky
+from ntkdask.solvers.tridiagonal import TridiagonalRidge
+from ntkdask.states import load_state, save_state
+from ntkdask.workflows.model import RidgeModel
+from ntkdask.workflows.ridge.gram import SumsAddress
+from ntkdask.workflows.ridge.leave_one_out import leave_one_out, load_spectrum
+from ntkdask.workflows.ridge.plan import RidgePlan
+from ntkdask.workflows.selection import best_alpha, choose, score_path
+from ntkdask.workflows.stream import FeatureStream
+
+SELECTIONS = ("gcv", "loo", "kfold", "holdout")
+SOLVERS = ("auto", "eigh", "tridiagonal", "cholesky")
+
+
+@dataclass(frozen=True)
+class RidgeOptions:
+    """What to solve for: a grid of alphas > 0, how to choose among them, and with which factorisation."""
+
+    alphas: tuple[float, ...] = (1.0,)
+    fit_intercept: bool = True
+    selection: str = "gcv"
+    solver: str = "auto"
+
+    def __post_init__(self) -> None:
+        alphas = tuple(float(a) for a in np.atleast_1d(np.asarray(self.alphas, dtype=float)))
+        object.__setattr__(self, "alphas", alphas)
+        if not alphas or not all(a > 0 and np.isfinite(a) for a in alphas):
+            raise InputError(f"alphas are {alphas}; expected at least one, all positive and finite.")
+        for name, known in (("selection", SELECTIONS), ("solver", SOLVERS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
+        if self.solver == "cholesky" and len(alphas) > 1 and self.selection in ("gcv", "loo"):
+            raise InputError(
+                f'solver="cholesky" has no spectrum, so it cannot choose among {len(alphas)} alphas by {self.selection}. '
+                'Use solver="eigh" (or "auto"), selection="kfold" or "holdout", or one alpha.'
+            )
+        if self.solver == "tridiagonal" and self.leaves_one_out:
+            raise InputError(
+                'solver="tridiagonal" forms no eigenvectors, which leave-one-out needs. Use solver="eigh" or "auto".'
+            )
+
+    @property
+    def uses_cholesky(self) -> bool:
+        """One alpha needs no spectrum: Cholesky takes a twentieth of the time."""
+        return self.solver == "cholesky" or (self.solver == "auto" and len(self.alphas) == 1)
+
+    def n_groups(self, n_folds: int) -> int:
+        """Into how many groups the rows are dealt for choosing alpha: 1 where there is nothing to choose or no need."""
+        return 1 if len(self.alphas) == 1 else {"kfold": n_folds, "holdout": 2}.get(self.selection, 1)
+
+    @property
+    def score_name(self) -> str:
+        """What the scores that choose alpha are called."""
+        names = {"gcv": "GCV", "loo": "leave-one-out MSE", "kfold": "k-fold MSE", "holdout": "holdout MSE"}
+        return names[self.selection]
+
+    def held_out(self, n_groups: int) -> Sequence[int]:
+        """Which of the groups are held out in turn: all of them, or (holdout) the last one."""
+        return range(n_groups) if self.selection == "kfold" else [n_groups - 1]
+
+    @property
+    def cuts(self) -> bool:
+        """Whether alpha is chosen by held-out rows."""
+        return self.selection in ("kfold", "holdout") and len(self.alphas) > 1
+
+    @property
+    def leaves_one_out(self) -> bool:
+        """Whether the streamed pass of leave-one-out is needed: there is something to choose."""
+        return self.selection == "loo" and len(self.alphas) > 1
+
+
+class HeldOut(NamedTuple):
+    """The sums of a fold's training rows and of its held-out rows."""
+
+    train: GramSums | SumsAddress
+    own: GramSums | SumsAddress
+
+
+def solve(
+    sums: Sequence[GramSums | SumsAddress], options: RidgeOptions, stream: FeatureStream, plan: RidgePlan,
+    listener: Listener | None = None, folds: Sequence[HeldOut] = (),
+) -> tuple[Solution, list[dict[str, float]]]:  # fmt: skip
+    """(solution at the chosen alpha, path of scores) from the sums of every group, in this process.
+
+    folds: their sums, where features of their own were fitted for each; without them several groups are the folds.
+    """
+    if options.uses_cholesky and len(options.alphas) == 1:
+        return solve_cholesky(Centred.of(_total(sums), options.fit_intercept), options.alphas[0]), []
+    if folds or len(sums) > 1:
+        pairs = ((_load(f.train), _load(f.own)) for f in folds) if folds else _cut(sums, options)
+        return _solve_folds(sums, options, pairs)
+    centred = Centred.of(_total(sums), options.fit_intercept)
+    if options.leaves_one_out:
+        spectral = EighRidge.factorise(centred)
+        return choose(
+            spectral, options.alphas, leave_one_out(stream, spectral, options.alphas, plan, None, listener or Silent())
+        )
+    ridge = _factorise(centred, options)
+    if len(options.alphas) == 1:
+        return ridge.solve(options.alphas[0]), []
+    return choose(ridge, options.alphas, [ridge.gcv(a) for a in options.alphas])
+
+
+def _factorise(centred: Centred, options: RidgeOptions) -> Ridge:
+    """One factorisation for every alpha: tridiagonal where rows outnumber features, else the whole spectrum."""
+    enough = centred.rows - centred.has_intercept > centred.gram.shape[0]
+    if options.solver == "tridiagonal" or (options.solver == "auto" and enough):
+        return TridiagonalRidge.factorise(centred)
+    return EighRidge.factorise(centred)
+
+
+def _cut(sums: Sequence[GramSums | SumsAddress], options: RidgeOptions) -> Iterator[tuple[GramSums, GramSums]]:
+    """(training, own) sums of every fold: the total minus a fold's own, no pass over rows."""
+    for fold in options.held_out(len(sums)):
+        own = _load(sums[fold])
+        yield _total(sums).minus(own), own
+
+
+def _solve_folds(
+    sums: Sequence[GramSums | SumsAddress], options: RidgeOptions, folds: Iterable[tuple[GramSums, GramSums]]
+) -> tuple[Solution, list[dict[str, float]]]:
+    """k-fold or holdout: fit on the training sums of every fold, score on the fold's sums alone."""
+    scores = []
+    for fold, (train, own) in enumerate(folds):
+        if own.rows == 0:
+            raise InputError(f"fold {fold} has no rows. Use fewer folds, or more rows.")
+        centred = Centred.of(train, options.fit_intercept)
+        scores.append([held_out_squares(solution, own) for solution in _solutions(centred, options)])
+    path = score_path(options.alphas, np.mean(scores, axis=0).tolist())
+    final = RidgeOptions((best_alpha(path),), options.fit_intercept, options.selection, options.solver)
+    return next(iter(_solutions(Centred.of(_total(sums), options.fit_intercept), final))), path
+
+
+def _solutions(centred: Centred, options: RidgeOptions) -> Any:
+    """Solutions for every alpha, one at a time."""
+    if not options.uses_cholesky:
+        ridge = _factorise(centred, options)
+        yield from (ridge.solve(alpha) for alpha in options.alphas)
+        return
+    for alpha in options.alphas:
+        copy = (
+            centred if len(options.alphas) == 1 else Centred(**{**vars(centred), "gram": centred.gram.copy(order="F")})
+        )
+        yield solve_cholesky(copy, alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class _SolveTask:
+    """Factorise where the sums are read, alone on its worker; store the model, return its url and the path."""
+
+    sums: tuple[SumsAddress, ...]
+    options: RidgeOptions
+    stream: FeatureStream
+    plan: RidgePlan
+    states: str
+    folds: tuple[HeldOut, ...]
+
+    def __call__(self, tile: int) -> dict[str, Any]:
+        if self.options.leaves_one_out:
+            ridge = EighRidge.factorise(Centred.of(_total(self.sums), self.options.fit_intercept))
+            return {"spectrum": save_state(self.states, *ridge.to_state())}
+        solution, path = solve(self.sums, self.options, self.stream, self.plan, folds=self.folds)
+        return {"model": ridge_model(self.stream, solution).save(self.states), "path": path}
+
+
+@dataclass(frozen=True, eq=False)
+class _ChooseTask:
+    """After the leave-one-out pass: choose alpha from its scores and store the model."""
+
+    stream: FeatureStream
+    spectrum: str
+    alphas: tuple[float, ...]
+    scores: list[float]
+    states: str
+
+    def __call__(self, tile: int) -> dict[str, Any]:
+        solution, path = choose(load_spectrum(self.spectrum), self.alphas, self.scores)
+        return {"model": ridge_model(self.stream, solution).save(self.states), "path": path}
+
+
+def solve_on_cluster(
+    sums: Any, options: RidgeOptions, stream: FeatureStream, plan: RidgePlan, url: Path, client: Any, listener: Listener,
+    folds: Sequence[HeldOut] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """{"model": url, "path": scores}, as `solve`: the factorisation as one task with the whole host's threads; leave-one-out adds
+    its streamed pass and a choice."""
+    states = str(url / "state")
+
+    def alone(task: Any) -> dict[str, Any]:
+        results: list[dict[str, Any]] = []
+        listener.stage("solve", 1)
+
+        def receive(tile: Any, done: Any) -> None:
+            results.append(done.value)
+            listener.task("solve", done)
+
+        map_tiles(task, [0], client, label="solve", receive=receive, threads=plan.solve_threads)
+        return results[0]
+
+    result = alone(_SolveTask(tuple(sums), options, stream, plan, states, tuple(folds)))
+    if not options.leaves_one_out:
+        return result
+    spectrum = result["spectrum"]
+    scores = leave_one_out(stream, spectrum, options.alphas, plan, client, listener)
+    return alone(_ChooseTask(stream, spectrum, options.alphas, scores, states))
+
+
+def ridge_model(stream: FeatureStream, solution: Solution) -> RidgeModel:
+    """The model of a solution on the features of a stream."""
+    fitted = stream.preprocessor
+    if isinstance(fitted, str):
+        fitted = FittedPreprocessor.from_state(*load_state(fitted))
+    return RidgeModel(fitted, stream.loaded_map, solution.weights, solution.intercept, solution.alpha, stream.n_classes)
+
+
+def _load(sums: GramSums | SumsAddress) -> GramSums:
+    return sums.load() if isinstance(sums, SumsAddress) else sums
+
+
+def _total(sums: Sequence[GramSums | SumsAddress]) -> GramSums:
+    """Sums of all the groups; a new object when there are several."""
+    total = _load(sums[0])
+    if len(sums) > 1:
+        total = total.minus(GramSums.zeros(*total.cross.shape))
+    for other in sums[1:]:
+        total += _load(other)
+    return total

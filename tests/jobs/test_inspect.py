@@ -1,0 +1,113 @@
+"""verify finds what is damaged, repair and a second run give the same results; status counts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from job_examples import ONE_THREAD, Counter, Killed, class_data, flip_bit, ridge_job, stored
+
+from ntkdask import cache
+from ntkdask.errors import DamagedTileError, StoreError, UserError
+from ntkdask.jobs.inspect import open_record, status, verify
+from ntkdask.jobs.run import run_job
+from ntkdask.planning.tiles import Plan
+from ntkdask.states import list_states
+from ntkdask.store import TileStore, remove
+from ntkdask.workflows.ridge.fit import RidgeOptions
+
+
+def run(tmp_path, name="rün", listener=None):
+    url = tmp_path / "data.zarr"
+    data = run.data[str(tmp_path)] if str(tmp_path) in run.data else stored(tmp_path, *class_data())
+    assert Path(data.url) == url
+    run.data = {str(tmp_path): data}
+    job = ridge_job(data, options=RidgeOptions((0.1, 10.0)), plan=Plan(tile_rows=40, dtype="float32"))
+    cache.shared.clear()  # as a new process
+    return run_job(job, tmp_path / name, resources=ONE_THREAD, listener=listener)
+
+
+run.data = {}
+
+
+def results(metrics) -> tuple:
+    fold = metrics["folds"][0]
+    return metrics["test"], fold["test"], Path(fold["model"]).name, fold["alpha_path"]
+
+
+def test_a_whole_run_is_whole(tmp_path):
+    run(tmp_path)
+    assert verify(tmp_path / "rün") == []
+
+
+@pytest.mark.parametrize("action", [flip_bit, remove])
+@pytest.mark.parametrize("what", ["predictions", "gram-0", "model", "split"])
+def test_damage_is_found_repaired_and_computed_again(tmp_path, what, action):
+    whole = results(run(tmp_path))
+    folder = tmp_path / "rün"
+    stages = open_record(folder)["stages"]
+    chunk = {
+        "predictions": folder / "fold-0" / "predictions" / "c" / "1" / "0",
+        "gram-0": TileStore.open(folder / "fold-0" / "gram-0").chunk_path((6, 0)),
+        "model": Path(stages["fold-0/solve"]["model"]) / "weights" / "c" / "0" / "0",
+        "split": Path(stages["split"]) / "part" / "c" / "0",
+    }[what]
+    assert chunk.exists()
+    action(chunk)
+    (found,) = verify(folder)
+    assert found.path in chunk.parents
+    assert (found.index is None) == (what in ("model", "split"))
+    assert str(found.path) in str(found)
+    assert verify(folder) == [found]  # looking changes nothing
+    assert verify(folder, repair=True) == [found]
+    assert verify(folder) == []
+    listener = Counter()
+    assert results(run(tmp_path, listener=listener)) == whole
+    assert listener.labels or what == "split"
+    assert verify(folder) == []
+
+
+@pytest.mark.parametrize("what", ["predictions", "model"])
+def test_damage_without_repair_is_an_error_not_a_number(tmp_path, what):
+    metrics = run(tmp_path)
+    if what == "model":
+        flip_bit(Path(metrics["folds"][0]["model"]) / "weights" / "c" / "0" / "0")
+    else:
+        flip_bit(tmp_path / "rün" / "fold-0" / "predictions" / "c" / "0" / "0")
+    with pytest.raises(DamagedTileError, match=r"is damaged.*verify --repair"):
+        run(tmp_path)
+
+
+def test_a_damaged_preprocessing_state(tmp_path):
+    """Every state of a run is one that verify reads."""
+    run(tmp_path)
+    for state in list_states(tmp_path / "rün"):
+        flip_bit(next(p for p in state.rglob("c/*") if p.is_file())) if list(state.rglob("c/*")) else None
+    assert {d.path for d in verify(tmp_path / "rün")} == {
+        s for s in list_states(tmp_path / "rün") if list(s.rglob("c"))
+    }
+
+
+def test_status_counts(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, listener=Counter(3))
+    rows = {s.name: s for s in status(tmp_path / "rün")}
+    assert rows["split"].finished
+    gram = rows["fold-0/gram-0"]
+    assert (gram.total, gram.finished) == (7, False)
+    assert 0 < gram.done < 7
+    assert "fold-0/predictions" not in rows
+    run(tmp_path)
+    rows = status(tmp_path / "rün")
+    assert all(s.finished for s in rows)
+    assert {"split", "fold-0/preprocess", "fold-0/solve", "fold-0/gram-0", "fold-0/predictions"} == {
+        s.name for s in rows
+    }
+
+
+def test_folders_that_hold_no_run(tmp_path):
+    for look in (status, verify, open_record):
+        with pytest.raises(UserError, match="holds no run"):
+            look(tmp_path)
+    (tmp_path / "record.json").write_text(json.dumps([])[:1])
+    with pytest.raises(StoreError, match="is damaged"):
+        status(tmp_path)

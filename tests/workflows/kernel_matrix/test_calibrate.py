@@ -1,0 +1,477 @@
+"""What time a kernel takes: arithmetic on a known pace, measuring against a clock that the kernel itself turns, plans and jobs."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from job_examples import Counter, class_data, stored
+
+from ntkdask.errors import InputError
+from ntkdask.estimators import KernelRidgeClassifier
+from ntkdask.execution.map_reduce import map_tiles
+from ntkdask.jobs.kernel_ridge import KernelRidgeJob
+from ntkdask.jobs.run import run_job
+from ntkdask.jobs.training import SplitRule
+from ntkdask.kernels import NNGP, NTK, RBF, FlipAveraged, both
+from ntkdask.networks import convolutional, fully_connected, myrtle
+from ntkdask.planning.pace import (
+    LEAST_TILE_SECONDS,
+    MOST_TASKS,
+    TILE_SECONDS,
+    TILES_PER_SLOT,
+    Pace,
+    duration,
+    elapsed_seconds,
+)
+from ntkdask.planning.tiles import Plan, TileGrid
+from ntkdask.store import TileStore
+from ntkdask.workflows.kernel_matrix import calibrate as module
+from ntkdask.workflows.kernel_matrix.build import kernel_matrix, plan_kernel_matrix
+from ntkdask.workflows.kernel_matrix.calibrate import calibrate, is_slow
+from ntkdask.workflows.kernel_matrix.plan import plan_matrix
+from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
+from ntkdask.workflows.ridge.plan import Resources
+
+MILLISECOND, MICROSECOND = 1e-3, 1e-6
+IMAGES = NTK(convolutional(1))
+
+
+def pace(entry_seconds=MILLISECOND, share=1.0, row_seconds=0.0) -> Pace:
+    return Pace(entry_seconds, share, row_seconds, 8, 1)
+
+
+def images(n=30, seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, 6, 6, 2)).astype(np.float32)
+
+
+# arithmetic
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "tile"), [(100, None, 16), (96, None, 32), (5, None, 8), (1, None, 1), (70, 40, 16)]
+)
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_work_is_that_of_all_tiles(n, m, tile, share):
+    """Against the tiles themselves."""
+    grid = TileGrid(n, m or n, tile, tile, symmetric=m is None)
+    one, work = pace(share=share, row_seconds=0.3), 0.0
+    for t in grid:
+        on_diagonal = m is None and t.start == t.col_start
+        work += one.tile_seconds(t.rows, t.col_stop - t.col_start) * (share if on_diagonal else 1.0)
+        work += 0.3 * t.rows if on_diagonal else 0.0
+    assert one.work_seconds(n, m, tile) == pytest.approx(work)
+
+
+@pytest.mark.parametrize("entry_seconds", [1e-9, 7 * MICROSECOND, 1.5 * MILLISECOND, 0.2, 30.0, 1000.0])
+@pytest.mark.parametrize("slots", [1, 2, 8, 64])
+@pytest.mark.parametrize(
+    ("n", "m"), [(1, None), (300, None), (4000, None), (60_000, None), (1000, 5), (10_000, 50_000)]
+)
+def test_tiles_take_minutes_and_go_round(entry_seconds, slots, n, m):
+    one = pace(entry_seconds)
+    rows = one.tile_rows(n, m, slots)
+    assert rows >= 1
+    most = n if m is None else m
+    took = one.tile_seconds(min(rows, n), min(rows, most))
+    # where there would be more tiles than there may be, they take what they take: 200·201/2 is about MOST_TASKS
+    least = math.ceil(n / 200 if m is None else math.sqrt(n * m / MOST_TASKS))
+    assert rows <= max(1, least) or took <= TILE_SECONDS * (1 + 1e-9)
+    # cut further for the sake of the slots: so that there are enough, and not below the least
+    blocks = -(-n // rows)
+    tiles = blocks * (blocks + 1) // 2 if m is None else blocks * -(-m // rows)
+    assert rows == 1 or tiles >= TILES_PER_SLOT * slots or took <= LEAST_TILE_SECONDS * (1 + 1e-9)
+    assert tiles <= 1.8 * MOST_TASKS  # rows are rounded down to whole steps
+    # not smaller than it needs to be: a size up breaks a bound
+    larger = 2 * rows + 64
+    blocks = -(-n // larger)
+    tiles = blocks * (blocks + 1) // 2 if m is None else blocks * -(-m // larger)
+    assert tiles < TILES_PER_SLOT * slots or one.tile_seconds(larger, min(larger, most)) > TILE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("entry_seconds", "n_train", "n_total", "slots", "rows"),
+    [
+        (MILLISECOND, 4000, 10_000, 2, 22),  # 4 s a row, 90 s a task
+        (MILLISECOND, 100_000, 10_000, 2, 1),  # 100 s a row
+        (MILLISECOND, 4000, 160, 2, 10),  # 16 tasks
+        (MILLISECOND, 4000, 10, 2, 1),
+        (MICROSECOND, 1000, 1000, 1, 2000),  # more rows than there are
+    ],
+)
+def test_rows_of_a_task_of_predictions(entry_seconds, n_train, n_total, slots, rows):
+    assert pace(entry_seconds).predict_rows(n_train, n_total, slots) == rows
+
+
+def test_elapsed_seconds():
+    assert elapsed_seconds(100.0, 10, 1) == pytest.approx(100.0)
+    assert elapsed_seconds(100.0, 10, 4) == pytest.approx(30.0)
+    assert elapsed_seconds(100.0, 10, 50) == pytest.approx(10.0)
+    assert elapsed_seconds(0.0, 0, 3) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0, "0 s"),
+        (7.2e-6, "7.2 µs"),
+        (1.5e-3, "1.5 ms"),
+        (48.04, "48 s"),
+        (125.0, "2 min 5 s"),
+        (1e7, "2,777 h 46 min"),
+    ],
+)
+def test_duration(seconds, words):
+    assert duration(seconds) == words
+
+
+# tiles of a plan
+
+
+def planned(n=4000, m=None, **changes):
+    return plan_matrix(RBF(0.1), n, m, (10,), 40, "float32", **changes)
+
+
+def test_a_fast_kernel_keeps_its_tiles():
+    assert planned(pace=pace(1e-8), slots=8).tile_rows == planned().tile_rows
+    assert planned(pace=pace(1e-8), slots=8).tile_cols == planned().tile_cols
+
+
+def test_a_slow_kernel_gets_smaller_ones():
+    found = planned(pace=pace(), slots=2)
+    assert found.tile_rows == found.tile_cols == 256
+    assert found.tiles == found.tasks == 136
+    assert found.tile_seconds == pytest.approx(65.536)
+    assert found.work_seconds == pytest.approx(MILLISECOND * (4000**2 + 15 * 256**2 + 160**2) / 2)
+    assert found.seconds == pytest.approx(found.work_seconds / 2)
+    assert found.peak_bytes == found.memory_bytes
+    json.dumps(found.to_json())
+
+
+def test_tiles_that_were_asked_for_stay():
+    assert planned(tile_rows=1000, pace=pace(), slots=2).tile_rows == 1000
+    assert planned(n=1000, m=500, tile_rows=1000, tile_cols=500, pace=pace()).tile_cols == 500
+
+
+def test_without_a_pace_there_are_no_seconds():
+    found = planned()
+    assert (found.tile_seconds, found.work_seconds, found.seconds) == (None, None, None)
+
+
+# measuring
+
+
+@dataclass
+class Clock:
+    """Stands still but for what kernels add to it."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Costly:
+    """A kernel of which an entry takes entry_seconds of a clock, `share` of it in a symmetric call.
+
+    That takes its diagonal besides, a row as long as row_entries entries. Each kind of call takes `first` more at its first time.
+    """
+
+    clock: Clock = field(compare=False)
+    entry_seconds: float
+    calls: list = field(default_factory=list, compare=False)
+    share: float = 0.5
+    row_entries: float = 0.0
+    first: float = 30.0
+
+    def __call__(self, x, y=None):
+        if y is None:
+            self._spend("symmetric", len(x), self.share * len(x) ** 2 + self.row_entries * len(x))
+        else:
+            self._spend("rectangular", len(x), len(x) * len(y))
+        return np.zeros((len(x), len(x if y is None else y)), x.dtype)
+
+    def diagonal(self, x):
+        self._spend("diagonal", len(x), self.row_entries * len(x))
+        return np.zeros(len(x), x.dtype)
+
+    def _spend(self, kind, rows, entries):
+        self.clock.now += 0.0 if kind in (k for k, _ in self.calls) else self.first
+        self.calls.append((kind, rows))
+        self.clock.now += self.entry_seconds * entries
+
+    def workspace_bytes(self, n, m, itemsize, row_shape=None):
+        return n * m * itemsize
+
+
+@pytest.fixture
+def costly(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
+    return lambda entry_seconds, **changes: Costly(clock, entry_seconds, **changes)
+
+
+@pytest.mark.parametrize("entry_seconds", [1e-9, MICROSECOND, MILLISECOND, 0.05, 10.0])
+@pytest.mark.parametrize("most", [1, 3, 40, 2048])
+def test_the_pace_without_compilation_in_a_second(costly, entry_seconds, most):
+    kernel = costly(entry_seconds)
+    found = calibrate(kernel, (3,), "float32", most, n_threads=1)
+    assert found.entry_seconds == pytest.approx(entry_seconds)
+    assert found.symmetric_share == pytest.approx(0.5, rel=1e-4)
+    assert found.threads == 1
+    assert found.rows <= most
+    smallest = min(most, 2)
+    spent = kernel.clock.now - 3 * kernel.first
+    assert spent <= max(2 * module.SECONDS, 4 * entry_seconds * smallest**2)
+    # as large as a second allows
+    assert found.rows == most or 21 * found.rows**2 * entry_seconds > 4 * module.SECONDS
+    assert max(n for _, n in kernel.calls) == found.rows
+
+
+@pytest.mark.parametrize(("share", "row_entries"), [(0.5, 0.0), (0.5, 40.0), (1.0, 1.0), (1.3, 0.5)])
+def test_a_symmetric_tile_is_told_from_its_diagonal(costly, share, row_entries):
+    """So that what a small tile took holds for a large one."""
+    found = calibrate(costly(MILLISECOND, share=share, row_entries=row_entries), (3,), "float32", 2048, n_threads=1)
+    assert found.rows < 40
+    assert found.symmetric_share == pytest.approx(share, rel=1e-6)
+    assert found.row_seconds == pytest.approx(row_entries * MILLISECOND, abs=1e-9)
+
+
+def test_no_symmetric_tile_takes_less_than_a_triangle(costly):
+    """A diagonal that took longer by itself than within the call, as on a busy machine."""
+    kernel = costly(MILLISECOND, share=0.1, row_entries=1.0)
+    found = calibrate(kernel, (3,), "float32", 16, n_threads=1)
+    assert found.symmetric_share == 0.5
+    assert found.row_seconds == 0.0
+
+
+def test_measuring_does_not_rival_the_matrix(costly):
+    kernel = costly(MILLISECOND)
+    calibrate(kernel, (3,), "float32", 100, entries=5000, n_threads=1)
+    assert kernel.clock.now - 3 * kernel.first <= 0.25 * 5
+
+
+def test_every_thread_finds_something_to_do(costly):
+    kernel = costly(1.0)
+    calibrate(kernel, (3,), "float32", 100, n_threads=16)
+    assert kernel.calls[0] == ("rectangular", 8)
+
+
+def test_rows_have_the_shape_and_dtype_of_the_data(costly):
+    seen = []
+
+    class Looking(Costly):
+        def __call__(self, x, y=None):
+            seen.append((x.shape[1:], x.dtype.name, np.shares_memory(x, x if y is None else y)))
+            return super().__call__(x, y)
+
+    base = costly(1.0)
+    calibrate(Looking(base.clock, 1.0), (4, 5, 3), "float32", 2)
+    assert {(shape, dtype) for shape, dtype, _ in seen} == {((4, 5, 3), "float32")}
+    assert [shared for *_, shared in seen] == [False, True, False, True]
+
+
+def test_a_kernel_refuses_its_rows_before_anything_is_planned():
+    with pytest.raises(InputError, match=r"the network takes images, \(n, H, W, C\)"):
+        calibrate(IMAGES, (10,), "float32", 8)
+
+
+def test_a_real_kernel_in_this_process():
+    found = calibrate(NTK(fully_connected(1)), (10,), "float64", 64, n_threads=1)
+    assert found.entry_seconds > 0
+    assert found.symmetric_share > 0
+    assert (found.rows, found.threads) == (64, 1)
+
+
+def test_a_kernel_of_several_parts():
+    assert calibrate(both(fully_connected(1)), (10,), "float32", 16).entry_seconds > 0
+
+
+def test_on_the_workers(client):
+    found = calibrate(RBF(0.1), (10,), "float32", 32, client=client, slots=2, n_threads=1)
+    assert (found.rows, found.threads) == (32, 1)
+
+
+def test_every_slot_measures_at_once(monkeypatch):
+    seen = []
+
+    def spied(task, tiles, client, **keywords):
+        seen.append(list(tiles))
+        map_tiles(task, seen[-1], None, **keywords)
+
+    monkeypatch.setattr(module, "map_tiles", spied)
+    for slots, tasks in ((1, 1), (3, 3), (500, module.MOST_SAMPLES)):
+        calibrate(RBF(0.1), (4,), "float32", 4, client="a cluster", slots=slots)
+        assert len(seen.pop()) == tasks
+    calibrate(RBF(0.1), (4,), "float32", 4, slots=8)
+    assert len(seen.pop()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "slow"),
+    [
+        (RBF(0.1), False),
+        (NTK(fully_connected(3)), False),
+        (NTK(convolutional(1)), True),
+        (NNGP(myrtle(5)), True),
+        (both(convolutional(1)), True),
+        (FlipAveraged(NTK(convolutional(1))), True),
+        (FlipAveraged(RBF(0.1)), False),
+    ],
+)
+def test_which_kernels_are_measured_before_a_run(kernel, slow):
+    assert is_slow(kernel) is slow
+
+
+# matrices
+
+
+def counted(monkeypatch, found: Pace) -> list:
+    """Measurements that anyone takes: each gives `found`."""
+    calls = []
+    replacement = lambda *a, **k: calls.append((a, k)) or found  # noqa: E731
+    monkeypatch.setattr(module, "calibrate", replacement)
+    monkeypatch.setattr("ntkdask.workflows.kernel_matrix.build.measured_pace", replacement)
+    return calls
+
+
+def test_planning_a_matrix(monkeypatch):
+    calls = counted(monkeypatch, pace(2 * MILLISECOND))
+    x = np.zeros((3000, 6, 6, 2), np.uint8)
+    found = plan_kernel_matrix(IMAGES, x)
+    assert (found.n, found.m, found.dtype, found.slots) == (3000, None, "float32", 1)
+    assert found.tile_rows == 192
+    assert found.tile_seconds == pytest.approx(2 * MILLISECOND * 192**2)
+    assert found.seconds == found.work_seconds
+    many = plan_kernel_matrix(IMAGES, x, workers=8)
+    assert many.slots == 8
+    assert many.seconds < found.seconds / 7
+    assert len(calls) == 2
+    rectangular = plan_kernel_matrix(IMAGES, x, x[:100], plan=Plan(50, 50))
+    assert (rectangular.m, rectangular.tiles) == (100, 120)
+    assert rectangular.work_seconds == pytest.approx(2 * MILLISECOND * 3000 * 100)
+
+
+def test_planning_without_measuring(monkeypatch):
+    calls = counted(monkeypatch, pace())
+    found = plan_kernel_matrix(RBF(0.1), np.zeros((3000, 10)), calibrate=False)
+    assert (found.seconds, found.tile_rows, found.dtype) == (None, 768, "float64")
+    assert not calls
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True])
+def test_workers_are_counted(workers):
+    with pytest.raises(InputError, match=r"workers is .* expected an integer >= 1"):
+        plan_kernel_matrix(RBF(0.1), np.zeros((3, 10)), workers=workers)
+
+
+def test_planning_for_a_cluster(client):
+    here = plan_kernel_matrix(RBF(0.1), np.zeros((300, 10)), client=client)
+    assert here.slots == 2
+    assert here.seconds > 0
+    assert plan_kernel_matrix(RBF(0.1), np.zeros((300, 10)), client=client, workers=6).slots == 6
+
+
+def test_a_stored_matrix_takes_the_tiles_that_time_allows(tmp_path, monkeypatch):
+    x = images(80)
+    calls = counted(monkeypatch, pace(0.2))
+    found = kernel_matrix(IMAGES, x, url=tmp_path / "k")
+    assert found.chunksize == (16, 16)
+    assert len(calls) == 1
+    np.testing.assert_allclose(found.compute(), IMAGES(x), rtol=1e-5)
+    stored_fingerprint = TileStore.open(tmp_path / "k").fingerprint
+    assert "pace" not in json.dumps(stored_fingerprint)
+
+
+def test_a_resumed_matrix_keeps_its_tiles_and_is_not_measured(tmp_path, monkeypatch):
+    counted(monkeypatch, pace(0.2))
+    first = kernel_matrix(IMAGES, images(40), url=tmp_path / "k").compute()
+    calls = counted(monkeypatch, pace(MICROSECOND))
+    again = kernel_matrix(IMAGES, images(40), url=tmp_path / "k")
+    assert not calls
+    assert (again.compute() == first).all()
+    kernel_matrix(IMAGES, images(40), url=tmp_path / "asked", plan=Plan(20))
+    kernel_matrix(RBF(0.1), images(40), url=tmp_path / "fast")
+    assert not calls
+
+
+# kernel ridge
+
+
+def job(data, kernel=IMAGES, **changes) -> KernelRidgeJob:
+    options = KernelRidgeOptions((0.1, 1.0))
+    return KernelRidgeJob("images", data, None, SplitRule(test=0.25), (), kernel, options, **changes)
+
+
+@pytest.fixture
+def data(tmp_path):
+    _, labels = class_data(60)
+    return stored(tmp_path, images(60), labels, kind="classification")
+
+
+def test_a_job_is_measured_once_and_keeps_its_plan(tmp_path, monkeypatch, data):
+    calls = counted(monkeypatch, pace(0.2))
+    first = run_job(job(data), tmp_path / "run", listener=(heard := Counter()))
+    assert len(calls) == 1
+    assert first["plan"]["matrix_tile"] == 11
+    assert first["plan"]["tile_rows"] == 7  # predictions: ⌊60 / 8⌋ rows
+    assert heard.count("kernel-tile") == 15
+    assert heard.count("predict") == 9
+    assert "pace" not in first["plan"]
+    calls = counted(monkeypatch, pace(MICROSECOND))
+    again = run_job(job(data), tmp_path / "run")
+    assert not calls
+    assert again["plan"]["matrix_tile"] == 11
+    assert again["folds"] == first["folds"]
+
+
+def test_values_do_not_depend_on_the_pace(tmp_path, monkeypatch, data):
+    counted(monkeypatch, pace(0.2))
+    slow = run_job(job(data), tmp_path / "slow")
+    counted(monkeypatch, pace(MICROSECOND))
+    fast = run_job(job(data), tmp_path / "fast")
+    assert fast["plan"]["matrix_tile"] != slow["plan"]["matrix_tile"]
+    assert fast["test"]["mse"] == pytest.approx(slow["test"]["mse"], rel=1e-4)
+
+
+def test_fast_kernels_are_measured_only_when_asked(monkeypatch, data):
+    calls = counted(monkeypatch, pace())
+    fast = job(data, RBF(0.1))
+    assert fast.measured(Resources()).pace is None
+    assert not calls
+    assert fast.measured(Resources(), always=True).pace == pace()
+
+
+def test_words_of_time(data):
+    one = job(data)
+    resources = Resources(None, 0, 1, 1, 2, pace(MILLISECOND))
+    plan, _ = one.plan_for(resources)
+    words = one.time_words(plan, resources)
+    assert words["pace"] == "1 ms an entry, measured on tiles of 8 × 8 with 1 thread"
+    assert words["time of predict"] == "675 ms on 2 slots: 0.000187 slot-hours"  # 15 rows, 45 of training
+    assert words["time of kernel-tile"].startswith("1.02 s a tile, ")  # 32²
+    assert one.time_words(plan, Resources()) == {}
+
+
+def test_estimators_measure_what_they_store(tmp_path, monkeypatch):
+    x, labels = images(60), class_data(60)[1]
+    calls = counted(monkeypatch, pace(0.2))
+    stored_fit = KernelRidgeClassifier(IMAGES, alphas=(0.1,), url=tmp_path / "fit").fit(x, labels)
+    assert len(calls) == 1
+    assert TileStore.open(tmp_path / "fit" / "kernel").tile_shape == (15, 15)
+    KernelRidgeClassifier(IMAGES, alphas=(0.1,), url=tmp_path / "fit").fit(x, labels)
+    here = KernelRidgeClassifier(IMAGES, alphas=(0.1,)).fit(x, labels)
+    assert len(calls) == 1
+    np.testing.assert_allclose(here.decision_function(x), stored_fit.decision_function(x), atol=1e-3)
+
+
+def test_estimators_on_a_cluster(client):
+    """Images through fit and predict of a real kernel, measured and computed by workers."""
+    x, labels = images(40), class_data(40)[1]
+    here = KernelRidgeClassifier(IMAGES, alphas=(1.0,)).fit(x, labels)
+    there = KernelRidgeClassifier(IMAGES, alphas=(1.0,), client=client).fit(x, labels)
+    np.testing.assert_allclose(there.decision_function(x), here.decision_function(x), atol=1e-4)
+    assert there.score(x, labels) == here.score(x, labels)
