@@ -22,9 +22,10 @@ from scipy.linalg import blas, cholesky
 
 from ntkdask import threads
 from ntkdask.execution.cluster import connect
+from ntkdask.files import remove
 from ntkdask.matrices.factorize import factorize
 from ntkdask.matrices.factorize_plan import plan_factorize
-from ntkdask.store import TileStore, remove
+from ntkdask.store import TileStore
 
 ALPHA = 1.0
 

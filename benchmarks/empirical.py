@@ -41,7 +41,8 @@ from ntkdask.kernels import PseudoNTK
 from ntkdask.modules import ResNet18
 from ntkdask.modules.build import build
 from ntkdask.modules.torch_threads import task_threads
-from ntkdask.planning.tiles import Plan, format_bytes
+from ntkdask.planning.tiles import Plan
+from ntkdask.wording import format_bytes
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
 
 SHAPE = (32, 32, 3)

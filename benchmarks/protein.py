@@ -21,8 +21,9 @@ from ntkdask.errors import UserError
 from ntkdask.execution import cluster
 from ntkdask.execution.workers import resources
 from ntkdask.features import NTKRandomFeatures
+from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import RidgeJob, SplitRule
+from ntkdask.jobs.training import SplitRule
 from ntkdask.networks import fully_connected
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Standardize

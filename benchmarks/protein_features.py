@@ -26,14 +26,15 @@ from ntkdask import features, open_dataset, threads
 from ntkdask.errors import UserError
 from ntkdask.features.alignment import Alignment
 from ntkdask.features.fitting import learns
+from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import RidgeJob, SplitRule
+from ntkdask.jobs.training import SplitRule
 from ntkdask.kernels import RBF
 from ntkdask.networks import fully_connected
+from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Standardize
 from ntkdask.workflows.ridge.fit import RidgeOptions
-from ntkdask.workflows.ridge.plan import Resources
 
 PUBLISHED = {"ntkrf": 20.51, "gaussian": 20.51, "gibbs": 20.51, "ntksketch": 21.19, "rff": 19.72}
 BATCH = 2048

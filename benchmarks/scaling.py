@@ -19,11 +19,13 @@ from ntkdask import write_dataset
 from ntkdask.execution import cluster
 from ntkdask.execution.workers import resources
 from ntkdask.features import NTKRandomFeatures
+from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import RidgeJob, SplitRule
+from ntkdask.jobs.training import SplitRule
 from ntkdask.networks import fully_connected
-from ntkdask.planning.tiles import Plan, format_bytes
+from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Standardize
+from ntkdask.wording import format_bytes
 from ntkdask.workflows.ridge.fit import RidgeOptions
 
 

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from ntkdask.workflows.empirical.linearized import predict_linearized, predict_stored_linearized
     from ntkdask.workflows.empirical.train import train
     from ntkdask.workflows.ensemble.converged import predict_converged
-    from ntkdask.workflows.ensemble.predict import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
+    from ntkdask.workflows.ensemble.kernels import EnsembleMatrices
+    from ntkdask.workflows.ensemble.predict import predict_ensemble, predict_stored_ensemble
     from ntkdask.workflows.featurize import featurize
     from ntkdask.workflows.kernel_matrix.build import kernel_matrix, open_matrix, plan_kernel_matrix
 

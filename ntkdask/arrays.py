@@ -166,3 +166,8 @@ def require_rows(x: Array, name: str = "x") -> Array:
 def flatten_rows(x: Array) -> Array:
     """(n, *s) as (n, prod(s)) without a copy where the memory allows."""
     return require_rows(x).reshape(x.shape[0], math.prod(x.shape[1:])) if x.ndim != 2 else x
+
+
+def is_dask(x: Any) -> bool:
+    """Whether x is a dask collection; imports nothing."""
+    return type(x).__module__.startswith("dask.")

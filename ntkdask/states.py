@@ -17,16 +17,8 @@ import numpy as np
 
 from ntkdask.cache import shared
 from ntkdask.errors import DamagedTileError, StoreError
-from ntkdask.store import (
-    ATTRIBUTE,
-    create_array,
-    local_path,
-    open_array,
-    read_group_attributes,
-    remove,
-    write_group_attributes,
-    writing,
-)
+from ntkdask.files import local_path, remove, writing
+from ntkdask.store import ATTRIBUTE, create_array, open_array, read_group_attributes, write_group_attributes
 
 _CHUNK_BYTES = 2**26
 _STATE_ADVICE = "`ntkdask verify --repair RUN` removes it, the next run computes it again."

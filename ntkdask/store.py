@@ -13,13 +13,10 @@ loss may lose what a kill cannot.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,8 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from ntkdask.errors import DamagedTileError, DiskSpaceError, FingerprintError, StoreError
+from ntkdask.errors import DamagedTileError, FingerprintError, StoreError
+from ntkdask.files import local_path, remove, write_text, writing
 from ntkdask.registry import differences
 
 Index = tuple[int, ...]
@@ -60,16 +58,6 @@ class Receipt:
         return json.dumps(line) + "\n"
 
 
-def local_path(url: str | os.PathLike[str]) -> Path:
-    """The file-system path of a store url; StoreError for remote schemes."""
-    text = os.fspath(url)
-    if text.startswith("file://"):
-        text = text[len("file://") :]
-    elif "://" in text:
-        raise StoreError(f"{text}: only local or shared file systems hold stores for now. Give a path.")
-    return Path(text).absolute()
-
-
 def checksum(array: np.ndarray) -> int:
     """CRC-32C of the array's bytes in C order, as in its receipt."""
     a = np.ascontiguousarray(array)
@@ -78,26 +66,6 @@ def checksum(array: np.ndarray) -> int:
         # the library takes read-only bytes alone: copy in pieces that stay in cache
         value = google_crc32c.extend(value, view[start : start + _CRC_PIECE].tobytes())
     return int(value)
-
-
-@contextlib.contextmanager
-def writing(path: Path | str) -> Iterator[None]:
-    """Turn the operating system's refusals to write under `path` into errors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskSpaceError(
-                f"no space left to write {path}. Free some disk space and run the same command again: "
-                "everything committed so far is kept."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(
-                f"no permission to write {path}. Choose another folder or change its permissions."
-            ) from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise StoreError(f"cannot write {path}: a file stands in the way. Choose another url.") from error
-        raise
 
 
 def create_array(
@@ -144,33 +112,6 @@ def read_group_attributes(path: Path | str) -> dict[str, Any]:
         return dict(zarr.open_group(zarr.storage.LocalStore(local_path(path)), mode="r").attrs)
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise StoreError(f"{path} holds no Zarr group ({type(error).__name__}). Check the path.") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all (temporary file, then rename)."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-
-
-def free_bytes(path: Path | str) -> int:
-    """Free bytes on the file system that holds (or will hold) `path`."""
-    path = local_path(path)
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def remove(path: Path | str) -> None:
-    """Delete a store with everything in it; nothing when it is not there."""
-    path = local_path(path)
-    with writing(path):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
 
 
 @dataclass
@@ -363,24 +304,6 @@ class TileStore:
                 manifest.write("\n")
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path | str) -> Iterator[None]:
-    """Hold a run's folder alone; StoreError when another driver has it. The lock goes with the process, however it ends."""
-    folder = local_path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a")  # noqa: SIM115 (closed below: it must outlive this block)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise StoreError(f"{folder} is in use by another run. Wait for it, or choose another name.") from error
-    try:
-        yield
-    finally:
-        lock.close()
-
-
 def tile_stores(root: Path | str) -> list[TileStore]:
     """Every tile store under `root`, by path."""
     found = []
@@ -389,17 +312,3 @@ def tile_stores(root: Path | str) -> list[TileStore]:
         if "fingerprint" in attributes.get(ATTRIBUTE, {}):
             found.append(TileStore.open(marker.parent))
     return found
-
-
-def sweep(root: Path | str, older_than_seconds: float = 3600.0) -> int:
-    """Delete temporary files that killed writers left under `root`, when older than an hour; returns how many."""
-    count, now = 0, time.time()
-    for folder, _, files in os.walk(local_path(root)):
-        for name in files:
-            if ".partial" in name or name.endswith(".tmp"):
-                path = Path(folder) / name
-                with contextlib.suppress(FileNotFoundError):
-                    if now - path.stat().st_mtime > older_than_seconds:
-                        path.unlink()
-                        count += 1
-    return count

@@ -1,109 +1,32 @@
-"""Numbers and sizes in words, and numbers out of what may be damaged. Pure functions; called by the report's modules."""
+"""Sizes and times in words, for plans, errors and terminals."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
 
-import numpy as np
-
-# Narrow and unbreakable: a number stays with its unit.
-SPACE = "\u202f"
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def number(value: Any, digits: int = 4) -> str:
-    """A number for people: `digits` significant digits, thin spaces between thousands, powers of ten when far from 1.
+def format_bytes(n: float) -> str:
+    """Binary units with three significant digits.
 
-    >>> number(0.98104321), number(1e-6), number(1.25e12), number(None)
-    ('0.981', '10⁻⁶', '1.25×10¹²', '–')
+    >>> format_bytes(512), format_bytes(61.2 * 2**30)
+    ('512 B', '61.2 GiB')
     """
-    if value is None or isinstance(value, bool):
-        return {None: "–", True: "yes", False: "no"}[value]
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", SPACE).replace("-", "−")
-    if not isinstance(value, float):
-        return str(value)
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-    mantissa, power = mantissa.rstrip("0").rstrip("."), int(exponent)
-    if value == 0 or -3 <= power < 6:
-        text = f"{value:,.{max(0, digits - 1 - power)}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-    else:
-        power_of_ten = "10" + str(power).translate(_SUPERSCRIPTS)
-        text = f"{mantissa}×{power_of_ten}" if mantissa.lstrip("-") != "1" else mantissa[:-1] + power_of_ten
-    return text.replace(",", SPACE).replace("-", "−")
+    step = min(len(_UNITS) - 1, max(0, int(math.log2(abs(n)) // 10))) if n else 0
+    size = n / 1024**step
+    return f"{size:,.0f} {_UNITS[step]}" if step == 0 or size >= 999.5 else f"{size:.3g} {_UNITS[step]}"
 
 
-def percent(value: Any) -> str:
-    """A share as a percentage with two decimals: 0.98104 → 98.10 %."""
-    share = as_float(value)
-    return f"{100 * share:.2f}{SPACE}%" if math.isfinite(share) else number(None)
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them.
 
-
-def byte_size(value: Any) -> str:
-    """Bytes in binary units: 512000000 → 488.3 MiB."""
-    size = as_float(value)
-    if not math.isfinite(size):
-        return number(None)
-    step = min(5, max(0, int(math.log2(abs(size)) // 10))) if size else 0
-    return f"{number(size / 1024**step)}{SPACE}{('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[step]}"
-
-
-def duration(value: Any) -> str:
-    """Seconds in the unit that suits them: 0.0123 → 12.3 ms, 200 → 3 min 20 s, 7500 → 2 h 05 min."""
-    seconds = as_float(value)
-    if not math.isfinite(seconds):
-        return number(None)
+    >>> duration(0.00152), duration(48.0), duration(725.0), duration(12000.0)
+    ('1.52 ms', '48 s', '12 min 05 s', '3 h 20 min')
+    """
     if seconds >= 7200:
-        return f"{int(seconds // 3600)}{SPACE}h {int(seconds % 3600 // 60):02d}{SPACE}min"
+        return f"{int(seconds // 3600):,} h {int(seconds % 3600 // 60):02d} min"
     if seconds >= 120:
-        return f"{int(seconds // 60)}{SPACE}min {int(seconds % 60):02d}{SPACE}s"
-    scale, unit = (1, "s") if seconds >= 1 or seconds == 0 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "µs")
-    return f"{number(seconds * scale, 3)}{SPACE}{unit}"
-
-
-def moment(value: Any) -> str:
-    """An ISO time to the minute, in its own zone: 2026-11-21 07:00 UTC; any other text as it is."""
-    try:
-        return datetime.fromisoformat(str(value)).strftime("%Y-%m-%d %H:%M %Z").strip()
-    except ValueError:
-        return str(value)
-
-
-def quantity(key: str, value: Any) -> str:
-    """A value written as its key asks: bytes, seconds, flop, shapes, tables."""
-    if isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, (list, tuple)):
-        return (" × " if key.endswith("shape") else ", ").join(map(number, value)) or number(None)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if key.endswith("bytes"):
-            return byte_size(value)
-        if key.endswith("seconds"):
-            return duration(value)
-        return f"{number(float(value))}{SPACE}flop" if key == "flops" else number(value)
-    return number(value)
-
-
-def as_float(value: Any) -> float:
-    """`value` as a float, NaN when it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-
-
-def floats(values: Any) -> np.ndarray:
-    """(n,) float64 of a list in which anything may stand; what is no number becomes NaN."""
-    return np.array([as_float(v) for v in values] if isinstance(values, (list, tuple)) else [], dtype=np.float64)
-
-
-def tables(value: Any) -> list[Mapping[str, Any]]:
-    """The tables of a list in which anything may stand; none when it is no list."""
-    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, (list, tuple)) else []
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    scale, unit = (1.0, "s") if seconds >= 1 or seconds == 0 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "µs")
+    return f"{seconds * scale:.3g} {unit}"

@@ -12,12 +12,13 @@ import numpy as np
 from ntkdask.datasets import Dataset, write_dataset
 from ntkdask.execution.map_reduce import Done
 from ntkdask.features import NTKRandomFeatures
+from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import RidgeJob, SplitRule
+from ntkdask.jobs.training import SplitRule
 from ntkdask.networks import fully_connected
+from ntkdask.planning.resources import Resources, RidgePlan
 from ntkdask.store import TileStore
 from ntkdask.workflows.ridge.fit import RidgeOptions
-from ntkdask.workflows.ridge.plan import Resources, RidgePlan
 
 ONE_THREAD = Resources(memory_bytes=None, threads=1, solve_threads=1, slots=1)
 

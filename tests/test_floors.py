@@ -15,7 +15,20 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ntkdask"
 
-GROUND = {"errors", "lazy", "registry", "arrays", "seeds", "cache", "threads", "compiled", "wording", "store", "states"}
+GROUND = {
+    "errors",
+    "files",
+    "lazy",
+    "registry",
+    "arrays",
+    "seeds",
+    "cache",
+    "threads",
+    "compiled",
+    "wording",
+    "store",
+    "states",
+}
 FLOORS = (
     "ground", "planning", "activations", "networks", "preprocessing", "solvers", "modules", "kernels", "features", "datasets",
     "execution", "matrices", "workflows", "jobs", "estimators", "report", "cli", "ntkdask",

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from job_examples import flip_bit
 
-from ntkdask import cache, states, store
+from ntkdask import cache, files, states, store
 from ntkdask.errors import DamagedTileError, DiskSpaceError, FingerprintError, StoreError
 from ntkdask.store import RECEIPTS, Receipt, TileStore
 
@@ -357,7 +357,7 @@ def test_sweep_takes_old_debris_alone(tmp_path):
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
-    assert store.sweep(tmp_path) == 1
+    assert files.sweep(tmp_path) == 1
     assert not old.exists()
     assert new.exists()
     assert tiles.damaged() == []
@@ -471,9 +471,9 @@ with exclusive(sys.argv[1]):
 
 
 def test_a_folder_has_one_driver(tmp_path):
-    with store.exclusive(tmp_path), pytest.raises(StoreError, match="in use by another run"), store.exclusive(tmp_path):
+    with files.exclusive(tmp_path), pytest.raises(StoreError, match="in use by another run"), files.exclusive(tmp_path):
         pass
-    with store.exclusive(tmp_path / "new" / "run"):
+    with files.exclusive(tmp_path / "new" / "run"):
         pass
 
 
@@ -481,11 +481,11 @@ def test_the_lock_goes_with_a_killed_process(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match="in use by another run"), store.exclusive(tmp_path):
+        with pytest.raises(StoreError, match="in use by another run"), files.exclusive(tmp_path):
             pass
         holder.kill()
         holder.wait(20)
-    with store.exclusive(tmp_path):
+    with files.exclusive(tmp_path):
         pass
 
 
@@ -497,7 +497,7 @@ def test_a_file_in_the_way(tmp_path):
     for action in (
         lambda: create(tmp_path / "file" / "k"),
         lambda: store.write_text(tmp_path / "file" / "record.json", "{}"),
-        lambda: store.exclusive(tmp_path / "file" / "run").__enter__(),
+        lambda: files.exclusive(tmp_path / "file" / "run").__enter__(),
         lambda: states.save_state(tmp_path / "file", arrays()),
     ):
         with pytest.raises(StoreError, match=r"a file stands in the way|no permission"):
@@ -561,7 +561,7 @@ def test_other_errors_of_the_system_pass(tmp_path):
 
 def test_free_bytes_of_what_is_not_there_yet(tmp_path):
     here = os.statvfs(tmp_path)
-    assert store.free_bytes(tmp_path / "a" / "b") == pytest.approx(here.f_bavail * here.f_frsize, rel=0.05)
+    assert files.free_bytes(tmp_path / "a" / "b") == pytest.approx(here.f_bavail * here.f_frsize, rel=0.05)
 
 
 def test_remove(tmp_path):

@@ -16,13 +16,13 @@ from rich.table import Table
 from ntkdask.errors import DiskSpaceError, UserError, nearest
 from ntkdask.execution import cluster, workers
 from ntkdask.execution.map_reduce import Done
+from ntkdask.files import free_bytes
 from ntkdask.jobs.run import run_job
 from ntkdask.jobs.spec import Job, memory_bytes
 from ntkdask.jobs.training import TrainingJob
-from ntkdask.planning.tiles import format_bytes
+from ntkdask.planning.resources import Resources
 from ntkdask.report.page import write_report
-from ntkdask.store import free_bytes
-from ntkdask.workflows.ridge.plan import Resources
+from ntkdask.wording import format_bytes
 
 console = Console()
 

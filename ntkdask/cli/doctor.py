@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 from dask.system import CPU_COUNT
-from dask.utils import format_bytes
 from distributed.system import memory_limit
 from packaging.requirements import Requirement
 
 from ntkdask import threads
 from ntkdask.arrays import Array, gpu_status, host_cores, namespace, to_device, to_host
 from ntkdask.execution.cluster import port_is_free
-from ntkdask.store import TileStore, free_bytes, local_path
+from ntkdask.files import free_bytes, local_path
+from ntkdask.store import TileStore
+from ntkdask.wording import format_bytes
 
 _PACKAGES = ("numpy", "scipy", "dask", "distributed", "zarr", "numba")
 _OPTIONAL = ("cupy-cuda13x", "cupy-cuda12x", "cupy", "dask-cuda", "torch")
@@ -166,7 +167,7 @@ def _torch() -> Iterator[Finding]:
     """Empirical kernels run where torch can: a GPU that CuPy uses and torch does not would leave them on the CPU."""
     if _installed("torch") is None:
         return
-    from ntkdask.modules.devices import cuda_words
+    from ntkdask.modules.tensors import cuda_words
 
     words = cuda_words()
     lacking = gpu_status()[0] and "CPU" in words

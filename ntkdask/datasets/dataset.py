@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ntkdask.errors import DamagedTileError, DataError, InputError, StoreError
-from ntkdask.store import ATTRIBUTE, local_path, open_array, read_group_attributes
+from ntkdask.files import local_path
+from ntkdask.store import ATTRIBUTE, open_array, read_group_attributes
 
 FORMAT = "dataset"
 VERSION = 1
@@ -194,3 +195,13 @@ def _require_chunks(path: Path, array: Any, start: int, stop: int) -> None:
     for i in range(start // rows, -(-stop // rows)):
         if not path.joinpath("c", str(i), *zeros).exists():
             raise StoreError(f"chunk {i} is not there.")
+
+
+def require_labels(data: Dataset) -> Dataset:
+    """`data` when it has targets, and classes in the plural; InputError otherwise."""
+    if data.kind == "unlabelled":
+        raise InputError(f"dataset {data.url} has no targets. Import it again with them (--target).")
+    counts = [c for c in dict(data.provenance.get("counts") or {}).values() if c]
+    if data.kind == "classification" and counts and len(counts) < 2:
+        raise InputError(f"dataset {data.url} has one class only; a classifier needs at least two. Check --target.")
+    return data

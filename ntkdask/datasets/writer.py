@@ -20,7 +20,8 @@ import numpy as np
 from ntkdask.datasets.dataset import FORMAT, KINDS, VERSION, describe
 from ntkdask.datasets.targets import LabelEncoder, convert_targets, kind_of
 from ntkdask.errors import DataError, InputError, nearest
-from ntkdask.store import ATTRIBUTE, create_array, local_path, open_array, remove, write_group_attributes, writing
+from ntkdask.files import local_path, remove, writing
+from ntkdask.store import ATTRIBUTE, create_array, open_array, write_group_attributes
 
 CHUNK_BYTES = 4 * 2**20
 _NAMED_ROWS = 5

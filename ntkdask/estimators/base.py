@@ -23,17 +23,17 @@ from sklearn.utils.validation import check_is_fitted
 from ntkdask import threads
 from ntkdask.arrays import device_memory_bytes, is_device_array
 from ntkdask.datasets import Dataset
+from ntkdask.datasets.dataset import require_labels
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import InputError, nearest
 from ntkdask.estimators.inputs import as_input, check_targets, check_weights, check_x, is_lazy, locate, to_memory
 from ntkdask.execution.progress import Record
 from ntkdask.execution.workers import resources
-from ntkdask.jobs.training import require_labels
+from ntkdask.files import exclusive, local_path, sweep
+from ntkdask.planning.resources import Resources, RidgePlan
 from ntkdask.states import save_state
-from ntkdask.store import exclusive, local_path, sweep
+from ntkdask.workflows.model import RidgeFit
 from ntkdask.workflows.predict import predict
-from ntkdask.workflows.ridge.fit import RidgeFit
-from ntkdask.workflows.ridge.plan import Resources, RidgePlan
 from ntkdask.workflows.ship import restored
 from ntkdask.workflows.split import HOLDOUT, deal_inner, group_rows, state_of
 

@@ -18,19 +18,18 @@ from ntkdask.errors import InputError
 from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
 from ntkdask.estimators.inputs import numerics_dtype
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
-from ntkdask.execution.progress import Record
-from ntkdask.jobs.training import NUMERICS, require_disk
+from ntkdask.execution.progress import NUMERICS, Record
+from ntkdask.files import require_disk
 from ntkdask.kernels import NTK, Kernel
+from ntkdask.kernels.base import is_slow
 from ntkdask.networks import fully_connected
+from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Plan
-from ntkdask.workflows.kernel_matrix.calibrate import is_slow, measured
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import convergence_note
-from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, kernel_costs, plan_kernel_ridge
-from ntkdask.workflows.model import KernelRidgeModel
-from ntkdask.workflows.ridge.fit import RidgeFit
-from ntkdask.workflows.ridge.plan import RidgePlan
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, kernel_costs, measured, plan_kernel_ridge
+from ntkdask.workflows.model import KernelRidgeModel, RidgeFit
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
 
@@ -100,7 +99,9 @@ class _KernelRidge(RidgeBase):
             found = measured(found, kernel, shape, options, (), plan=asked, client=self.client)
         plan = plan_kernel_ridge(shape, kernel, options, (), plan=asked, resources=found, stored=folder is not None)
         if folder is not None:
-            require_disk(folder, kernel_costs(shape, kernel, options, (), plan))
+            require_disk(
+                folder, kernel_costs(shape, kernel, options, (), plan).disk_bytes, "the fit", "or choose another url"
+            )
             plan = KernelRidgePlan(**record.once("plan", plan.to_json))
         selection = options.selection_of(plan.solver)
         rows, groups = source.dealt(selection, options.n_groups(plan.solver, INNER_FOLDS), record)

@@ -15,12 +15,14 @@ from ntkdask.datasets.rows import Rows
 from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
 from ntkdask.estimators.inputs import fitted_here, numerics_dtype
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
-from ntkdask.execution.progress import Record
+from ntkdask.execution.progress import NUMERICS, Record
 from ntkdask.features.base import FeatureMap
-from ntkdask.jobs.training import NUMERICS, require_disk
+from ntkdask.files import require_disk
+from ntkdask.planning.resources import Resources, RidgePlan
 from ntkdask.planning.tiles import Plan
-from ntkdask.workflows.ridge.fit import RidgeFit, RidgeOptions, fit_ridge
-from ntkdask.workflows.ridge.plan import Resources, RidgePlan, RidgeShape, costs_of, plan_ridge
+from ntkdask.workflows.model import RidgeFit
+from ntkdask.workflows.ridge.fit import RidgeOptions, fit_ridge
+from ntkdask.workflows.ridge.plan import RidgeShape, costs_of, plan_ridge
 from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
@@ -148,5 +150,10 @@ def _plan(
     plan = plan_ridge(shape, features, (), plan=Plan(dtype=dtype), resources=found)
     if folder is None or record is None:
         return plan
-    require_disk(folder, costs_of(shape, features, (), plan))
+    require_disk(
+        folder,
+        costs_of(shape, features, (), plan).disk_bytes,
+        "the fit",
+        "choose another url, or use fewer n_components",
+    )
     return RidgePlan(**record.once("plan", plan.to_json))

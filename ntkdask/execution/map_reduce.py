@@ -24,9 +24,9 @@ import cloudpickle
 
 from ntkdask import threads
 from ntkdask.errors import ClusterError, NtkdaskError, TileError
+from ntkdask.execution.tree import Node, Tree
 
 T = TypeVar("T")
-Node = tuple[int, int]
 
 ATTEMPTS = 3
 """Tries of a task whose error may pass (the operating system's); errors of the mathematics are final at once."""
@@ -342,7 +342,7 @@ def reduce_tiles(
     if client is not None:
         _check_size(task)
         _check_size(combine)
-    tree = _Tree(len(tiles))
+    tree = Tree(len(tiles))
     values: dict[Node, T] = dict(known or {})
     ready: deque[_Item] = deque()
     waiting: dict[Node, tuple[Node, Node]] = {}
@@ -374,40 +374,3 @@ def reduce_tiles(
     release_ready()
     _run(ready, done, client, threads)
     return values[tree.root]
-
-
-class _Tree:
-    """The fixed binary tree over n leaves; an odd last node of a level stands for itself in the next one."""
-
-    def __init__(self, n: int) -> None:
-        self.widths = [n]
-        while self.widths[-1] > 1:
-            self.widths.append(-(-self.widths[-1] // 2))
-
-    @property
-    def root(self) -> Node:
-        return self._settle((len(self.widths) - 1, 0))
-
-    def children(self, node: Node) -> tuple[Node, Node]:
-        level, index = node
-        return self._settle((level - 1, 2 * index)), self._settle((level - 1, 2 * index + 1))
-
-    def _settle(self, node: Node) -> Node:
-        level, index = node
-        while level > 0 and 2 * index + 1 >= self.widths[level - 1]:
-            level, index = level - 1, 2 * index
-        return level, index
-
-
-def tree_nodes(n_leaves: int) -> list[Node]:
-    """(level, index) of every value in the reduction of n_leaves tiles, leaves first, the root last."""
-    tree = _Tree(n_leaves)
-    nodes = [(0, i) for i in range(n_leaves)]
-    for level in range(1, len(tree.widths)):
-        nodes += [(level, i) for i in range(tree.widths[level - 1] // 2)]
-    return nodes
-
-
-def tree_children(n_leaves: int, node: Node) -> tuple[Node, Node]:
-    """The two nodes whose values meet in the inner `node`."""
-    return _Tree(n_leaves).children(node)

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from ntkdask.errors import FingerprintError, StoreError
 from ntkdask.execution.map_reduce import Done
+from ntkdask.files import write_text
 from ntkdask.registry import differences
-from ntkdask.store import write_text
 
 DRIVER = "driver"
 """The worker of a step that the driver itself takes between its tasks: no worker's memory."""
@@ -93,3 +93,7 @@ class Record:
     def _write(self) -> None:
         if self.path is not None:
             write_text(self.path, json.dumps({"fingerprint": dict(self.fingerprint), "stages": self.stages}, indent=1))
+
+
+NUMERICS = 2
+"""Raised when a change makes equal parameters give other numbers; part of every fingerprint."""

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.execution.map_reduce import Done, Node, reduce_tiles, tree_children, tree_nodes
+from ntkdask.execution.map_reduce import Done, reduce_tiles
 from ntkdask.execution.progress import Listener
+from ntkdask.execution.tree import Node, tree_children, tree_nodes
+from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.store import Receipt, TileStore
-from ntkdask.workflows.ridge.plan import RidgePlan
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numba
-from dask.utils import format_bytes
 from distributed import Client
 from distributed.system import memory_limit
 from distributed.versions import get_versions
 
 from ntkdask.arrays import device_memory_bytes, gpu_status, host_cores
 from ntkdask.errors import ClusterError
-from ntkdask.workflows.ridge.plan import Resources
+from ntkdask.planning.resources import Resources
+from ntkdask.wording import format_bytes
 
 _SAME_ON_WORKERS = ("python", "ntkdask", "numpy", "zarr", "dask", "distributed")
 _SAME_ON_SCHEDULER = ("python", "dask", "distributed")

@@ -9,8 +9,9 @@ from typing import Any
 
 from ntkdask.errors import StoreError, UserError
 from ntkdask.execution.progress import Record
+from ntkdask.files import exclusive, local_path, remove
 from ntkdask.states import is_damaged, list_states
-from ntkdask.store import exclusive, local_path, remove, tile_stores
+from ntkdask.store import tile_stores
 
 
 @dataclass(frozen=True)

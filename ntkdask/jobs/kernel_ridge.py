@@ -9,19 +9,20 @@ from typing import Any
 from ntkdask import registry
 from ntkdask.jobs.training import Fold, Site, TrainingJob
 from ntkdask.kernels import Kernel
-from ntkdask.planning.pace import duration
-from ntkdask.workflows.kernel_matrix.calibrate import is_slow, measured
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
+from ntkdask.kernels.base import is_slow
+from ntkdask.planning.resources import Costs, Resources, RidgePlan
+from ntkdask.wording import duration
 from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.plan import (
     KernelRidgePlan,
     KernelShape,
     kernel_costs,
     kernel_times,
+    measured,
     plan_kernel_ridge,
 )
-from ntkdask.workflows.ridge.fit import RidgeFit
-from ntkdask.workflows.ridge.plan import Costs, Resources, RidgePlan
+from ntkdask.workflows.model import RidgeFit
 
 
 @dataclass(frozen=True)

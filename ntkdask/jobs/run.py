@@ -26,13 +26,14 @@ from ntkdask.datasets import Dataset
 from ntkdask.datasets.rows import DatasetRows, selected_count
 from ntkdask.execution.map_reduce import Done
 from ntkdask.execution.progress import DRIVER, Listener, Record, Silent
-from ntkdask.jobs.training import Fold, Site, TrainingJob, require_disk
+from ntkdask.files import exclusive, local_path, remove, require_disk, sweep, write_text
+from ntkdask.jobs.training import Fold, Site, TrainingJob
+from ntkdask.planning.resources import Costs, Resources, RidgePlan, require_memory
 from ntkdask.states import load_state, save_state
-from ntkdask.store import TileStore, exclusive, local_path, remove, sweep, write_text
+from ntkdask.store import TileStore
 from ntkdask.workflows.kernel_ridge.path import convergence_note
+from ntkdask.workflows.model import RidgeFit
 from ntkdask.workflows.predict import evaluate, predict
-from ntkdask.workflows.ridge.fit import RidgeFit
-from ntkdask.workflows.ridge.plan import Costs, Resources, RidgePlan, require_memory
 from ntkdask.workflows.split import LEFT_OUT, deal, deal_inner, group_rows, hold_out, keep, state_of
 
 
@@ -88,7 +89,7 @@ def run_job(
         plan = job.stored_plan(record.once("plan", lambda: job.plan_for(job.measured(resources, client))[0].to_json()))
         costs = job.costs_under(plan)
         require_memory(costs, resources)
-        require_disk(folder, costs)
+        require_disk(folder, costs.disk_bytes, "the run", "choose another --folder, or use fewer n_components")
         folds = _folds(job, plan, folder, record, client)
         rows = [_run_fold(job, i, fold, folder, plan, record, client, recorder) for i, fold in enumerate(folds)]
         recorder.finish()

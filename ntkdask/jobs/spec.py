@@ -20,15 +20,17 @@ from pydantic.dataclasses import dataclass
 from ntkdask import activations, networks, registry
 from ntkdask.errors import JobError, UserError, nearest
 from ntkdask.features.base import FeatureMap
+from ntkdask.jobs.data import open_job_data
 from ntkdask.jobs.kernel_ridge import KernelRidgeJob
+from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.tables import STRICT, Tables, read_tables, require_name, validated
-from ntkdask.jobs.training import RidgeJob, SplitRule, TrainingJob, open_job_data
+from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import Kernel
 from ntkdask.modules import descriptions  # noqa: F401 (networks of PyTorch by name; imports no torch)
 from ntkdask.networks import Network
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Step, parse_steps
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.ridge.fit import SELECTIONS, RidgeOptions
 
 PRESETS: dict[str, Callable[..., Network]] = {

@@ -27,9 +27,9 @@ from pydantic.dataclasses import dataclass
 from ntkdask import registry, seeds
 from ntkdask.datasets import Dataset
 from ntkdask.errors import JobError, UserError
+from ntkdask.jobs.data import open_job_data
 from ntkdask.jobs.spec import SHARED_TABLES, DataSpec, RunSpec, build_network, memory_bytes
 from ntkdask.jobs.tables import STRICT, read_tables, require_name, validated
-from ntkdask.jobs.training import open_job_data
 from ntkdask.modules import descriptions, protocol  # noqa: F401 (registers both; imports no torch)
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import fit_in_memory, parse_steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float
 from ntkdask.errors import InputError
@@ -51,3 +51,21 @@ def set_diagonal(k: Array, diagonal: Array) -> Array:
     index = namespace(k).arange(k.shape[0])
     k[index, index] = diagonal
     return k
+
+
+def is_slow(kernel: Any) -> bool:
+    """Whether time may bound the tiles of a kernel before memory does: its network, or that of a kernel within, takes images."""
+    network, inner = getattr(kernel, "network", None), getattr(kernel, "kernel", None)
+    return bool(getattr(network, "takes_images", False)) or (inner is not None and is_slow(inner))
+
+
+def parts_of(kernel: Any) -> tuple[str, ...]:
+    """Names of the matrices that one call of the kernel gives, when it gives several; empty for the one matrix of most kernels."""
+    parts = tuple(getattr(kernel, "parts", ()))
+    return parts if len(parts) > 1 else ()
+
+
+def entry_size(kernel: Any, row_shape: tuple[int, ...]) -> int:
+    """k where one entry of the kernel is a k × k matrix (EmpiricalNTK with output="full": its logits); 1 for most kernels."""
+    size = getattr(kernel, "entry_size", None)
+    return 1 if size is None else int(size(tuple(row_shape)))

@@ -20,12 +20,13 @@ from ntkdask import threads as thread_pools
 from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.errors import InputError, StoreError
 from ntkdask.execution.map_reduce import TASK_BYTES, Done, map_tiles
+from ntkdask.files import local_path, remove
 from ntkdask.matrices.factorize_plan import SUBSTITUTE_COLUMNS
 from ntkdask.matrices.read_ahead import ahead
 from ntkdask.planning.tiles import Tile
 from ntkdask.solvers.cholesky import solve_lower
 from ntkdask.states import content_digest
-from ntkdask.store import Receipt, TileStore, local_path, remove
+from ntkdask.store import Receipt, TileStore
 
 SMALL_BYTES = TASK_BYTES - 2**16
 """Arrays up to this size travel with a task; larger ones lie in the store."""

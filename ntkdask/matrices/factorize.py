@@ -27,6 +27,7 @@ from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.errors import InputError, StoreError
 from ntkdask.execution.map_reduce import Done, map_tiles
 from ntkdask.execution.progress import Listener, Silent
+from ntkdask.files import local_path
 from ntkdask.matrices.factor import SMALL_BYTES, Factor
 from ntkdask.matrices.factorize_plan import Block, Index, blocks_of, feeding, plan_factorize, reads_of
 from ntkdask.matrices.read_ahead import ahead
@@ -41,7 +42,7 @@ from ntkdask.solvers.cholesky import (
     subtract_square,
 )
 from ntkdask.states import content_digest, load_state, save_state
-from ntkdask.store import Receipt, TileStore, local_path
+from ntkdask.store import Receipt, TileStore
 
 LABEL = "cholesky-tile"
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask.errors import InputError, MemoryBudgetError
-from ntkdask.planning.tiles import format_bytes
-from ntkdask.workflows.ridge.plan import BASE_BYTES
+from ntkdask.planning.resources import BASE_BYTES
+from ntkdask.wording import format_bytes
 
 Index = tuple[int, int]
 

@@ -25,10 +25,11 @@ from ntkdask.arrays import Array, is_device_array, to_device, to_host
 from ntkdask.cache import DEFAULT_BYTES, shared
 from ntkdask.errors import InputError
 from ntkdask.execution.map_reduce import TASK_BYTES, Done, map_tiles
+from ntkdask.files import remove
 from ntkdask.matrices.stored import PANEL_BYTES, StoredMatrix
 from ntkdask.solvers.products import products_bytes, tile_product, tile_products
 from ntkdask.states import load_state, save_state
-from ntkdask.store import Index, remove
+from ntkdask.store import Index
 from ntkdask.threads import current, on_threads
 
 Piece = tuple[int, Any, np.ndarray]

@@ -20,17 +20,17 @@ import numpy as np
 from scipy.linalg import eigvalsh
 
 from ntkdask import seeds, threads
-from ntkdask.arrays import FLOAT_DTYPES, as_array, to_host
+from ntkdask.arrays import FLOAT_DTYPES, as_array, is_dask, to_host
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.execution.map_reduce import Done, map_tiles
 from ntkdask.execution.progress import Listener, Silent
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.matrices.stored import StoredMatrix
-from ntkdask.planning.tiles import Plan, format_bytes
+from ntkdask.planning.resources import BASE_BYTES
+from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.solvers.traces import statistical_dimensions
-from ntkdask.workflows.ridge.plan import BASE_BYTES
-from ntkdask.workflows.sources import is_dask
+from ntkdask.wording import format_bytes
 
 DENSE_ROWS = 8192
 """Rows up to which `method="auto"` decomposes without being told of a memory budget: 512 MiB, half a minute on two cores."""

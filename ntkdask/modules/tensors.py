@@ -68,3 +68,12 @@ def device_of(x: Array) -> torch.device:
 def dtype_of(x: Any) -> torch.dtype:
     """The torch dtype of an array's floats: float32 or float64."""
     return torch.float64 if str(x.dtype).endswith("float64") else torch.float32
+
+
+def cuda_words() -> str:
+    """Whether torch can use a GPU: its build, and how many devices of which name it sees."""
+    if torch.version.cuda is None:
+        return "a build without CUDA: modules run on the CPU"
+    if not torch.cuda.is_available():
+        return f"built for CUDA {torch.version.cuda}, sees no device: modules run on the CPU"
+    return f"built for CUDA {torch.version.cuda}, sees {torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"

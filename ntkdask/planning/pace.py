@@ -109,17 +109,3 @@ def _blocks(tiles: int) -> int:
 def elapsed_seconds(work_seconds: float, tasks: int, slots: int) -> float:
     """Seconds until equal tasks of `work_seconds` in all are done: ⌈tasks/slots⌉ rounds of one each."""
     return work_seconds * -(-tasks // slots) / max(1, tasks)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them: `7.2 µs`, `1.52 ms`, `48 s`, `12 min 5 s`, `3 h 20 min`.
-
-    >>> duration(0.00152), duration(48.0), duration(725.0), duration(12000.0)
-    ('1.52 ms', '48 s', '12 min 5 s', '3 h 20 min')
-    """
-    if seconds >= 7200:
-        return f"{int(seconds // 3600):,} h {int(seconds % 3600 // 60)} min"
-    if seconds >= 120:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    scale, unit = (1.0, "s") if seconds >= 1 or seconds == 0 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "µs")
-    return f"{seconds * scale:.3g} {unit}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ntkdask.errors import InputError, MemoryBudgetError
+from ntkdask.wording import format_bytes
 
 SLAB_ROWS = 4096
 """Least rows of a slab: below, committing its m²/2 sums costs more than a tenth of accumulating them."""
@@ -112,12 +113,3 @@ def largest_rows(budget: int, bytes_of: Callable[[int], int], limit: int, what: 
         middle = (low + high + 1) // 2
         low, high = (middle, high) if bytes_of(middle) <= budget else (low, middle - 1)
     return low if low <= 64 or low == limit else low // 64 * 64
-
-
-def format_bytes(n: float) -> str:
-    """Binary units with three significant digits: `61.2 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(n) < 1024 or unit == "TiB":
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.3g} {unit}"
-        n /= 1024
-    raise AssertionError("unreachable")

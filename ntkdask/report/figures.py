@@ -22,7 +22,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ntkdask.wording import as_float, duration, floats, number, tables
+from ntkdask.report.words import as_float, duration, floats, number, tables
 
 # Two colours that no other part of a drawing uses: `inline` finds them in the SVG.
 INK, PAPER = "#1b1f24", "#fffffe"

@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from ntkdask.files import write_text
 from ntkdask.report.figures import INK, PAPER, label, log_axis, plain_settings, to_svg
+from ntkdask.report.words import as_float, number
 from ntkdask.solvers.kernel_measures import power_law
-from ntkdask.store import write_text
-from ntkdask.wording import as_float, number
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ntkdask.report.figures import BLUE, INK, ORANGE, RED, canvas, fading, label, log_axis
-from ntkdask.wording import number
+from ntkdask.report.words import number
 
 MAX_BOUNDARIES, MAX_NAMES, MAX_TARGETS = 40, 20, 6
 CLIPPED = (1.0, 99.0)

@@ -11,7 +11,7 @@ from typing import Any
 
 # activations: it registers the names that jobs use
 from ntkdask import activations, registry  # noqa: F401
-from ntkdask.wording import as_float, floats, number, quantity, tables
+from ntkdask.report.words import as_float, floats, number, quantity, tables
 
 SELECTIONS = {
     "gcv": "generalised cross-validation (GCV)",

@@ -14,12 +14,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ntkdask import wording
 from ntkdask.errors import StoreError
+from ntkdask.files import remove, write_text
 from ntkdask.report import figures, figures_kernel, job_words, summary, summary_kernel
+from ntkdask.report import words as wording
 from ntkdask.report.summary_kernel import Metrics
-from ntkdask.store import remove, write_text
-from ntkdask.wording import floats, quantity
+from ntkdask.report.words import floats, quantity
 
 TASKS = ("classification", "regression")
 TABLES = ("versions", "job", "plan", "data", "seconds", "test", "tasks", "memory")

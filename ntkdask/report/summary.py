@@ -13,7 +13,7 @@ import numpy as np
 
 from ntkdask.report import summary_kernel
 from ntkdask.report.summary_kernel import Metrics
-from ntkdask.wording import as_float, byte_size, duration, floats, number, percent, quantity, tables
+from ntkdask.report.words import as_float, byte_size, duration, floats, number, percent, quantity, tables
 
 SCORES = {"accuracy": "accuracy", "rmse": "RMSE", "r2": "R²", "mse": "MSE"}
 MAX_SCATTER_POINTS = 2000

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ntkdask.report.job_words import SOLVERS, kernel_words
-from ntkdask.wording import as_float, duration, floats, number, tables
+from ntkdask.report.words import as_float, duration, floats, number, tables
 
 Metrics = Mapping[str, Any]
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from ntkdask import seeds
+from ntkdask.arrays import is_dask
 from ntkdask.datasets import Dataset
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.quality import ApproximationError, map_error
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.workflows.sources import as_source, is_dask
+from ntkdask.workflows.sources import as_source
 
 
 def approximation_error(

@@ -16,9 +16,10 @@ from ntkdask.execution.map_reduce import Done, map_tiles
 from ntkdask.execution.progress import Listener, Silent
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import FittedMap, require_fitted
+from ntkdask.files import local_path
 from ntkdask.planning.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.store import Receipt, TileStore, local_path
+from ntkdask.store import Receipt, TileStore
 from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.sources import as_source, rows_of
 from ntkdask.workflows.stream import FeatureStream, store_map

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from ntkdask.features.fitting import from_state, to_state
 from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.states import load_state, save_state
-from ntkdask.workflows.kernel_ridge.gather import ROWWISE
 from ntkdask.workflows.ship import know_states, module_states, shipped
-from ntkdask.workflows.stream import FeatureStream
+from ntkdask.workflows.stream import ROWWISE, FeatureStream
 
 POINTS_BYTES = 64 * 2**20
 """Training rows of a kernel model that a process keeps between batches; more are read for every batch."""
@@ -158,3 +157,15 @@ def _save(
         attributes["modules"] = modules
     named = {f"preprocess.{name}": a for name, a in states.items()}
     return save_state(root, named | arrays, {"preprocessor": described, **attributes})
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """A fitted model, the path of scores over alphas (smaller is better; empty for one alpha), where the model lies, and what
+    else the metrics of its fold should say."""
+
+    model: Any
+    path: list[dict[str, float]]
+    score_name: str
+    url: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -14,11 +14,11 @@ from ntkdask.arrays import to_host
 from ntkdask.datasets.rows import DatasetRows, Rows
 from ntkdask.execution.map_reduce import Done, map_tiles
 from ntkdask.execution.progress import Listener, Silent
+from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.preprocessing.targets import decode, encode_targets
 from ntkdask.store import Receipt, TileStore
 from ntkdask.workflows.model import Model, load_model
-from ntkdask.workflows.ridge.plan import RidgePlan
 
 SCATTER_ROWS = 1000
 

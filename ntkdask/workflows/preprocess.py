@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ntkdask.datasets.rows import Rows
-from ntkdask.execution.map_reduce import Node, map_tiles, reduce_tiles
+from ntkdask.execution.map_reduce import map_tiles, reduce_tiles
 from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.tree import Node
+from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.preprocessing import FittedPreprocessor, SecondMoments, Statistics, Step
 from ntkdask.states import load_state, save_state
-from ntkdask.workflows.ridge.plan import RidgePlan
 from ntkdask.workflows.stream import require_finite, store_preprocessor
 
 

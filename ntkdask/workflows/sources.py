@@ -14,17 +14,12 @@ from uuid import uuid4
 
 import numpy as np
 
-from ntkdask.arrays import as_array, to_host
+from ntkdask.arrays import as_array, is_dask, to_host
 from ntkdask.datasets import Dataset, open_dataset, write_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import DtypeError, InputError
+from ntkdask.files import remove
 from ntkdask.states import content_digest
-from ntkdask.store import remove
-
-
-def is_dask(x: Any) -> bool:
-    """Whether x is a dask collection; imports nothing."""
-    return type(x).__module__.startswith("dask.")
 
 
 def as_source(x: Any, name: str = "x") -> Any:

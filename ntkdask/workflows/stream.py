@@ -148,3 +148,16 @@ def require_finite(x: Array, numbers: np.ndarray, name: str = "x") -> None:
         raise InputError(
             f"{name} has NaN or infinite values in {name_rows(numbers[~finite])}. Remove these rows or fill in the values."
         )
+
+
+class Rowwise:
+    """Rows as they are, in their own shape: what a kernel takes where a feature map would stand."""
+
+    n_components = 0
+
+    def __call__(self, x):
+        """x itself."""
+        return x
+
+
+ROWWISE: FeatureMap = Rowwise()  # type: ignore[assignment]

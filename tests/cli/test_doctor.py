@@ -107,7 +107,7 @@ def test_a_check_that_breaks_does_not_hide_the_others(tmp_path, monkeypatch):
 
 def test_what_torch_sees(monkeypatch):
     pytest.importorskip("torch")
-    from ntkdask.modules import devices
+    from ntkdask.modules import tensors as devices
 
     assert [f.name for f in doctor._torch()] == ["torch CUDA"]
     monkeypatch.setattr(devices, "cuda_words", lambda: "a build without CUDA: modules run on the CPU")

@@ -16,7 +16,8 @@ from ntkdask import threads
 from ntkdask.errors import ClusterError, DamagedTileError, InputError, StoreError, TileError
 from ntkdask.execution import cluster
 from ntkdask.execution import map_reduce as execution
-from ntkdask.execution.map_reduce import ATTEMPTS, TASK_BYTES, map_tiles, reduce_tiles, tree_children, tree_nodes
+from ntkdask.execution.map_reduce import ATTEMPTS, TASK_BYTES, map_tiles, reduce_tiles
+from ntkdask.execution.tree import tree_children, tree_nodes
 from ntkdask.planning.tiles import Tile, row_tiles
 
 # workers cannot import this module

@@ -8,11 +8,12 @@ from job_examples import ONE_THREAD, Counter, Killed, class_data, flip_bit, ridg
 
 from ntkdask import cache
 from ntkdask.errors import DamagedTileError, StoreError, UserError
+from ntkdask.files import remove
 from ntkdask.jobs.inspect import open_record, status, verify
 from ntkdask.jobs.run import run_job
 from ntkdask.planning.tiles import Plan
 from ntkdask.states import list_states
-from ntkdask.store import TileStore, remove
+from ntkdask.store import TileStore
 from ntkdask.workflows.ridge.fit import RidgeOptions
 
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from job_examples import Counter, Killed, class_data, damage, regression_data, run, stored
 
-from ntkdask import registry
+from ntkdask import files, registry
 from ntkdask.cache import shared
 from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, NtkdaskError
 from ntkdask.execution import cluster
-from ntkdask.jobs import training as jobs_module
 from ntkdask.jobs.inspect import status, verify
 from ntkdask.jobs.kernel_ridge import KernelRidgeJob
 from ntkdask.jobs.run import split_parts
@@ -24,7 +23,7 @@ from ntkdask.states import list_states
 from ntkdask.store import TileStore
 from ntkdask.workflows.kernel_ridge import choose as kernel_options
 from ntkdask.workflows.kernel_ridge import systems as dual_systems
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.model import load_model
 
 ALPHAS = (1e-3, 0.1, 10.0)
@@ -464,8 +463,8 @@ def test_overwriting_in_one_process_takes_nothing_over(tmp_path):
 
 
 def test_a_full_disk_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs_module, "free_bytes", lambda folder: 1000)
-    with pytest.raises(DiskSpaceError, match="where 1000 B are free"):
+    monkeypatch.setattr(files, "free_bytes", lambda folder: 1000)
+    with pytest.raises(DiskSpaceError, match="where 1,000 B are free"):
         run(job_of(stored(tmp_path, *class_data(60))), tmp_path / "run")
     assert not (tmp_path / "run" / "fold-0").exists()
 

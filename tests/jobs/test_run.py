@@ -17,13 +17,15 @@ from job_examples import (
     stored,
 )
 
+from ntkdask import files
 from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, JobError, StoreError
-from ntkdask.jobs import training as jobs_module
+from ntkdask.files import exclusive
+from ntkdask.jobs.data import open_job_data
 from ntkdask.jobs.run import split_parts
-from ntkdask.jobs.training import SplitRule, open_job_data
+from ntkdask.jobs.training import SplitRule
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import fit_in_memory, parse_steps
-from ntkdask.store import TileStore, exclusive
+from ntkdask.store import TileStore
 from ntkdask.workflows.model import RidgeModel
 from ntkdask.workflows.ridge.fit import RidgeOptions
 
@@ -267,8 +269,8 @@ def test_a_damaged_record_is_named(tmp_path):
 
 
 def test_a_full_disk_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs_module, "free_bytes", lambda folder: 1000)
-    with pytest.raises(DiskSpaceError, match="where 1000 B are free"):
+    monkeypatch.setattr(files, "free_bytes", lambda folder: 1000)
+    with pytest.raises(DiskSpaceError, match="where 1,000 B are free"):
         run(ridge_job(stored(tmp_path, *class_data())), tmp_path / "run")
     assert not (tmp_path / "run" / "fold-0").exists()
 

@@ -24,9 +24,9 @@ from ntkdask.matrices import factorize_plan
 from ntkdask.matrices.factor import Factor, open_factor
 from ntkdask.matrices.factorize import factorize
 from ntkdask.matrices.factorize_plan import blocks_of, feeding, plan_factorize, reads_of
+from ntkdask.planning.resources import BASE_BYTES
 from ntkdask.solvers.refinement import refine
 from ntkdask.store import RECEIPTS, TileStore
-from ntkdask.workflows.ridge.plan import BASE_BYTES
 
 # workers cannot import this module
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

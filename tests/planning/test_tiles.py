@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ntkdask.errors import InputError, MemoryBudgetError
-from ntkdask.planning.tiles import Plan, Tile, TileGrid, format_bytes, largest_rows, row_tiles, slab_rows
+from ntkdask.planning.tiles import Plan, Tile, TileGrid, largest_rows, row_tiles, slab_rows
+from ntkdask.wording import format_bytes
 
 SIZES = [(1, 1, 1, 1), (7, 5, 2, 3), (8, 8, 8, 8), (9, 4, 100, 3), (12, 12, 5, 4)]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from report_examples import HOSTILE, classification, drawn, page_of, regression, spoilt
 
-from ntkdask import wording
 from ntkdask.errors import StoreError
 from ntkdask.report import figures, job_words, summary
+from ntkdask.report import words as wording
 from ntkdask.report.page import write_report
 
 

@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 
 from ntkdask import registry
-from ntkdask.arrays import as_array, host_cores, to_device, to_host
+from ntkdask.arrays import as_array, host_cores, is_dask, to_device, to_host
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.rows import Rows
 from ntkdask.errors import InputError
 from ntkdask.execution.progress import Listener, Record, Silent
+from ntkdask.files import local_path
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.matrices.stored import PANEL_BYTES, StoredMatrix
 from ntkdask.modules.optional import require_torch
+from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
@@ -33,15 +35,14 @@ from ntkdask.solvers.kernel_measures import accuracy
 from ntkdask.solvers.linearized import Linearized, is_full, one_hot
 from ntkdask.solvers.preconditioners import rank_for_bytes
 from ntkdask.states import content_digest, load_state, save_state
-from ntkdask.store import local_path
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions, Sizes, candidates, choose_solver
+from ntkdask.workflows.kernel_ridge.choose import Sizes, candidates, choose_solver
 from ntkdask.workflows.kernel_ridge.gather import Gathered
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import convergence_note
 from ntkdask.workflows.kernel_ridge.plan import MAX_RANK, RANK_BYTES, RANK_SHARE, SHARE_CACHED, KernelRidgePlan
 from ntkdask.workflows.kernel_ridge.solve import solve_stored
-from ntkdask.workflows.ridge.plan import Resources
-from ntkdask.workflows.sources import as_source, is_dask, row_shape_of, rows_of
+from ntkdask.workflows.sources import as_source, row_shape_of, rows_of
 from ntkdask.workflows.stream import FeatureStream
 
 KERNELS = ("pntk", "entk")

@@ -29,17 +29,18 @@ from ntkdask.arrays import Array, to_device, to_host
 from ntkdask.errors import FingerprintError, InputError, MemoryBudgetError, StoreError
 from ntkdask.execution.map_reduce import Done, peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Silent
+from ntkdask.files import local_path, write_text
 from ntkdask.modules.optional import require_torch
 from ntkdask.modules.protocol import TrainingProtocol
-from ntkdask.planning.tiles import Plan, format_bytes
+from ntkdask.planning.resources import BASE_BYTES
+from ntkdask.planning.tiles import Plan
 from ntkdask.solvers.kernel_measures import accuracy, prediction_difference, pseudo_of
 from ntkdask.solvers.linearized import Linearized, one_hot, safe_alpha
 from ntkdask.states import content_digest
-from ntkdask.store import local_path, write_text
+from ntkdask.wording import format_bytes
 from ntkdask.workflows.empirical.comparison import Ends, compare_kernels
 from ntkdask.workflows.empirical.linearized import predict_stored_linearized
 from ntkdask.workflows.empirical.train import train
-from ntkdask.workflows.ridge.plan import BASE_BYTES
 
 LABEL = "sweep-cell"
 KERNELS = ("pntk", "entk")

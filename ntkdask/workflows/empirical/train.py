@@ -22,11 +22,11 @@ from ntkdask.arrays import Array, to_host
 from ntkdask.errors import DataError, InputError, StoreError
 from ntkdask.execution.map_reduce import Done, peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Record, Silent
+from ntkdask.files import exclusive, local_path, remove, write_text
 from ntkdask.modules.optional import require_torch
 from ntkdask.modules.protocol import TrainingProtocol
 from ntkdask.registry import to_config
 from ntkdask.states import content_digest
-from ntkdask.store import exclusive, local_path, remove, write_text
 
 if TYPE_CHECKING:
     from ntkdask.modules.training import Examples, Score, Training

@@ -1,5 +1,6 @@
 """Predictions of infinitely wide networks: ensembles under gradient flow, and the NNGP posterior."""
 
-from ntkdask.workflows.ensemble.predict import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
+from ntkdask.workflows.ensemble.kernels import EnsembleMatrices
+from ntkdask.workflows.ensemble.predict import predict_ensemble, predict_stored_ensemble
 
 __all__ = ["EnsembleMatrices", "predict_ensemble", "predict_stored_ensemble"]

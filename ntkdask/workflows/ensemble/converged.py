@@ -21,10 +21,10 @@ from ntkdask.matrices.operator import StoredKernel
 from ntkdask.matrices.stored import StoredMatrix
 from ntkdask.planning.tiles import Plan, Tile, row_tiles
 from ntkdask.store import TileStore
+from ntkdask.workflows.ensemble.kernels import EnsembleMatrices, StoredKernels, open_matrices
 from ntkdask.workflows.ensemble.plan import Training
-from ntkdask.workflows.ensemble.predict import EnsembleMatrices, encoded_targets, open_matrices
+from ntkdask.workflows.ensemble.predict import encoded_targets
 from ntkdask.workflows.ensemble.run import EnsemblePrediction
-from ntkdask.workflows.ensemble.tasks import StoredKernels
 
 DRIVER_ROWS = 1024
 """Test rows of a tile: (rows, n) float64 four times in the driver; each tile reads the factor once or twice."""

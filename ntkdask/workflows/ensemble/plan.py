@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ntkdask.errors import InputError, MemoryBudgetError, nearest
-from ntkdask.planning.tiles import Plan, format_bytes, largest_rows
+from ntkdask.planning.resources import BASE_BYTES, Resources
+from ntkdask.planning.tiles import Plan, largest_rows
 from ntkdask.solvers.gradient_flow import check_times, factorise_bytes, mean_loss_time
-from ntkdask.workflows.ridge.plan import BASE_BYTES, Resources
+from ntkdask.wording import format_bytes
 
 KINDS = ("ntk", "nngp")
 OUTPUTS = ("mean", "variance", "covariance")

@@ -15,50 +15,33 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ntkdask import registry
-from ntkdask.arrays import as_array, to_host
+from ntkdask.arrays import as_array, is_dask, to_host
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.rows import DatasetRows, Rows
 from ntkdask.errors import InputError
 from ntkdask.execution.progress import Listener, Silent
+from ntkdask.files import local_path
 from ntkdask.kernels import NNGP, NTK, both
 from ntkdask.matrices.stored import StoredMatrix
 from ntkdask.networks import Network
+from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.preprocessing.targets import encode_targets
 from ntkdask.solvers.gradient_flow import check_times
-from ntkdask.states import content_digest, save_state
-from ntkdask.store import local_path
-from ntkdask.workflows.ensemble.plan import WIDTH, EnsemblePlan, Training, plan_ensemble
+from ntkdask.workflows.ensemble.kernels import ComputedKernels, EnsembleMatrices, Kernels, StoredKernels, open_matrices
+from ntkdask.workflows.ensemble.plan import EnsemblePlan, Training, plan_ensemble
 from ntkdask.workflows.ensemble.run import EnsemblePrediction, EnsembleRun
-from ntkdask.workflows.ensemble.tasks import ComputedKernels, Kernels, StoredKernels
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
-from ntkdask.workflows.ridge.plan import Resources
-from ntkdask.workflows.sources import as_source, is_dask, row_shape_of, rows_of
+from ntkdask.workflows.sources import as_source, row_shape_of, rows_of
 from ntkdask.workflows.stream import FeatureStream
-
-
-@dataclass(frozen=True)
-class EnsembleMatrices:
-    """Urls of stored matrices (`kernel_matrix`): the NNGP and NTK of training rows (n, n), of test with training rows (m, n), and the
-    NNGP of the test rows (m, m), or its diagonal as an array (m,).
-
-    The NTK is needed for kind "ntk" alone. Without test matrices the predictions are of the training rows.
-    """
-
-    nngp_dd: str | os.PathLike[str]
-    ntk_dd: str | os.PathLike[str] | None = None
-    nngp_td: str | os.PathLike[str] | None = None
-    ntk_td: str | os.PathLike[str] | None = None
-    nngp_tt: str | os.PathLike[str] | np.ndarray | None = None
 
 
 def predict_ensemble(
@@ -205,56 +188,3 @@ def encoded_targets(targets: Any, n_classes: int | None, n: int) -> np.ndarray:
     y = np.ascontiguousarray(y.reshape(n, -1), np.float64)
     check_finite_rows(y, name="targets")
     return y
-
-
-def open_matrices(
-    matrices: EnsembleMatrices, training: Training, folder: Path | None, plan: Plan
-) -> tuple[StoredKernels, list[str]]:
-    """(kernels, digests of the matrices: training's two, test's three) with shapes that agree."""
-    wanted = ["nngp_dd", "nngp_td"] + ([] if training.last_layer else ["ntk_dd", "ntk_td"])
-    urls = {name: getattr(matrices, name) for name in wanted}
-    if not training.last_layer and (
-        urls["ntk_dd"] is None or (urls["ntk_td"] is None) != (urls["nngp_td"] is None)
-    ):  # fmt: skip
-        raise InputError(
-            'kind "ntk" takes ntk_dd beside nngp_dd, and ntk_td beside nngp_td. For the posterior give kind="nngp".'
-        )
-    found = {name: None if url is None else StoredMatrix.open(url) for name, url in urls.items()}
-    k_dd, k_td = found["nngp_dd"], found["nngp_td"]
-    assert k_dd is not None
-    for name, matrix in found.items():
-        expected = k_dd.shape[:1] * 2 if name.endswith("dd") else (k_td.shape[0] if k_td else 0, k_dd.shape[0])
-        if matrix is not None and matrix.shape != expected:
-            raise InputError(f"{name} has shape {matrix.shape}; beside the other matrices it must be {expected}.")
-    nngp_tt, digest = _test_prior(matrices.nngp_tt, k_td, training, folder)
-    last = training.last_layer
-    kernels = StoredKernels(
-        k_dd if last else found["ntk_dd"], None if last else k_dd, k_td if last else found["ntk_td"], None if last else k_td,  # type: ignore[arg-type]
-        nngp_tt, plan.tile_cols or min(k_dd.shape[0], WIDTH),
-    )  # fmt: skip
-    tokens = [
-        "" if matrix is None else matrix.token
-        for matrix in (kernels.theta_dd, kernels.k_dd, kernels.theta_td, kernels.k_td)
-    ]
-    return kernels, [*tokens, digest]
-
-
-def _test_prior(given: Any, k_td: StoredMatrix | None, training: Training, folder: Path | None) -> tuple[Any, str]:
-    """(nngp_tt as `StoredKernels` takes it, its digest)."""
-    if k_td is None or training.output == "mean":
-        return None, ""
-    m = k_td.shape[0]
-    if isinstance(given, (str, os.PathLike)):
-        matrix = StoredMatrix.open(given)
-        if matrix.shape != (m, m):
-            raise InputError(f"nngp_tt has shape {matrix.shape} for {m} test rows; expected {(m, m)}.")
-        return matrix, matrix.token
-    diagonal = None if given is None else np.asarray(to_host(as_array(given)), np.float64)
-    if training.output == "covariance" or diagonal is None or diagonal.shape != (m,):
-        found = "nothing" if diagonal is None else f"an array of shape {diagonal.shape}"
-        raise InputError(
-            f'output="{training.output}" takes nngp_tt, the url of the NNGP of the {m} test rows (for variances alone, its '
-            f"diagonal ({m},) will do), but got {found}."
-        )
-    digest = content_digest(diagonal)
-    return diagonal if folder is None else save_state(folder / "state", {"diagonal": diagonal}), digest

@@ -16,12 +16,14 @@ import numpy as np
 from ntkdask import registry, threads
 from ntkdask.execution.map_reduce import Done, map_tiles
 from ntkdask.execution.progress import Listener, Record
+from ntkdask.files import exclusive, remove
 from ntkdask.planning.tiles import TileGrid, row_tiles
 from ntkdask.solvers.gradient_flow import GradientFlow
 from ntkdask.states import content_digest, load_state, save_state
-from ntkdask.store import Receipt, TileStore, exclusive, remove
+from ntkdask.store import Receipt, TileStore
+from ntkdask.workflows.ensemble.kernels import Kernels
 from ntkdask.workflows.ensemble.plan import EnsemblePlan, Training
-from ntkdask.workflows.ensemble.tasks import CovarianceTask, FactoriseTask, Fitted, Kernels, PredictTask
+from ntkdask.workflows.ensemble.tasks import CovarianceTask, FactoriseTask, Fitted, PredictTask
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,157 +7,19 @@ reads matrices. Called by `ensemble.py`, which plans and schedules.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ntkdask.arrays import Array, namespace, to_device, to_host
+from ntkdask.arrays import Array, to_device, to_host
 from ntkdask.cache import shared
-from ntkdask.errors import InputError
-from ntkdask.kernels import NNGP, both
-from ntkdask.matrices.stored import StoredMatrix
-from ntkdask.networks import Network
-from ntkdask.planning.tiles import Tile, TileGrid
+from ntkdask.planning.tiles import Tile
 from ntkdask.solvers.gradient_flow import GradientFlow, covariance_block
 from ntkdask.states import load_state, save_state
 from ntkdask.store import Receipt, TileStore
-from ntkdask.workflows.stream import FeatureStream
-
-
-class Kernels(Protocol):
-    """Kernels between training and test rows; Θ is the kernel that trains, K the prior where that is another one."""
-
-    @property
-    def n(self) -> int:
-        """Training rows."""
-
-    def training(self) -> tuple[Array, Array | None]:
-        """(Θ_DD, K_DD or None), float64, free to be overwritten."""
-
-    def blocks(self, tile: Tile) -> Iterator[tuple[int, Array, Array | None]]:
-        """(first training row, Θ_TD, K_TD or None) of a tile of test rows, in blocks of training rows."""
-
-    def diagonal(self, tile: Tile) -> Array:
-        """The prior's variance K(t, t) of a tile of test rows."""
-
-    def between(self, left: Tile, right: Tile) -> Array:
-        """The prior's covariance K of two tiles of test rows; of training rows where there are no test rows."""
-
-
-@dataclass(frozen=True, eq=False)
-class ComputedKernels:
-    """Kernels of a network, evaluated `width` columns at a time. test None: the training rows; last_layer: K trains itself."""
-
-    network: Network
-    last_layer: bool
-    train: FeatureStream
-    test: FeatureStream | None
-    width: int
-
-    @property
-    def n(self) -> int:
-        """Training rows."""
-        return self.train.rows.n_total
-
-    def training(self) -> tuple[Array, Array | None]:
-        """One triangle of tiles, mirrored; see Kernels."""
-        xp = np
-        theta: Array = None
-        prior: Array = None
-        for tile in TileGrid(self.n, self.n, self.width, self.width, symmetric=True):
-            x = self._rows(self.train, tile.start, tile.stop, "x_train")
-            on_diagonal = tile.start == tile.col_start
-            y = None if on_diagonal else self._rows(self.train, tile.col_start, tile.col_stop, "x_train")
-            parts = self._parts(x, y)
-            if theta is None:
-                xp = namespace(x)
-                theta = xp.empty((self.n, self.n))
-                prior = None if self.last_layer else xp.empty((self.n, self.n))
-            for whole, part in zip((theta, prior), parts, strict=True):
-                if part is not None:
-                    whole[tile.start : tile.stop, tile.col_start : tile.col_stop] = part
-                    whole[tile.col_start : tile.col_stop, tile.start : tile.stop] = part.T
-        return theta, prior
-
-    def blocks(self, tile: Tile) -> Iterator[tuple[int, Array, Array | None]]:
-        """See Kernels."""
-        x = self._tested(tile)
-        for start in range(0, self.n, self.width):
-            y = self._rows(self.train, start, min(start + self.width, self.n), "x_train")
-            yield start, *self._parts(x, y)
-
-    def diagonal(self, tile: Tile) -> Array:
-        """See Kernels."""
-        return NNGP(self.network).diagonal(self._tested(tile)).astype(np.float64)
-
-    def between(self, left: Tile, right: Tile) -> Array:
-        """See Kernels."""
-        x = self._tested(left)
-        return NNGP(self.network)(x, None if left == right else self._tested(right)).astype(np.float64)
-
-    def _parts(self, x: Array, y: Array | None) -> tuple[Array, Array | None]:
-        """(Θ, K or None) of rows x with rows y."""
-        if self.last_layer:
-            return NNGP(self.network)(x, y), None
-        k, theta = both(self.network, x, y)
-        return theta, k
-
-    def _tested(self, tile: Tile) -> Array:
-        if self.test is None:
-            return self._rows(self.train, tile.start, tile.stop, "x_train")
-        return self._rows(self.test, tile.start, tile.stop, "x_test")
-
-    @staticmethod
-    def _rows(stream: FeatureStream, start: int, stop: int, name: str) -> Array:
-        return stream.selected_rows(start, stop, name)
-
-
-@dataclass(frozen=True, eq=False)
-class StoredKernels:
-    """Kernels in tile stores, read `width` columns at a time: Θ_DD, K_DD or None, Θ_TD, K_TD or None, K_TT or its diagonal.
-
-    nngp_tt: a symmetric matrix; its diagonal, or the url of a state that holds it; or None for means alone.
-    """
-
-    theta_dd: StoredMatrix
-    k_dd: StoredMatrix | None
-    theta_td: StoredMatrix | None
-    k_td: StoredMatrix | None
-    nngp_tt: StoredMatrix | np.ndarray | str | None
-    width: int
-
-    @property
-    def n(self) -> int:
-        """Training rows."""
-        return self.theta_dd.shape[0]
-
-    def training(self) -> tuple[Array, Array | None]:
-        """See Kernels."""
-        return self.theta_dd.read(), None if self.k_dd is None else self.k_dd.read()
-
-    def blocks(self, tile: Tile) -> Iterator[tuple[int, Array, Array | None]]:
-        """See Kernels."""
-        assert self.theta_td is not None
-        for start in range(0, self.n, self.width):
-            where = slice(tile.start, tile.stop), slice(start, min(start + self.width, self.n))
-            yield start, self.theta_td[where], None if self.k_td is None else self.k_td[where]
-
-    def diagonal(self, tile: Tile) -> Array:
-        """See Kernels."""
-        if isinstance(self.nngp_tt, str):
-            return load_state(self.nngp_tt)[0]["diagonal"][tile.start : tile.stop]
-        if isinstance(self.nngp_tt, np.ndarray):
-            return self.nngp_tt[tile.start : tile.stop]
-        return np.diagonal(self.between(tile, tile))
-
-    def between(self, left: Tile, right: Tile) -> Array:
-        """See Kernels."""
-        matrix = self.nngp_tt if self.theta_td is not None else (self.k_dd or self.theta_dd)
-        if not isinstance(matrix, StoredMatrix):
-            raise InputError("the covariance of test rows needs their NNGP matrix: give nngp_tt, or ask for less.")
-        return matrix[left.start : left.stop, right.start : right.stop].astype(np.float64)
+from ntkdask.workflows.ensemble.kernels import Kernels
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,26 +21,26 @@ from uuid import uuid4
 import numpy as np
 
 from ntkdask import registry
-from ntkdask.arrays import Array, device_memory_bytes
+from ntkdask.arrays import Array, device_memory_bytes, is_dask
 from ntkdask.cache import shared
 from ntkdask.datasets import Dataset
-from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, StoreError
+from ntkdask.errors import FingerprintError, InputError, StoreError
 from ntkdask.execution.map_reduce import Done, map_tiles
 from ntkdask.execution.progress import Listener, Silent
-from ntkdask.kernels.base import Kernel
+from ntkdask.files import local_path, require_disk
+from ntkdask.kernels.base import Kernel, entry_size, is_slow, parts_of
 from ntkdask.matrices.stored import StoredMatrix
-from ntkdask.planning.tiles import Plan, Tile, TileGrid, format_bytes
+from ntkdask.planning.tiles import Plan, Tile, TileGrid
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
-from ntkdask.store import Receipt, TileStore, free_bytes, local_path
+from ntkdask.store import Receipt, TileStore
 from ntkdask.threads import current
 from ntkdask.workflows.kernel_matrix.calibrate import calibrate as measured_pace
-from ntkdask.workflows.kernel_matrix.calibrate import is_slow
 from ntkdask.workflows.kernel_matrix.lazy import lazy_kernel_matrix
-from ntkdask.workflows.kernel_matrix.plan import MatrixPlan, entry_size, parts_of, plan_matrix
+from ntkdask.workflows.kernel_matrix.plan import MatrixPlan, plan_matrix
 from ntkdask.workflows.kernel_matrix.tile import compute_tile
 from ntkdask.workflows.ship import shipped
-from ntkdask.workflows.sources import as_source, is_dask, row_shape_of, rows_of
+from ntkdask.workflows.sources import as_source, row_shape_of, rows_of
 from ntkdask.workflows.stream import FeatureStream
 
 USABLE = 0.9
@@ -200,7 +200,10 @@ def build_kernel_matrix(
     pending = [set(store.pending()) for store in stores]
     wanted = [_Wanted(tile, tuple(i for i, some in enumerate(pending) if tile.index in some)) for tile in grid]
     todo = [w for w in wanted if w.parts]
-    _require_disk(stores[0].path, plan.disk_bytes * len(todo) // len(wanted))
+    missing = plan.disk_bytes * len(todo) // len(wanted)
+    require_disk(
+        stores[0].path, missing, "the rest of the matrix", "or choose another url: everything committed so far is kept"
+    )
     listener.stage("kernel-tile", len(wanted), len(wanted) - len(todo))
 
     def receive(w: _Wanted, done: Done[list[Receipt]]) -> None:
@@ -320,12 +323,3 @@ def _budgets(client: Any, plan: Plan) -> tuple[int | None, int]:
     limits = [int(USABLE * w["memory_limit"] / w["nthreads"]) for w in workers if w["memory_limit"]]
     device = min(client.run(device_memory_bytes).values(), default=0)
     return plan.memory_bytes or min(limits, default=None), int(USABLE * device)
-
-
-def _require_disk(path: Path, needed: int) -> None:
-    free = free_bytes(path)
-    if needed > free:
-        raise DiskSpaceError(
-            f"the matrix takes {format_bytes(needed)} more at {path}, where {format_bytes(free)} are free. "
-            "Free some space or choose another url: everything committed so far is kept."
-        )

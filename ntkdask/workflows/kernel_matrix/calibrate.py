@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ntkdask import seeds, threads
@@ -18,11 +18,6 @@ from ntkdask.arrays import Array, to_device, to_host
 from ntkdask.execution.map_reduce import Done, map_tiles
 from ntkdask.kernels import Kernel
 from ntkdask.planning.pace import Pace
-from ntkdask.planning.tiles import Plan
-from ntkdask.preprocessing import Step
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
-from ntkdask.workflows.kernel_ridge.plan import KernelShape, plan_kernel_ridge
-from ntkdask.workflows.ridge.plan import Resources
 
 T = TypeVar("T")
 
@@ -125,23 +120,3 @@ def calibrate(
         sum(p.row_seconds for p in found) / count,
         min(p.rows for p in found), min(p.threads for p in found), sum(p.side_seconds for p in found) / count,
     )  # fmt: skip
-
-
-def is_slow(kernel: Any) -> bool:
-    """Whether time may bound the tiles of a kernel before memory does: its network, or that of a kernel within, takes images."""
-    network, inner = getattr(kernel, "network", None), getattr(kernel, "kernel", None)
-    return bool(getattr(network, "takes_images", False)) or (inner is not None and is_slow(inner))
-
-
-def measured(
-    resources: Resources, kernel: Kernel, shape: KernelShape, options: KernelRidgeOptions, steps: tuple[Step, ...], *, plan: Plan,
-    client: Any = None,
-) -> Resources:  # fmt: skip
-    """`resources` with the pace of the kernel of a kernel ridge run, measured with their threads, on their slots, within the tiles
-    that memory allows. Errors as of `plan_kernel_ridge`."""
-    within = plan_kernel_ridge(shape, kernel, options, steps, plan=plan, resources=resources)
-    pace = calibrate(
-        kernel, shape.row_shape, within.dtype, min(within.matrix_tile, shape.n_train), entries=shape.n_train**2 / 2,
-        client=client, slots=resources.slots, n_threads=resources.threads, device=resources.device_bytes > 0,
-    )  # fmt: skip
-    return replace(resources, pace=pace)

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.arrays import Array, as_array
+from ntkdask.arrays import Array, as_array, is_dask
 from ntkdask.datasets import Dataset
-from ntkdask.kernels.base import Kernel
+from ntkdask.kernels.base import Kernel, entry_size, parts_of
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.workflows.kernel_matrix.plan import entry_size, parts_of, plan_matrix
+from ntkdask.workflows.kernel_matrix.plan import plan_matrix
 from ntkdask.workflows.kernel_matrix.tile import entries_matrix
-from ntkdask.workflows.sources import is_dask, row_shape_of
+from ntkdask.workflows.sources import row_shape_of
 from ntkdask.workflows.stream import require_finite
 
 

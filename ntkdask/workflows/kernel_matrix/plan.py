@@ -15,11 +15,12 @@ import numpy as np
 
 from ntkdask.cache import DEFAULT_BYTES
 from ntkdask.errors import InputError, MemoryBudgetError
-from ntkdask.kernels.base import Kernel
+from ntkdask.kernels.base import Kernel, entry_size, parts_of
 from ntkdask.planning.pace import Pace, elapsed_seconds
-from ntkdask.planning.tiles import format_bytes, largest_rows
+from ntkdask.planning.resources import BASE_BYTES
+from ntkdask.planning.tiles import largest_rows
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.workflows.ridge.plan import BASE_BYTES
+from ntkdask.wording import format_bytes
 
 TILE_ROWS = 2048
 """Rows of a tile unless memory says less: 16 MiB in float32, which a disk reads at its full rate."""
@@ -85,18 +86,6 @@ class MatrixPlan:
     def to_json(self) -> dict[str, Any]:
         """As a table."""
         return asdict(self)
-
-
-def parts_of(kernel: Any) -> tuple[str, ...]:
-    """Names of the matrices that one call of the kernel gives, when it gives several; empty for the one matrix of most kernels."""
-    parts = tuple(getattr(kernel, "parts", ()))
-    return parts if len(parts) > 1 else ()
-
-
-def entry_size(kernel: Any, row_shape: tuple[int, ...]) -> int:
-    """k where one entry of the kernel is a k × k matrix (EmpiricalNTK with output="full": its logits); 1 for most kernels."""
-    size = getattr(kernel, "entry_size", None)
-    return 1 if size is None else int(size(tuple(row_shape)))
 
 
 @dataclass(frozen=True)

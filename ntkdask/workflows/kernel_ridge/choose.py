@@ -6,23 +6,16 @@ the estimate below runs, and the reason is kept for the plan and the report.
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 
-import numpy as np
-
-from ntkdask.errors import InputError, MemoryBudgetError, nearest
+from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.matrices.factorize_plan import plan_factorize
-from ntkdask.planning.tiles import format_bytes
+from ntkdask.planning.resources import BASE_BYTES, Resources
 from ntkdask.solvers.dual import eigh_bytes
 from ntkdask.solvers.dual_cholesky import cholesky_bytes
-from ntkdask.workflows.ridge.plan import BASE_BYTES, Resources
+from ntkdask.wording import format_bytes
+from ntkdask.workflows.kernel_ridge.options import DENSE, PROBES, SOLVERS, KernelRidgeOptions
 
-SELECTIONS = ("auto", "gcv", "loo", "kfold", "holdout")
-SOLVERS = ("auto", "eigh", "cholesky", "tiled_cholesky", "cg")
-DENSE = ("eigh", "cholesky")
-PROBES = 8
-"""Random right-hand sides of the stochastic trace in GCV."""
 TYPICAL_ITERATIONS = 150
 """Conjugate-gradient iterations an alpha is assumed to take when solvers are compared; nothing depends on its being right."""
 FLOPS_PER_THREAD, BYTES_PER_SLOT = 4e10, 2e9
@@ -33,75 +26,6 @@ WORTH_A_SPECTRUM = 20.0
 """Seconds up to which an eigendecomposition is preferred to whatever is cheaper."""
 EIGH_FLOPS, EIGH_SHARE, TILED_SHARE = 9.0, 0.2, 0.7
 """Eigendecomposition with vectors: 9 n³ flops (LAPACK's evd), at about a fifth of the product's rate; tiled Cholesky's share of it."""
-
-
-@dataclass(frozen=True)
-class KernelRidgeOptions:
-    """A grid of alphas >= 0, how to choose among them, and how to solve.
-
-    selection "auto": GCV where the matrix is in one memory, else a holdout. solver: "eigh" and "cholesky" hold the matrix in
-    one task, "tiled_cholesky" and "cg" (preconditioned conjugate gradients) work on its stored tiles; "auto" takes the cheapest that
-    fits. tolerance: relative residual that conjugate gradients stop at, within max_iterations.
-    """
-
-    alphas: tuple[float, ...] = (1.0,)
-    fit_intercept: bool = True
-    selection: str = "auto"
-    solver: str = "auto"
-    tolerance: float = 1e-6
-    max_iterations: int = 1000
-
-    def __post_init__(self) -> None:
-        try:
-            (alphas,) = np.atleast_2d(np.asarray(self.alphas, dtype=float)).tolist()
-        except (TypeError, ValueError) as error:
-            raise InputError(f"alphas is {self.alphas!r}; expected a number or a list of numbers.") from error
-        object.__setattr__(self, "alphas", tuple(alphas))
-        if not alphas or not all(a >= 0 and np.isfinite(a) for a in alphas):
-            raise InputError(f"alphas are {self.alphas}; expected at least one, none negative, all finite.")
-        for name, known in (("selection", SELECTIONS), ("solver", SOLVERS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
-        if not isinstance(self.tolerance, numbers.Real) or not 0 < self.tolerance < 1:
-            raise InputError(f"tolerance is {self.tolerance!r}, expected a number between 0 and 1, such as 1e-6.")
-        whole = isinstance(self.max_iterations, numbers.Integral) and not isinstance(self.max_iterations, bool)
-        if not whole or self.max_iterations < 1:
-            raise InputError(f"max_iterations is {self.max_iterations!r}, expected an integer >= 1.")
-        if self.chooses and self.solver != "auto" and self.selection not in (*self.scores_of(self.solver), "auto"):
-            raise InputError(
-                f"solver={self.solver!r} cannot choose among {len(alphas)} alphas by {self.selection!r}: no task holds its matrix. "
-                f'Use selection {" or ".join(map(repr, self.scores_of(self.solver)))}, solver="eigh", or one alpha.'
-            )
-
-    @property
-    def chooses(self) -> bool:
-        """Whether there are several alphas."""
-        return len(self.alphas) > 1
-
-    @staticmethod
-    def scores_of(solver: str) -> tuple[str, ...]:
-        """Selections that a solver can score: leave-one-out takes the matrix in one memory, GCV that or a stochastic trace."""
-        return SELECTIONS[1:] if solver in DENSE else ("gcv", "kfold", "holdout")
-
-    def selection_of(self, solver: str) -> str:
-        """How alpha is chosen with that solver."""
-        if self.selection != "auto":
-            return self.selection
-        return "gcv" if solver in DENSE else "holdout"
-
-    def n_groups(self, solver: str, n_folds: int) -> int:
-        """Into how many groups the rows are dealt: 1 where nothing is chosen, or nothing held out."""
-        return {"kfold": n_folds, "holdout": 2}.get(self.selection_of(solver), 1) if self.chooses else 1
-
-    def n_fits(self, solver: str, n_folds: int) -> int:
-        """Factorisations, or solutions, over the whole path; an eigendecomposition serves all."""
-        selection = self.selection_of(solver)
-        if solver == "eigh":
-            return 1
-        if solver == "cholesky" and self.chooses and selection in ("gcv", "loo"):
-            return 3 * len(self.alphas) + 1  # the inverse takes twice the factorisation's flops
-        held = {"kfold": n_folds, "holdout": 1}.get(selection, 0)
-        return (len(self.alphas) * max(held, 1) + (held > 0)) if self.chooses else 1
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,16 @@ from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.states import load_state
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
-from ntkdask.workflows.kernel_ridge.gather import ROWWISE, Gathered, gather, gather_in_memory
+from ntkdask.workflows.kernel_ridge.gather import Gathered, gather, gather_in_memory
 from ntkdask.workflows.kernel_ridge.heat_map import heat_map
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import DualFit
 from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
 from ntkdask.workflows.kernel_ridge.solve import solve_in_memory, solve_stored
-from ntkdask.workflows.model import KernelRidgeModel, load_model
+from ntkdask.workflows.model import KernelRidgeModel, RidgeFit, load_model
 from ntkdask.workflows.preprocess import fit_preprocessing
-from ntkdask.workflows.ridge.fit import RidgeFit
 from ntkdask.workflows.ship import shipped
-from ntkdask.workflows.stream import FeatureStream, store_preprocessor
+from ntkdask.workflows.stream import ROWWISE, FeatureStream, store_preprocessor
 
 SCORE_NAMES = {"gcv": "GCV", "loo": "leave-one-out MSE", "kfold": "k-fold MSE", "holdout": "holdout MSE"}
 

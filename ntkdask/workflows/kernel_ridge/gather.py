@@ -20,22 +20,8 @@ from ntkdask.datasets.writer import DatasetWriter, replacing
 from ntkdask.errors import InputError
 from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.execution.progress import Listener, Silent
-from ntkdask.features.base import FeatureMap
 from ntkdask.states import load_state, save_state
-from ntkdask.workflows.stream import FeatureStream
-
-
-class Rowwise:
-    """Rows as they are, in their own shape: what a kernel takes where a feature map would stand."""
-
-    n_components = 0
-
-    def __call__(self, x):
-        """x itself."""
-        return x
-
-
-ROWWISE: FeatureMap = Rowwise()  # type: ignore[assignment]
+from ntkdask.workflows.stream import ROWWISE, FeatureStream
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ import numpy as np
 
 from ntkdask.solvers.dual_problem import DualProblem, DualSolution
 from ntkdask.solvers.traces import inverse_trace, sign_probes
-from ntkdask.workflows.kernel_ridge.choose import PROBES, KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.gather import Labels
+from ntkdask.workflows.kernel_ridge.options import PROBES, KernelRidgeOptions
 from ntkdask.workflows.selection import best_alpha, score_path
 
 Facts = dict[str, Any]

@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ntkdask.cache import DEFAULT_BYTES
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.kernels import Kernel
+from ntkdask.kernels.base import entry_size
 from ntkdask.matrices.stored import PANEL_BYTES
 from ntkdask.planning.pace import elapsed_seconds
+from ntkdask.planning.resources import BASE_BYTES, BATCH_ROWS, Costs, Resources, RidgePlan
 from ntkdask.planning.tiles import Plan, largest_rows, slab_rows
 from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.solvers.preconditioners import rank_for_bytes
-from ntkdask.workflows.kernel_matrix.plan import MatrixPlan, entry_size, plan_matrix
-from ntkdask.workflows.kernel_ridge.choose import (
-    TYPICAL_ITERATIONS,
-    KernelRidgeOptions,
-    Sizes,
-    candidate,
-    candidates,
-    choose_solver,
-)
+from ntkdask.workflows.kernel_matrix.calibrate import calibrate
+from ntkdask.workflows.kernel_matrix.plan import MatrixPlan, plan_matrix
+from ntkdask.workflows.kernel_ridge.choose import TYPICAL_ITERATIONS, Sizes, candidate, candidates, choose_solver
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.model import POINTS_BYTES
-from ntkdask.workflows.ridge.plan import BASE_BYTES, BATCH_ROWS, Costs, Resources, RidgePlan
 
 PREDICT_ROWS, BLOCK_BYTES = 2048, 64 * 2**20
 """Training rows that a batch of predictions meets at a time, at most, and their bytes."""
@@ -249,3 +246,17 @@ def _matrix_plan(
     return plan_matrix(
         kernel, shape.n_train, None, shape.row_shape, row_bytes, dtype, limit, tile_rows=tile, pace=pace, slots=slots
     )
+
+
+def measured(
+    resources: Resources, kernel: Kernel, shape: KernelShape, options: KernelRidgeOptions, steps: tuple[Step, ...], *, plan: Plan,
+    client: Any = None,
+) -> Resources:  # fmt: skip
+    """`resources` with the pace of the kernel of a kernel ridge run, measured with their threads, on their slots, within the tiles
+    that memory allows. Errors as of `plan_kernel_ridge`."""
+    within = plan_kernel_ridge(shape, kernel, options, steps, plan=plan, resources=resources)
+    pace = calibrate(
+        kernel, shape.row_shape, within.dtype, min(within.matrix_tile, shape.n_train), entries=shape.n_train**2 / 2,
+        client=client, slots=resources.slots, n_threads=resources.threads, device=resources.device_bytes > 0,
+    )  # fmt: skip
+    return replace(resources, pace=pace)

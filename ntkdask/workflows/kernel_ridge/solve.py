@@ -21,8 +21,8 @@ from ntkdask.solvers.dual import DualEigh
 from ntkdask.solvers.dual_cholesky import DualCholesky
 from ntkdask.solvers.dual_problem import DualSolution
 from ntkdask.states import load_state, save_state
-from ntkdask.workflows.kernel_ridge.choose import DENSE, KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.gather import Gathered, Labels
+from ntkdask.workflows.kernel_ridge.options import DENSE, KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import DualFit, solve_path
 from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
 from ntkdask.workflows.kernel_ridge.systems import DenseGradients, Factors, Gradients, Site

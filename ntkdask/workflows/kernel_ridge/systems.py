@@ -19,6 +19,7 @@ from ntkdask.arrays import Array, is_device_array, namespace, to_device, to_host
 from ntkdask.errors import InputError
 from ntkdask.execution.map_reduce import Done, peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Record
+from ntkdask.files import remove
 from ntkdask.matrices.factorize import factorize
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.solvers.conjugate_gradients import (
@@ -30,8 +31,7 @@ from ntkdask.solvers.conjugate_gradients import (
 )
 from ntkdask.solvers.preconditioners import LowRankPreconditioner, pivoted_cholesky
 from ntkdask.states import load_state, save_state
-from ntkdask.store import remove
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import SINGULAR, Facts
 from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
 

@@ -10,7 +10,7 @@ alpha, weights ← one eigendecomposition for all alphas; GCV from it, leave-one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,17 @@ from ntkdask.datasets.rows import Rows
 from ntkdask.execution.progress import Listener, Record, Silent
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import uses_targets
+from ntkdask.planning.resources import RidgePlan
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.workflows.model import RidgeModel
+from ntkdask.workflows.model import RidgeFit, RidgeModel
 from ntkdask.workflows.preprocess import fit_preprocessing
 from ntkdask.workflows.ridge.fit_features import fit_features
 from ntkdask.workflows.ridge.gram import gram
-from ntkdask.workflows.ridge.plan import RidgePlan
-from ntkdask.workflows.ridge.solve import SELECTIONS, HeldOut, RidgeOptions, ridge_model, solve, solve_on_cluster
+from ntkdask.workflows.ridge.options import SELECTIONS, RidgeOptions
+from ntkdask.workflows.ridge.solve import HeldOut, ridge_model, solve, solve_on_cluster
 from ntkdask.workflows.stream import FeatureStream, store_preprocessor
 
 __all__ = ["SELECTIONS", "RidgeFit", "RidgeOptions", "fit_ridge"]
-
-
-@dataclass(frozen=True)
-class RidgeFit:
-    """A fitted model, the path of scores over alphas (smaller is better; empty for one alpha), where the model lies, and what
-    else the metrics of its fold should say."""
-
-    model: Any
-    path: list[dict[str, float]]
-    score_name: str
-    url: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

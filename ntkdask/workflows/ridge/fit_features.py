@@ -16,9 +16,10 @@ import numpy as np
 
 from ntkdask import threads
 from ntkdask.datasets.rows import Rows
-from ntkdask.execution.map_reduce import Node, map_tiles, reduce_tiles, tree_nodes
+from ntkdask.execution.map_reduce import map_tiles, reduce_tiles
 from ntkdask.execution.progress import Listener, Record, Silent
 from ntkdask.execution.slabs import reduce_slabs
+from ntkdask.execution.tree import Node, tree_nodes
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import (
     DataDependentMap,
@@ -33,12 +34,12 @@ from ntkdask.features.fitting import (
     to_host_sums,
     unpack_sums,
 )
+from ntkdask.files import remove
+from ntkdask.planning.resources import BATCH_ROWS, RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles, slab_rows
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.store import TileStore, remove
-from ntkdask.workflows.kernel_ridge.gather import ROWWISE
-from ntkdask.workflows.ridge.plan import BATCH_ROWS, RidgePlan
-from ntkdask.workflows.stream import FeatureStream, load_map, store_map
+from ntkdask.store import TileStore
+from ntkdask.workflows.stream import ROWWISE, FeatureStream, load_map, store_map
 
 LABEL = "features"
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.execution.map_reduce import Node, reduce_tiles, tree_nodes
+from ntkdask.execution.map_reduce import reduce_tiles
 from ntkdask.execution.progress import Listener, Silent
 from ntkdask.execution.slabs import reduce_slabs
+from ntkdask.execution.tree import Node, tree_nodes
+from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.solvers.gram import GramSums, packed_length
 from ntkdask.store import TileStore
-from ntkdask.workflows.ridge.plan import RidgePlan
 from ntkdask.workflows.stream import FeatureStream
 
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from ntkdask.arrays import to_host
 from ntkdask.cache import shared
-from ntkdask.execution.map_reduce import Node, reduce_tiles
+from ntkdask.execution.map_reduce import reduce_tiles
 from ntkdask.execution.progress import Listener
+from ntkdask.execution.tree import Node
+from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.solvers.ridge import EighRidge
 from ntkdask.states import load_state
-from ntkdask.workflows.ridge.plan import RidgePlan
 from ntkdask.workflows.stream import FeatureStream
 
 

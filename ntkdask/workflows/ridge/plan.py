@@ -7,62 +7,19 @@ what is planned here.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from ntkdask.arrays import host_cores
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import DataDependentMap, learns, uses_targets
-from ntkdask.planning.pace import Pace, RowPace
-from ntkdask.planning.tiles import Plan, format_bytes, largest_rows, slab_rows
+from ntkdask.planning.resources import BASE_BYTES, BATCH_ROWS, Costs, Resources, RidgePlan
+from ntkdask.planning.tiles import Plan, largest_rows, slab_rows
 from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.solvers.gram import packed_length
-
-BASE_BYTES = 320 * 2**20
-"""A worker before its first task: Python, NumPy, SciPy, Numba, Zarr, Dask and its buffers (220 to 300 MiB measured)."""
-
-BATCH_ROWS = 4096
-"""Rows of a batch: more float32 products before they are added in float64 cost accuracy, fewer cost rate."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a plan may count on: the smallest worker's memory for one task (None: unknown), its device memory (0: no GPU),
-    threads of a task among others and of one alone on its host, how many tasks run at once, and the measured pace of the kernel, or of
-    the map, at hand (None: not measured)."""
-
-    memory_bytes: int | None = None
-    device_bytes: int = 0
-    threads: int = 1
-    solve_threads: int = 1
-    slots: int = 1
-    pace: Pace | None = None
-    row_pace: RowPace | None = None
-
-    @classmethod
-    def here(cls) -> Resources:
-        """This process alone, with every core; its memory is not bounded."""
-        return cls(None, 0, host_cores(), host_cores(), 1)
-
-
-@dataclass(frozen=True)
-class RidgePlan:
-    """Sizes of a ridge run, chosen once, stored, and used again on resume: they and the threads decide the bits."""
-
-    dtype: str
-    slab_rows: int
-    batch_rows: int
-    tile_rows: int
-    threads: int
-    solve_threads: int
-    device: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """As a table."""
-        return asdict(self)
+from ntkdask.wording import format_bytes
 
 
 @dataclass(frozen=True)
@@ -78,22 +35,6 @@ class RidgeShape:
     n_groups: int
     selection: str
     n_runs: int = 1
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Peak bytes of a worker by kind of task, the process's own included; flops, tasks and disk bytes of the run."""
-
-    memory: dict[str, int]
-    device_memory: int
-    flops: float
-    tasks: int
-    disk_bytes: int
-
-    @property
-    def worker_bytes(self) -> int:
-        """The largest task's peak."""
-        return max(self.memory.values())
 
 
 def plan_ridge(
@@ -179,17 +120,6 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
     flops = shape.n_runs * (float(shape.n_train) * m * m + 9.0 * m**3 * shape.n_groups)
     disk = shape.n_runs * (packed * (slabs + rounds) + 2 * per_pass * sums + 8 * shape.n_total * k + 8 * m * k)
     return Costs(memory, (gram + batch + scratch) if plan.device else 0, flops, tasks, disk)
-
-
-def require_memory(costs: Costs, resources: Resources) -> None:
-    """MemoryBudgetError when a stored plan, which decides the bits of a resumed run, does not fit the workers there are now."""
-    limit = resources.memory_bytes
-    if limit is not None and costs.worker_bytes > limit:
-        worst = max(costs.memory, key=lambda name: costs.memory[name])
-        raise MemoryBudgetError(
-            f"{worst} of the run's stored plan needs {format_bytes(costs.worker_bytes)} but a worker has {format_bytes(limit)}. "
-            "Go on with workers as large as the first run's, or plan anew with --overwrite."
-        )
 
 
 def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:

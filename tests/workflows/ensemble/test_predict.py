@@ -12,14 +12,15 @@ from ntkdask.datasets import write_dataset
 from ntkdask.errors import FingerprintError, InputError, MemoryBudgetError
 from ntkdask.matrices.factorize import factorize
 from ntkdask.networks import fully_connected
+from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing.targets import encode_targets
 from ntkdask.store import TileStore
 from ntkdask.workflows.ensemble.converged import predict_converged
+from ntkdask.workflows.ensemble.kernels import EnsembleMatrices
 from ntkdask.workflows.ensemble.plan import Training, plan_ensemble
-from ntkdask.workflows.ensemble.predict import EnsembleMatrices, predict_ensemble, predict_stored_ensemble
+from ntkdask.workflows.ensemble.predict import predict_ensemble, predict_stored_ensemble
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
-from ntkdask.workflows.ridge.plan import Resources
 
 NETWORK = fully_connected(2, bias_variance=0.1)
 TIMES = (0.0, 0.05, 2.0, math.inf)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from job_examples import Counter, Killed, stored
 
-from ntkdask import kernels
+from ntkdask import files, kernels
 from ntkdask.arrays import device_memory_bytes
 from ntkdask.datasets import open_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
@@ -34,7 +34,6 @@ from ntkdask.networks import convolutional, fully_connected
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.store import RECEIPTS, TileStore
-from ntkdask.workflows.kernel_matrix import build as module
 from ntkdask.workflows.kernel_matrix.build import build_kernel_matrix, kernel_matrix, open_matrix
 from ntkdask.workflows.kernel_matrix.plan import MatrixPlan, plan_matrix
 from ntkdask.workflows.stream import FeatureStream
@@ -537,8 +536,8 @@ def test_the_device_bounds_tiles_too():
 def test_a_run_that_does_not_fit_starts_nothing(tmp_path, monkeypatch):
     with pytest.raises(MemoryBudgetError):
         kernel_matrix(kernel(), rows(), url=tmp_path / "k", plan=Plan(memory_bytes=300 * MIB))
-    monkeypatch.setattr(module, "free_bytes", lambda path: 1000)
-    with pytest.raises(DiskSpaceError, match=r"takes 28.1 KiB more at .*, where 1000 B are free"):
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
+    with pytest.raises(DiskSpaceError, match=r"takes up to 28.1 KiB at .*, where 1,000 B are free"):
         kernel_matrix(kernel(), rows(), url=tmp_path / "k")
     assert not (tmp_path / "k" / "c").exists()
 

@@ -16,24 +16,18 @@ from ntkdask.jobs.kernel_ridge import KernelRidgeJob
 from ntkdask.jobs.run import run_job
 from ntkdask.jobs.training import SplitRule
 from ntkdask.kernels import NNGP, NTK, RBF, FlipAveraged, both
+from ntkdask.kernels.base import is_slow
 from ntkdask.networks import convolutional, fully_connected, myrtle
-from ntkdask.planning.pace import (
-    LEAST_TILE_SECONDS,
-    MOST_TASKS,
-    TILE_SECONDS,
-    TILES_PER_SLOT,
-    Pace,
-    duration,
-    elapsed_seconds,
-)
+from ntkdask.planning.pace import LEAST_TILE_SECONDS, MOST_TASKS, TILE_SECONDS, TILES_PER_SLOT, Pace, elapsed_seconds
+from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan, TileGrid
 from ntkdask.store import TileStore
+from ntkdask.wording import duration
 from ntkdask.workflows.kernel_matrix import calibrate as module
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix, plan_kernel_matrix
-from ntkdask.workflows.kernel_matrix.calibrate import calibrate, is_slow
+from ntkdask.workflows.kernel_matrix.calibrate import calibrate
 from ntkdask.workflows.kernel_matrix.plan import plan_matrix
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
-from ntkdask.workflows.ridge.plan import Resources
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 
 MILLISECOND, MICROSECOND = 1e-3, 1e-6
 IMAGES = NTK(convolutional(1))

@@ -25,8 +25,8 @@ from ntkdask.solvers.traces import inverse_trace, sign_probes
 from ntkdask.states import load_state, save_state
 from ntkdask.store import TileStore
 from ntkdask.workflows.kernel_ridge import systems as dual_systems
-from ntkdask.workflows.kernel_ridge.choose import PROBES, KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.fit import SCORE_NAMES, fit_kernel_ridge
+from ntkdask.workflows.kernel_ridge.options import PROBES, KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import convergence_note
 from ntkdask.workflows.kernel_ridge.plan import KernelShape, plan_kernel_ridge
 from ntkdask.workflows.model import KernelRidgeModel, load_model

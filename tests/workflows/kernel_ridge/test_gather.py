@@ -9,9 +9,9 @@ from ntkdask.errors import InputError
 from ntkdask.preprocessing import FittedPreprocessor, fit_in_memory
 from ntkdask.preprocessing.targets import encode_targets
 from ntkdask.states import save_state
-from ntkdask.workflows.kernel_ridge.gather import ROWWISE, Labels, gather, gather_in_memory
+from ntkdask.workflows.kernel_ridge.gather import Labels, gather, gather_in_memory
 from ntkdask.workflows.split import state_of
-from ntkdask.workflows.stream import FeatureStream
+from ntkdask.workflows.stream import ROWWISE, FeatureStream
 
 N = 41
 RNG = np.random.default_rng(3)

@@ -17,12 +17,12 @@ from ntkdask.jobs.run import run_job
 from ntkdask.jobs.training import SplitRule
 from ntkdask.kernels import NTK, RBF
 from ntkdask.networks import fully_connected
+from ntkdask.planning.resources import BASE_BYTES, Resources, require_memory
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import parse_steps
-from ntkdask.workflows.kernel_ridge.choose import KernelRidgeOptions
+from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, kernel_costs, plan_kernel_ridge
 from ntkdask.workflows.model import POINTS_BYTES
-from ntkdask.workflows.ridge.plan import BASE_BYTES, Resources, require_memory
 
 MIB, GIB = 2**20, 2**30
 SIZES = (300, 3000, 12_000, 34_298, 100_000)

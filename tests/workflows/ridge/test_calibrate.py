@@ -12,10 +12,10 @@ from ntkdask.features import NTKRandomFeatures
 from ntkdask.jobs.training import SplitRule
 from ntkdask.networks import fully_connected
 from ntkdask.planning.pace import RowPace
+from ntkdask.planning.resources import Resources
 from ntkdask.workflows.ridge import calibrate as module
 from ntkdask.workflows.ridge.calibrate import calibrate_features
 from ntkdask.workflows.ridge.fit import RidgeOptions
-from ntkdask.workflows.ridge.plan import Resources
 
 
 @dataclass(frozen=True)

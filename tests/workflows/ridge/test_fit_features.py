@@ -31,6 +31,7 @@ from ntkdask.features.alignment import Alignment
 from ntkdask.features.fitting import FittedMap, from_state, to_state
 from ntkdask.jobs.inspect import verify
 from ntkdask.networks import fully_connected
+from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor, parse_steps
 from ntkdask.preprocessing.targets import encode_targets
@@ -38,7 +39,7 @@ from ntkdask.states import save_state
 from ntkdask.workflows.model import RidgeModel
 from ntkdask.workflows.ridge.fit import RidgeOptions, fit_ridge
 from ntkdask.workflows.ridge.fit_features import fit_features
-from ntkdask.workflows.ridge.plan import Resources, RidgeShape, costs_of, plan_ridge
+from ntkdask.workflows.ridge.plan import RidgeShape, costs_of, plan_ridge
 from ntkdask.workflows.split import state_of
 from ntkdask.workflows.stream import FeatureStream, load_map
 

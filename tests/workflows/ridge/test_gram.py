@@ -16,7 +16,7 @@ from job_examples import (
 
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import FingerprintError, InputError
-from ntkdask.execution.map_reduce import tree_nodes
+from ntkdask.execution.tree import tree_nodes
 from ntkdask.preprocessing import FittedPreprocessor, fit_in_memory, parse_steps
 from ntkdask.preprocessing.targets import encode_targets
 from ntkdask.solvers.gram import GramSums

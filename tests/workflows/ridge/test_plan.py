@@ -11,10 +11,11 @@ from ntkdask.errors import MemoryBudgetError
 from ntkdask.execution import cluster, workers
 from ntkdask.jobs.run import run_job
 from ntkdask.jobs.training import SplitRule
+from ntkdask.planning.resources import BASE_BYTES, Costs, Resources, require_memory
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import parse_steps
 from ntkdask.workflows.ridge.fit import RidgeOptions
-from ntkdask.workflows.ridge.plan import BASE_BYTES, Costs, Resources, RidgeShape, costs_of, plan_ridge, require_memory
+from ntkdask.workflows.ridge.plan import RidgeShape, costs_of, plan_ridge
 
 MIB, GIB = 2**20, 2**30
 

@@ -1,0 +1,117 @@
+"""Files of runs: paths of urls, small files written whole or not at all, one writer a folder, free disk space.
+
+Refusals of the operating system become errors that say what to do. No Zarr here; `store` keeps tiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ntkdask.errors import DiskSpaceError, StoreError
+from ntkdask.wording import format_bytes
+
+
+def local_path(url: str | os.PathLike[str]) -> Path:
+    """The file-system path of a store url; StoreError for remote schemes."""
+    text = os.fspath(url)
+    if text.startswith("file://"):
+        text = text[len("file://") :]
+    elif "://" in text:
+        raise StoreError(f"{text}: only local or shared file systems hold stores for now. Give a path.")
+    return Path(text).absolute()
+
+
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn the operating system's refusals to write under `path` into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskSpaceError(
+                f"no space left to write {path}. Free some disk space and run the same command again: "
+                "everything committed so far is kept."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(
+                f"no permission to write {path}. Choose another folder or change its permissions."
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise StoreError(f"cannot write {path}: a file stands in the way. Choose another url.") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all (temporary file, then rename)."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def free_bytes(path: Path | str) -> int:
+    """Free bytes on the file system that holds (or will hold) `path`."""
+    path = local_path(path)
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def require_disk(path: Path | str, needed_bytes: int, what: str, advice: str) -> None:
+    """DiskSpaceError, with the numbers, where fewer than needed_bytes are free for `what`. advice: what else would help."""
+    free = free_bytes(path)
+    if needed_bytes > free:
+        raise DiskSpaceError(
+            f"{what} takes up to {format_bytes(needed_bytes)} at {path}, where {format_bytes(free)} are free. "
+            f"Free some space, {advice}."
+        )
+
+
+def remove(path: Path | str) -> None:
+    """Delete a store with everything in it; nothing when it is not there."""
+    path = local_path(path)
+    with writing(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path | str) -> Iterator[None]:
+    """Hold a run's folder alone; StoreError when another driver has it. The lock goes with the process, however it ends."""
+    folder = local_path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")  # noqa: SIM115 (closed below: it must outlive this block)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise StoreError(f"{folder} is in use by another run. Wait for it, or choose another name.") from error
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def sweep(root: Path | str, older_than_seconds: float = 3600.0) -> int:
+    """Delete temporary files that killed writers left under `root`, when older than an hour; returns how many."""
+    count, now = 0, time.time()
+    for folder, _, files in os.walk(local_path(root)):
+        for name in files:
+            if ".partial" in name or name.endswith(".tmp"):
+                path = Path(folder) / name
+                with contextlib.suppress(FileNotFoundError):
+                    if now - path.stat().st_mtime > older_than_seconds:
+                        path.unlink()
+                        count += 1
+    return count
