@@ -62,9 +62,13 @@ def images(request: dict) -> dict:
     few = request["compared"]
     matrices = [np.asarray(jitted(*(side[:few] for side in np.load(path)))).tolist() for path in request["pairs"]]
     return {
-        "batch": best, "seconds_per_pair": seconds, "tried": tried, "compile_seconds": compiling[best], "matrices": matrices,
+        "batch": best,
+        "seconds_per_pair": seconds,
+        "tried": tried,
+        "compile_seconds": compiling[best],
+        "matrices": matrices,
         "versions": f"neural-tangents {neural_tangents.__version__}, jax {jax.__version__}",
-    }  # fmt: skip
+    }
 
 
 def _layer(name: str, size: int) -> tuple:

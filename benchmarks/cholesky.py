@@ -89,9 +89,13 @@ def run(folder: Path, workers: int, cores: int, a, flops: float, lapack: float, 
         client = stack.enter_context(connect(n_workers=workers, cuda=False)) if workers else None
         started = time.perf_counter()
         factor = factorize(
-            folder / "matrix", ALPHA, url=folder / f"factor-{workers}", dtype=a.dtype, client=client,
+            folder / "matrix",
+            ALPHA,
+            url=folder / f"factor-{workers}",
+            dtype=a.dtype,
+            client=client,
             threads=max(1, cores // max(1, workers)),
-        )  # fmt: skip
+        )
         rate = flops / (time.perf_counter() - started)
     store = TileStore.open(factor.url)
     error = max(float(np.abs(store.read(i) - expected[store.slices(i)]).max()) for i in store.indices() if i[0] != i[1])

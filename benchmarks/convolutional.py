@@ -41,17 +41,7 @@ from benchmarks._operations import count
 from ntkdask import threads
 from ntkdask.arrays import Array, gpu_status, namespace, to_device, to_host
 from ntkdask.kernels import NTK
-from ntkdask.networks import (
-    Activation,
-    AvgPool,
-    Conv,
-    Dense,
-    Flatten,
-    GlobalAvgPool,
-    Network,
-    convolutional,
-    myrtle,
-)
+from ntkdask.networks import Activation, AvgPool, Conv, Dense, Flatten, GlobalAvgPool, Network, convolutional, myrtle
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "convolutional(3)": partial(convolutional, 3),
@@ -159,14 +149,22 @@ def ask_peer(network: Network, dtype: str, pairs: dict[str, np.ndarray], a: argp
             paths.append(str(Path(folder) / f"{kind}.npy"))
             np.save(paths[-1], sides.astype(dtype))
         request = {
-            "layers": peer_layers(network), "dtype": dtype, "pairs": paths, "batches": PEER_BATCHES[_flattens(network)],
-            "repeats": a.peer_repeats, "limit_seconds": a.limit, "compared": COMPARED,
-        }  # fmt: skip
+            "layers": peer_layers(network),
+            "dtype": dtype,
+            "pairs": paths,
+            "batches": PEER_BATCHES[_flattens(network)],
+            "repeats": a.peer_repeats,
+            "limit_seconds": a.limit,
+            "compared": COMPARED,
+        }
         answer = subprocess.run(
             [a.peer, str(Path(__file__).with_name("_neural_tangents.py")), "images"],
-            input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True,
+            input=json.dumps(request),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )  # fmt: skip
+        )
     return json.loads(answer.stdout)
 
 
@@ -199,7 +197,7 @@ def measure(name: str, peaks: dict[str, _arithmetic.Rates], a: argparse.Namespac
 
 def difference(
     kernel: NTK, pairs: dict[str, np.ndarray], dtype: str, matrices: list[list[list[float]]], gpu: bool
-) -> float:  # fmt: skip
+) -> float:
     """The largest |Θ − matrix|/√(Θ(x,x)·Θ(y,y)) over the first rows of every kind of images."""
     found = 0.0
     for (x, y), matrix in zip(pairs.values(), matrices, strict=True):

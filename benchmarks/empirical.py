@@ -58,9 +58,15 @@ def small_cnn(channels: int = 32) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = (
-            nn.Conv2d(3, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, 2 * c, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        )  # fmt: skip
+            nn.Conv2d(3, c, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
         return nn.Sequential(*layers, nn.Linear(4 * c, 10)).eval()
 
 
@@ -146,9 +152,11 @@ def floor_parts(module: nn.Module, n: int, repeats: int) -> dict[str, float]:
         forming += best(lambda g=g, a=a, out=out: torch.bmm(g, a, out=out), repeats) / few
     rate = product_rate(n, repeats)
     return {
-        "forward": ahead * n / rows, "backward": (there_and_back - ahead) * n / rows, "gradients": forming * n,
+        "forward": ahead * n / rows,
+        "backward": (there_and_back - ahead) * n / rows,
+        "gradients": forming * n,
         "products": n * n * n_parameters(module) / rate,
-    }  # fmt: skip
+    }
 
 
 def product_rate(n: int, repeats: int) -> float:

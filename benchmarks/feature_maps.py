@@ -44,10 +44,17 @@ from ntkdask.solvers.dual import DualEigh
 
 SEED = 0
 DEFAULT_MAPS = (
-    "NTKRandomFeatures", "NTKRandomFeatures:sampling=spherical", "NTKSketch", "HomogeneousSketch", "GradientFeatures",
-    "FourierFeatures", "FourierFeatures:sampling=orthogonal", "Nystrom", "Nystrom:landmarks=leverage",
+    "NTKRandomFeatures",
+    "NTKRandomFeatures:sampling=spherical",
+    "NTKSketch",
+    "HomogeneousSketch",
+    "GradientFeatures",
+    "FourierFeatures",
+    "FourierFeatures:sampling=orthogonal",
+    "Nystrom",
+    "Nystrom:landmarks=leverage",
     "Nystrom:landmarks=kmeans++",
-)  # fmt: skip
+)
 DIGITS_TEST = 500
 
 
@@ -197,20 +204,35 @@ def speed(a: argparse.Namespace) -> None:
     shallow, deep = fully_connected(1), convolutional(3)
     dense = _dense_maps
     cases: list[tuple[str, FeatureMap, Callable[..., np.ndarray], np.ndarray, np.ndarray]] = [
-        ("NTKRandomFeatures, depth 1", NTKRandomFeatures(shallow, m), lambda x, s: dense.random_features(x, m, 1, s), rows, few),
         (
-            "NTKRandomFeatures, structured", NTKRandomFeatures(shallow, m, sampling="structured", exact_norms=True),
-            lambda x, s: dense.random_features(x, m, 1, s), rows, few,
+            "NTKRandomFeatures, depth 1",
+            NTKRandomFeatures(shallow, m),
+            lambda x, s: dense.random_features(x, m, 1, s),
+            rows,
+            few,
         ),
         (
-            "NTKSketch, degree 8", NTKSketch(shallow, m, degree=8),
-            lambda x, s: dense.polynomial_sketch(x, m, 1, 8, s), rows, few,
+            "NTKRandomFeatures, structured",
+            NTKRandomFeatures(shallow, m, sampling="structured", exact_norms=True),
+            lambda x, s: dense.random_features(x, m, 1, s),
+            rows,
+            few,
         ),
         (
-            "CNTKSketch, depth 3", CNTKSketch(deep, c),
-            lambda x, s: dense.convolutional_sketch(x, c, 3, 4, s), images, crops,
+            "NTKSketch, degree 8",
+            NTKSketch(shallow, m, degree=8),
+            lambda x, s: dense.polynomial_sketch(x, m, 1, 8, s),
+            rows,
+            few,
         ),
-    ]  # fmt: skip
+        (
+            "CNTKSketch, depth 3",
+            CNTKSketch(deep, c),
+            lambda x, s: dense.convolutional_sketch(x, c, 3, 4, s),
+            images,
+            crops,
+        ),
+    ]
     print(
         f"{a.threads} threads, load {os.getloadavg()}, float32; images: {what}; error: relative Frobenius, mean of three seeds"
     )

@@ -58,9 +58,15 @@ def main() -> None:
         for sampling in a.sampling:
             features = NTKRandomFeatures(fully_connected(1), a.components, sampling=sampling)
             job = RidgeJob(
-                f"protein-{sampling}", data, None, SplitRule(folds=4), (Standardize(),), features,
-                RidgeOptions(tuple(np.logspace(-6, 3, 19))), plan=Plan(dtype="float32"),
-            )  # fmt: skip
+                f"protein-{sampling}",
+                data,
+                None,
+                SplitRule(folds=4),
+                (Standardize(),),
+                features,
+                RidgeOptions(tuple(np.logspace(-6, 3, 19))),
+                plan=Plan(dtype="float32"),
+            )
             metrics = run_job(job, Path(folder) / sampling, resources=resources(client), client=client)
             mse = [f["test"]["mse"] for f in metrics["folds"]]
             print(

@@ -42,9 +42,16 @@ NETWORKS: dict[str, Callable[[int, int, tuple[int, ...]], Any]] = {
 """The paper's networks by width (of layers, of the first group's channels, or the widening factor), outputs and shape of a row."""
 
 COLUMNS = (
-    "off_diagonal_ratio", "frobenius", "lambda_max_difference", "lambda_min_difference", "prediction_difference", "accuracy",
-    "pntk_accuracy", "entk_accuracy", "seconds",
-)  # fmt: skip
+    "off_diagonal_ratio",
+    "frobenius",
+    "lambda_max_difference",
+    "lambda_min_difference",
+    "prediction_difference",
+    "accuracy",
+    "pntk_accuracy",
+    "entk_accuracy",
+    "seconds",
+)
 
 
 def theorem_data(rows: int, outputs: int, d: int = 20) -> SweepData:
@@ -78,12 +85,16 @@ def linearization(widths: Sequence[int], seeds: int, depth: int = 1, steps: int 
     found = [
         [
             linearization_error(
-                FiniteNetwork(network, w, 3, data.x.shape[1:], seed).build().double(), data.x, y, data.x_test, steps=steps
+                FiniteNetwork(network, w, 3, data.x.shape[1:], seed).build().double(),
+                data.x,
+                y,
+                data.x_test,
+                steps=steps,
             )
             for w in widths
         ]
         for seed in range(seeds)
-    ]  # fmt: skip
+    ]
     values = {
         n: np.array([[getattr(e, n) for e in row] for row in found]) for n in ("taylor", "dynamics", "worst", "moved")
     }

@@ -36,9 +36,15 @@ def one_run(folder: Path, n: int, d: int, m: int) -> dict:
     y = np.sin(x[:, :8].sum(axis=1)).astype(np.float64)
     data = write_dataset(str(folder / f"data-{n}"), x, y, kind="regression")
     job = RidgeJob(
-        f"scaling-{n}", data, None, SplitRule(test=0.1), (Standardize(),), NTKRandomFeatures(fully_connected(1), m),
-        RidgeOptions(tuple(np.logspace(-2, 4, 7))), plan=Plan(dtype="float32"),
-    )  # fmt: skip
+        f"scaling-{n}",
+        data,
+        None,
+        SplitRule(test=0.1),
+        (Standardize(),),
+        NTKRandomFeatures(fully_connected(1), m),
+        RidgeOptions(tuple(np.logspace(-2, 4, 7))),
+        plan=Plan(dtype="float32"),
+    )
     with cluster.connect(cuda=False) as client:
         return run_job(job, folder / f"run-{n}", resources=resources(client), client=client)
 

@@ -9,8 +9,11 @@ from typing import Any
 
 
 def lazy_names(
-    package: str, homes: Mapping[str, Sequence[str]], submodules: Sequence[str] = (), before: Callable[[str, str], None] | None = None
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:  # fmt: skip
+    package: str,
+    homes: Mapping[str, Sequence[str]],
+    submodules: Sequence[str] = (),
+    before: Callable[[str, str], None] | None = None,
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """(__getattr__, __dir__) of a package whose names live in `homes`: {submodule: names in it}, and whose `submodules` are names too.
 
     before(name, home) is called first, and may raise. AttributeError for any other name.

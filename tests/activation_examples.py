@@ -59,12 +59,7 @@ EXAMPLES = [
         lambda t: 1.8 * np.cos(math.sqrt(2) * 0.9 * t + math.pi / 4),
     ),
     ("gaussian", {"A": 0.6}, lambda t: np.exp(-0.6 * t * t), lambda t: -1.2 * t * np.exp(-0.6 * t * t)),
-    (
-        "gabor",
-        {},
-        lambda t: np.exp(-t * t) * np.sin(t),
-        lambda t: np.exp(-t * t) * (np.cos(t) - 2 * t * np.sin(t)),
-    ),
+    ("gabor", {}, lambda t: np.exp(-t * t) * np.sin(t), lambda t: np.exp(-t * t) * (np.cos(t) - 2 * t * np.sin(t))),
     ("gelu", {}, lambda t: t * ndtr(t), lambda t: ndtr(t) + t * _density(t)),
     ("elu", {}, lambda t: np.where(t > 0, t, np.expm1(np.minimum(t, 0))), lambda t: np.exp(np.minimum(t, 0))),
     ("hermite", {"q": 0}, np.ones_like, np.zeros_like),

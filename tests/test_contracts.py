@@ -6,16 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from contracts import (
-    KERNELS,
-    LEARNED,
-    MAPS,
-    images,
-    import_all,
-    normwise,
-    peak_bytes,
-    rows,
-)
+from contracts import KERNELS, LEARNED, MAPS, images, import_all, normwise, peak_bytes, rows
 
 from ntkdask import registry
 from ntkdask.errors import InputError, JobError

@@ -38,7 +38,7 @@ class Run:
         self.log = open(folder / f"{name}.log", "a")  # noqa: SIM115 (closed in finish)
         self.process = subprocess.Popen(
             [*COMMAND, job, "--folder", name], cwd=folder, stdout=self.log, stderr=self.log, start_new_session=True
-        )  # fmt: skip
+        )
 
     def computed(self) -> Counter:
         """How often each node of the Gram's tree has a receipt."""

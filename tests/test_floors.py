@@ -30,9 +30,25 @@ GROUND = {
     "states",
 }
 FLOORS = (
-    "ground", "planning", "activations", "networks", "preprocessing", "solvers", "modules", "kernels", "features", "datasets",
-    "execution", "matrices", "workflows", "jobs", "estimators", "report", "cli", "ntkdask",
-)  # fmt: skip
+    "ground",
+    "planning",
+    "activations",
+    "networks",
+    "preprocessing",
+    "solvers",
+    "modules",
+    "kernels",
+    "features",
+    "datasets",
+    "execution",
+    "matrices",
+    "workflows",
+    "jobs",
+    "estimators",
+    "report",
+    "cli",
+    "ntkdask",
+)
 """From the ground up: a floor is a folder of the package; the ground is its files."""
 
 DOORS = {

@@ -463,7 +463,7 @@ def test_a_state_that_lost_a_file_can_be_saved_again(tmp_path):
 
 HOLD = """
 import sys, time
-from ntkdask.store import exclusive
+from ntkdask.files import exclusive
 with exclusive(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -1,16 +1,6 @@
 """Activations σ with their dual activations; `get` finds one by its name, `from_function` makes one of any σ."""
 
-from ntkdask.activations.analytic import (
-    GELU,
-    Cos,
-    Erf,
-    Exp,
-    Gabor,
-    Gaussian,
-    NormalizedGaussian,
-    RBFActivation,
-    Sin,
-)
+from ntkdask.activations.analytic import GELU, Cos, Erf, Exp, Gabor, Gaussian, NormalizedGaussian, RBFActivation, Sin
 from ntkdask.activations.base import ActivationFunction, get
 from ntkdask.activations.elu import ELU
 from ntkdask.activations.function import FromFunction, from_function

@@ -64,9 +64,13 @@ def data_import(
         task = bar.add_task("import", total=None)
         column: str | int | None = int(target) if target is not None and target.lstrip("-").isdigit() else target
         parts = import_dataset(
-            source, url, format=format, target=column, overwrite=overwrite,
+            source,
+            url,
+            format=format,
+            target=column,
+            overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+        )
     for name, dataset in parts.items():
         typer.echo(f"{name}: {dataset.n:,} rows of {dataset.row_shape} {dataset.dtype} -> {dataset.url}")
 
@@ -82,9 +86,13 @@ def data_info(url: Annotated[str, typer.Argument(help="A dataset's url.")]) -> N
     for name, dataset in open_parts(url).items():
         table = Table(title=f"{url} ({name})", show_header=False)
         facts: dict[str, Any] = {
-            "rows": f"{dataset.n:,}", "row": f"{dataset.row_shape} {dataset.dtype}", "kind": dataset.kind,
-            "classes": ", ".join(dataset.class_names or ()) or "none", "digest": dataset.digest, **dataset.provenance,
-        }  # fmt: skip
+            "rows": f"{dataset.n:,}",
+            "row": f"{dataset.row_shape} {dataset.dtype}",
+            "kind": dataset.kind,
+            "classes": ", ".join(dataset.class_names or ()) or "none",
+            "digest": dataset.digest,
+            **dataset.provenance,
+        }
         for key, value in facts.items():
             table.add_row(key, str(value))
         Console().print(table)
@@ -101,11 +109,17 @@ def _ridge_job(spec_path: Path, settings: list[str] | None, folder: Path | None)
 
 @app.command()
 def plan(
-    job: JobFile, set_: Settings = None, folder: Folder = None, scheduler: Scheduler = None,
-    scheduler_file: SchedulerFile = None, n_workers: Workers = None,
-    workers_: Annotated[int | None, typer.Option("--workers", min=1, help="Plan for so many workers like these.")] = None,
+    job: JobFile,
+    set_: Settings = None,
+    folder: Folder = None,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
+    n_workers: Workers = None,
+    workers_: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Plan for so many workers like these.")
+    ] = None,
     calibrate: Annotated[bool, typer.Option(help="Measure the kernel for a second to predict time.")] = True,
-) -> None:  # fmt: skip
+) -> None:
     """What a job will take, before anything runs: tiles, time, tasks, flops, disk, memory per worker against its budget."""
     from ntkdask.cli.console import print_plan
     from ntkdask.execution import cluster, workers
@@ -125,10 +139,17 @@ def plan(
 
 @app.command()
 def run(
-    job: JobFile, set_: Settings = None, folder: Folder = None, scheduler: Scheduler = None,
-    scheduler_file: SchedulerFile = None, local: Local = False, n_workers: Workers = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again, deleting the run that is there.")] = False,
-) -> None:  # fmt: skip
+    job: JobFile,
+    set_: Settings = None,
+    folder: Folder = None,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
+    local: Local = False,
+    n_workers: Workers = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start again, deleting the run that is there.")
+    ] = False,
+) -> None:
     """Run a job, or go on with it where it stopped; writes metrics.json and report.html to its folder."""
     from ntkdask.cli.console import run_on_cluster
     from ntkdask.errors import JobError
@@ -146,8 +167,10 @@ def run(
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep file (TOML): jobs/*-pseudo-ntk.toml.")],
-    folder: Folder = None, scheduler: Scheduler = None, scheduler_file: SchedulerFile = None,
-) -> None:  # fmt: skip
+    folder: Folder = None,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
+) -> None:
     """Pseudo-NTK beside empirical NTK over networks, widths and epochs, or go on where it stopped: table and figures."""
     from ntkdask.cli.console import run_sweep
 
@@ -217,9 +240,7 @@ def doctor(folder: Annotated[Path, typer.Argument(help="Folder for the store wri
 
 
 @app.command()
-def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; all by default.")] = None,
-) -> None:
+def bench(names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; all by default.")] = None) -> None:
     """Run the benchmarks of a checkout (benchmarks/): ratios in one run, against peers and the machine's floor."""
     from ntkdask.cli.console import run_benchmarks
 

@@ -46,27 +46,43 @@ class Bars:
 def progress_bars() -> Progress:
     """Live bars, one for each stage."""
     return Progress(
-        TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
         console=console,
-    )  # fmt: skip
+    )
 
 
 def run_on_cluster(
-    job: TrainingJob, folder: Path, spec: Job, *, scheduler: str | None, scheduler_file: Path | None, n_workers: int | None,
+    job: TrainingJob,
+    folder: Path,
+    spec: Job,
+    *,
+    scheduler: str | None,
+    scheduler_file: Path | None,
+    n_workers: int | None,
     overwrite: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Run a job on an attached or a local cluster with live bars; writes the report and prints the result."""
     run = spec.spec.run
     attached = scheduler is not None or scheduler_file is not None
-    options: dict[str, Any] = {} if attached else {
-        "n_workers": n_workers or run.n_workers, "worker_memory": memory_bytes(run.worker_memory)}  # fmt: skip
+    options: dict[str, Any] = (
+        {} if attached else {"n_workers": n_workers or run.n_workers, "worker_memory": memory_bytes(run.worker_memory)}
+    )
     with cluster.connect(scheduler, scheduler_file=scheduler_file, **options) as client:
         console.print(workers.describe(client), highlight=False, soft_wrap=True)
         with progress_bars() as progress:
             metrics = run_job(
-                job, folder, resources=workers.resources(client), client=client, listener=Bars(progress), overwrite=overwrite,
+                job,
+                folder,
+                resources=workers.resources(client),
+                client=client,
+                listener=Bars(progress),
+                overwrite=overwrite,
                 resolved=spec.to_config(),
-            )  # fmt: skip
+            )
     console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
     for line in _result_lines(metrics):
         console.print(line, highlight=False)
@@ -107,8 +123,14 @@ def _result_lines(metrics: dict[str, Any]) -> list[str]:
 
 
 def print_plan(
-    job: TrainingJob, folder: Path, resources: Resources, *, client: Any = None, slots: int | None = None, calibrate: bool = True
-) -> None:  # fmt: skip
+    job: TrainingJob,
+    folder: Path,
+    resources: Resources,
+    *,
+    client: Any = None,
+    slots: int | None = None,
+    calibrate: bool = True,
+) -> None:
     """Print what a job will take; MemoryBudgetError or DiskSpaceError, with the numbers, when it cannot run.
 
     calibrate: measure its kernel, on the client's workers or here, and predict time. slots: plan for so many tasks at once, on workers

@@ -88,10 +88,18 @@ class _KernelRidge(RidgeBase):
         )
         dtype, folder = numerics_dtype(source.x), source.folder
         # in memory nothing is recorded, and a kernel need not be describable
-        fingerprint = {} if folder is None else {
-            "data": source.digest, "n_classes": n_classes, "kernel": registry.to_config(kernel), "dtype": dtype,
-            "solver": {**asdict(options), "folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED}, "numerics": NUMERICS,
-        }  # fmt: skip
+        fingerprint = (
+            {}
+            if folder is None
+            else {
+                "data": source.digest,
+                "n_classes": n_classes,
+                "kernel": registry.to_config(kernel),
+                "dtype": dtype,
+                "solver": {**asdict(options), "folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED},
+                "numerics": NUMERICS,
+            }
+        )
         record = Record.open(folder, fingerprint)
         found = found_resources(self.client, source.x)
         shape, asked = _shape(source.rows, k), Plan(dtype=dtype)

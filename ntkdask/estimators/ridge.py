@@ -70,19 +70,35 @@ class _Ridge(RidgeBase):
         dtype, folder = numerics_dtype(source.x), source.folder
         features = fitted_here(self.features, source.x, source.targets, dtype)
         # in memory nothing is recorded, and a map need not be describable
-        fingerprint = {} if folder is None else {
-            "data": source.digest, "n_classes": n_classes, "features": registry.to_config(features), "dtype": dtype,
-            "solver": {**asdict(options), "folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED}, "numerics": NUMERICS,
-        }  # fmt: skip
+        fingerprint = (
+            {}
+            if folder is None
+            else {
+                "data": source.digest,
+                "n_classes": n_classes,
+                "features": registry.to_config(features),
+                "dtype": dtype,
+                "solver": {**asdict(options), "folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED},
+                "numerics": NUMERICS,
+            }
+        )
         if folder is not None:
             features = shipped(features, folder / "state", self.client)
         record = Record.open(folder, fingerprint)
         plan = _plan(source.rows, features, options, k, dtype, found_resources(self.client, source.x), record, folder)
         rows, groups = source.dealt(options.selection, options.n_groups(INNER_FOLDS), record)
         return fit_ridge(
-            rows, groups, options, plan, features=features, n_classes=n_classes, k=k, url=folder, client=self.client,
+            rows,
+            groups,
+            options,
+            plan,
+            features=features,
+            n_classes=n_classes,
+            k=k,
+            url=folder,
+            client=self.client,
             record=record,
-        )  # fmt: skip
+        )
 
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
         model = self.model_
@@ -138,15 +154,27 @@ class RidgeRegressor(RegressorPart, _Ridge):
 
 
 def _plan(
-    rows: Rows, features: FeatureMap | None, options: RidgeOptions, k: int, dtype: str, found: Resources,
-    record: Record | None = None, folder: Path | None = None,
-) -> RidgePlan:  # fmt: skip
+    rows: Rows,
+    features: FeatureMap | None,
+    options: RidgeOptions,
+    k: int,
+    dtype: str,
+    found: Resources,
+    record: Record | None = None,
+    folder: Path | None = None,
+) -> RidgePlan:
     """Sizes that fit; those of the first run when the record has them."""
     d = int(np.prod(rows.row_shape, dtype=int))
     shape = RidgeShape(
-        rows.n_total, rows.n_total, rows.row_shape, d * np.dtype(rows.dtype).itemsize,
-        d if features is None else features.n_components, k, options.n_groups(INNER_FOLDS), options.selection,
-    )  # fmt: skip
+        rows.n_total,
+        rows.n_total,
+        rows.row_shape,
+        d * np.dtype(rows.dtype).itemsize,
+        d if features is None else features.n_components,
+        k,
+        options.n_groups(INNER_FOLDS),
+        options.selection,
+    )
     plan = plan_ridge(shape, features, (), plan=Plan(dtype=dtype), resources=found)
     if folder is None or record is None:
         return plan

@@ -51,9 +51,18 @@ class _CombineTask:
 
 
 def reduce_slabs(
-    slab: Callable[[Tile], np.ndarray], combine: Callable[[np.ndarray, np.ndarray], np.ndarray], n_total: int, length: int,
-    plan: RidgePlan, *, url: Path, client: Any, listener: Listener, fingerprint: dict[str, Any], label: str,
-) -> tuple[str, int]:  # fmt: skip
+    slab: Callable[[Tile], np.ndarray],
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    n_total: int,
+    length: int,
+    plan: RidgePlan,
+    *,
+    url: Path,
+    client: Any,
+    listener: Listener,
+    fingerprint: dict[str, Any],
+    label: str,
+) -> tuple[str, int]:
     """(url, index) of the tile that holds the sum, (1, length) float64, over all slabs of n_total rows.
 
     slab(tile) sums the selected rows of a slab into (length,) float64; combine(left, right) may reuse left. Both travel to the
@@ -78,9 +87,16 @@ def reduce_slabs(
         listener.task(slab_label, done)
 
     root = reduce_tiles(
-        _SlabTask(slab, str(store.path)), _CombineTask(combine, str(store.path), places), tiles, client, label=slab_label,
-        sum_label=f"{label}-sum", known=known, receive=receive, threads=plan.threads,
-    )  # fmt: skip
+        _SlabTask(slab, str(store.path)),
+        _CombineTask(combine, str(store.path), places),
+        tiles,
+        client,
+        label=slab_label,
+        sum_label=f"{label}-sum",
+        known=known,
+        receive=receive,
+        threads=plan.threads,
+    )
     return str(store.path), root.index[0]
 
 

@@ -82,9 +82,12 @@ def resources(client: Client) -> Resources:
     for fact in facts:
         hosts[fact["host"]].update(fact["affinity"])
     return Resources(
-        min(limits, default=None), min(devices, default=0), _threads_per_task(facts),
-        min(len(cores) for cores in hosts.values()), sum(f["slots"] for f in facts),
-    )  # fmt: skip
+        min(limits, default=None),
+        min(devices, default=0),
+        _threads_per_task(facts),
+        min(len(cores) for cores in hosts.values()),
+        sum(f["slots"] for f in facts),
+    )
 
 
 def local_resources(n_workers: int | None, worker_memory: int | None) -> Resources:

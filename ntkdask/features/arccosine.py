@@ -46,9 +46,7 @@ def step_weights(seed: int, path: seeds.Path, d: int, m: int, like: Array, sampl
     return _cached("step", seed, path, d, m, like, lambda: seeds.normals(seed, path, d, m, like.dtype.name))
 
 
-def relu_weights(
-    seed: int, path: seeds.Path, d: int, m: int, sampling: str, like: Array, n_sweeps: int = 1
-) -> Weights:  # fmt: skip
+def relu_weights(seed: int, path: seeds.Path, d: int, m: int, sampling: str, like: Array, n_sweeps: int = 1) -> Weights:
     """(d, m) weights with the factor that makes relu(xᵀW) features of κ₁: E⟨relu(xᵀW), relu(yᵀW)⟩ = ‖x‖‖y‖κ₁.
 
     "gaussian": √(2/m)·N(0, I). "spherical": √(2d/m)·u, u uniform on the sphere, which has exactly the law of the

@@ -208,10 +208,15 @@ class NTKSketch(FeatureMapBase):
             polynomial = self._sketch(slope, m, (*path, "slope")) if by_sketch else None
             slopes = Slope(polynomial, np.sqrt(slope[slope > 0]), m)
         return Stage(
-            layer, covariance, np.sqrt(value[value > 0]), slopes,
+            layer,
+            covariance,
+            np.sqrt(value[value > 0]),
+            slopes,
             TensorSRHT(n_tensor, self.seed, (*path, "tensor")) if n_tensor else None,
-            variance * gain * after.weight_variance, after.weight_variance, after.trainable,
-        )  # fmt: skip
+            variance * gain * after.weight_variance,
+            after.weight_variance,
+            after.trainable,
+        )
 
     def _sketch(self, coefficients: np.ndarray, n_components: int, path: tuple) -> DotProductSketch:
         degrees = tuple(np.flatnonzero(coefficients).tolist())

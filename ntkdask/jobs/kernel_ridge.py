@@ -72,9 +72,19 @@ class KernelRidgeJob(TrainingJob):
         """Preprocessing, kernel matrix and dual solution on the training rows of one outer fold."""
         assert isinstance(plan, KernelRidgePlan)
         return fit_kernel_ridge(
-            fold.train, fold.groups, self.options, plan, kernel=self.kernel, steps=self.steps, n_classes=self.n_classes,
-            url=site.url, client=site.client, listener=site.listener, record=site.record, name=site.name,
-        )  # fmt: skip
+            fold.train,
+            fold.groups,
+            self.options,
+            plan,
+            kernel=self.kernel,
+            steps=self.steps,
+            n_classes=self.n_classes,
+            url=site.url,
+            client=site.client,
+            listener=site.listener,
+            record=site.record,
+            name=site.name,
+        )
 
     def measured(self, resources: Resources, client: Any = None, *, always: bool = False) -> Resources:
         """With the pace of the kernel where it is slow: that bounds tiles and tasks of predictions."""
@@ -97,7 +107,7 @@ class KernelRidgeJob(TrainingJob):
             "time of kernel-tile": f"{duration(t.tile_seconds)} a tile, {duration(t.matrix_seconds)} {on}: "
             f"{t.matrix_work / 3600:.3g} {unit}-hours",
             "time of predict": f"{duration(t.predict_seconds)} {on}: {t.predict_work / 3600:.3g} {unit}-hours",
-        }  # fmt: skip
+        }
 
     def size_words(self, plan: RidgePlan) -> dict[str, str]:
         """Matrix, tiles and solver."""

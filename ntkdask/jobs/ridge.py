@@ -45,9 +45,16 @@ class RidgeJob(TrainingJob):
         data = self.train
         m = int(np.prod(data.row_shape)) if self.features is None else self.features.n_components
         return RidgeShape(
-            data.n, self.n_train, data.row_shape, self.row_bytes, m, self.n_targets, self._n_groups, self.options.selection,
+            data.n,
+            self.n_train,
+            data.row_shape,
+            self.row_bytes,
+            m,
+            self.n_targets,
+            self._n_groups,
+            self.options.selection,
             self.n_outer,
-        )  # fmt: skip
+        )
 
     @property
     def _n_groups(self) -> int:
@@ -69,9 +76,20 @@ class RidgeJob(TrainingJob):
     def fit(self, fold: Fold, plan: RidgePlan, site: Site) -> RidgeFit:
         """Preprocessing, Gram sums and ridge on the training rows of one outer fold."""
         return fit_ridge(
-            fold.train, fold.groups, self.options, plan, features=self.features, steps=self.steps, n_classes=self.n_classes,
-            k=self.n_targets, url=site.url, client=site.client, listener=site.listener, record=site.record, name=site.name,
-        )  # fmt: skip
+            fold.train,
+            fold.groups,
+            self.options,
+            plan,
+            features=self.features,
+            steps=self.steps,
+            n_classes=self.n_classes,
+            k=self.n_targets,
+            url=site.url,
+            client=site.client,
+            listener=site.listener,
+            record=site.record,
+            name=site.name,
+        )
 
     def measured(self, resources: Resources, client: Any = None, *, always: bool = False) -> Resources:
         """With the pace of the map where the time is to be told; it decides nothing."""
@@ -79,9 +97,16 @@ class RidgeJob(TrainingJob):
             return resources
         plan, m = self.plan_for(resources)[0], self.shape().m
         pace = calibrate_features(
-            self.features, self.train.row_shape, plan.dtype, plan.batch_rows, m,
-            client=client, slots=resources.slots, n_threads=resources.threads, device=plan.device,
-        )  # fmt: skip
+            self.features,
+            self.train.row_shape,
+            plan.dtype,
+            plan.batch_rows,
+            m,
+            client=client,
+            slots=resources.slots,
+            n_threads=resources.threads,
+            device=plan.device,
+        )
         return replace(resources, row_pace=pace)
 
     def time_words(self, plan: RidgePlan, resources: Resources) -> dict[str, str]:
@@ -102,7 +127,7 @@ class RidgeJob(TrainingJob):
             f"thread{'s' if pace.threads != 1 else ''}",
             "time of gram-slab": f"{duration(mapped + products)} {on}: features {duration(mapped)}, products {duration(products)}",
             "time of predict": f"{duration(predict)} {on}",
-        }  # fmt: skip
+        }
 
     def size_words(self, plan: RidgePlan) -> dict[str, str]:
         """Features and slabs."""

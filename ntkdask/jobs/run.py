@@ -66,9 +66,15 @@ class _Recorder:
 
 
 def run_job(
-    job: TrainingJob, folder: Path, *, resources: Resources | None = None, client: Any = None, listener: Listener | None = None,
-    overwrite: bool = False, resolved: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    job: TrainingJob,
+    folder: Path,
+    *,
+    resources: Resources | None = None,
+    client: Any = None,
+    listener: Listener | None = None,
+    overwrite: bool = False,
+    resolved: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Run a job in `folder`, or go on with one that was cut off there; returns the metrics, also written to metrics.json.
 
     FingerprintError when the folder holds another job's run and `overwrite` is False. resolved: the job as tables, for the
@@ -112,17 +118,31 @@ def _run_fold(
     name = f"fold-{index}/"
     fit = job.fit(fold, plan, Site(folder / name, client, listener, record, name))
     scores = predict(
-        str(fit.url), fold.test, plan, k=job.n_targets, url=folder / name / "predictions", client=client, listener=listener,
+        str(fit.url),
+        fold.test,
+        plan,
+        k=job.n_targets,
+        url=folder / name / "predictions",
+        client=client,
+        listener=listener,
         fingerprint={**record.fingerprint, "model": fit.url},
-    )  # fmt: skip
+    )
     assert isinstance(scores, TileStore)
     tested = evaluate(scores, fold.test, job.train.class_names if job.n_classes else None)
     parts = tuple(sorted({p for g in fold.groups for p in g}))
     return {
-        "fold": index, "n_train": selected_count(fold.train, parts), "n_test": tested["rows"], "alpha": fit.model.alpha,
-        "selection": job.selection_under(plan) if fit.path else "given", "score_name": fit.score_name, "alpha_path": fit.path,
-        "model": fit.url, "test": tested, **fit.facts, **_constant(fit),
-    }  # fmt: skip
+        "fold": index,
+        "n_train": selected_count(fold.train, parts),
+        "n_test": tested["rows"],
+        "alpha": fit.model.alpha,
+        "selection": job.selection_under(plan) if fit.path else "given",
+        "score_name": fit.score_name,
+        "alpha_path": fit.path,
+        "model": fit.url,
+        "test": tested,
+        **fit.facts,
+        **_constant(fit),
+    }
 
 
 def _constant(fit: RidgeFit) -> dict[str, Any]:
@@ -178,9 +198,15 @@ def _test_rows(job: TrainingJob, test: Dataset, folder: Path, record: Record) ->
 
 
 def _metrics(
-    job: TrainingJob, folds: list[dict[str, Any]], plan: RidgePlan, costs: Costs, resources: Resources, recorder: _Recorder,
-    seconds: dict[str, float], resolved: Mapping[str, Any] | None,
-) -> dict[str, Any]:  # fmt: skip
+    job: TrainingJob,
+    folds: list[dict[str, Any]],
+    plan: RidgePlan,
+    costs: Costs,
+    resources: Resources,
+    recorder: _Recorder,
+    seconds: dict[str, float],
+    resolved: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     """What the report reads; see report.py."""
     versions = {n: importlib.metadata.version(n) for n in ("numpy", "scipy", "dask", "distributed", "zarr", "numba")}
     test = {}
@@ -199,23 +225,47 @@ def _metrics(
     short = [(f["fold"], convergence_note(f)) for f in folds]
     notes += [f"fold {fold}: {note}" for fold, note in short if note]
     return {
-        "name": job.name, "task": "classification" if job.n_classes else "regression",
+        "name": job.name,
+        "task": "classification" if job.n_classes else "regression",
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "ntkdask": importlib.metadata.version("ntkdask"), "versions": {"python": platform.python_version(), **versions},
-        "blas": threads.blas_name(), "threads_per_task": plan.threads, "workers": resources.slots,
+        "ntkdask": importlib.metadata.version("ntkdask"),
+        "versions": {"python": platform.python_version(), **versions},
+        "blas": threads.blas_name(),
+        "threads_per_task": plan.threads,
+        "workers": resources.slots,
         "job": dict(resolved or job.fingerprint()),
-        "plan": {**plan.to_json(), "tasks": costs.tasks, "flops": costs.flops, "disk_bytes": costs.disk_bytes,
-                 "worker_bytes": costs.worker_bytes, "worker_budget_bytes": resources.memory_bytes,
-                 "device_bytes": costs.device_memory},
-        "data": {"url": data.url, "digest": data.digest, "n": data.n, "row_shape": list(data.row_shape), "dtype": data.dtype,
-                 "class_names": list(data.class_names or ()), "provenance": data.provenance},
-        "seconds": seconds, "folds": folds, "test": test,
-        "tasks": {label: {"count": len(s), "seconds": s, "peak_bytes": recorder.peaks[label]}
-                  for label, s in recorder.seconds.items()},
-        "memory": {"planned_bytes": costs.worker_bytes, "budget_bytes": resources.memory_bytes,
-                   "measured_peak_bytes": max(recorder.peaks.values(), default=None)},
+        "plan": {
+            **plan.to_json(),
+            "tasks": costs.tasks,
+            "flops": costs.flops,
+            "disk_bytes": costs.disk_bytes,
+            "worker_bytes": costs.worker_bytes,
+            "worker_budget_bytes": resources.memory_bytes,
+            "device_bytes": costs.device_memory,
+        },
+        "data": {
+            "url": data.url,
+            "digest": data.digest,
+            "n": data.n,
+            "row_shape": list(data.row_shape),
+            "dtype": data.dtype,
+            "class_names": list(data.class_names or ()),
+            "provenance": data.provenance,
+        },
+        "seconds": seconds,
+        "folds": folds,
+        "test": test,
+        "tasks": {
+            label: {"count": len(s), "seconds": s, "peak_bytes": recorder.peaks[label]}
+            for label, s in recorder.seconds.items()
+        },
+        "memory": {
+            "planned_bytes": costs.worker_bytes,
+            "budget_bytes": resources.memory_bytes,
+            "measured_peak_bytes": max(recorder.peaks.values(), default=None),
+        },
         "notes": notes,
-    }  # fmt: skip
+    }
 
 
 def split_parts(folder: Path) -> np.ndarray:

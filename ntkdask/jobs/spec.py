@@ -127,8 +127,13 @@ class Job:
         data = {**registry.to_config(spec.data), "preprocess": registry.to_config(self.steps)}
         solver = {**registry.to_config(self.options), "folds": spec.solver.folds, "holdout": spec.solver.holdout}
         config = {
-            "name": spec.name, "data": data, "network": network, "features": features, "kernel": kernel, "solver": solver,
-        }  # fmt: skip
+            "name": spec.name,
+            "data": data,
+            "network": network,
+            "features": features,
+            "kernel": kernel,
+            "solver": solver,
+        }
         return {key: value for key, value in config.items() if value is not None} | {
             "run": registry.to_config(spec.run)
         }
@@ -338,10 +343,13 @@ def to_training_job(job: Job) -> TrainingJob:
     split = spec.data.split
     rule = None if split is None else SplitRule(split.folds, split.test, split.shuffle)
     common: Any = {
-        "inner_folds": spec.solver.folds, "holdout": spec.solver.holdout, "seed": spec.run.seed,
-        "train_rows": spec.data.train_rows, "test_rows": spec.data.test_rows,
+        "inner_folds": spec.solver.folds,
+        "holdout": spec.solver.holdout,
+        "seed": spec.run.seed,
+        "train_rows": spec.data.train_rows,
+        "test_rows": spec.data.test_rows,
         "plan": Plan(spec.run.slab_rows, spec.run.tile_rows, dtype=spec.run.dtype),
-    }  # fmt: skip
+    }
     if job.kernel is not None:
         assert isinstance(job.options, KernelRidgeOptions)
         return KernelRidgeJob(spec.name, train, test, rule, job.steps, job.kernel, job.options, **common)

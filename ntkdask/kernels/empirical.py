@@ -65,9 +65,14 @@ class _EmpiricalKernel:
 
         patterns = self._get("parameters")
         return Request(
-            type(self).__name__, self._get("module"), self._kind, self._get("input_layout"),
-            (patterns,) if isinstance(patterns, str) else patterns, self._get("precision"), self._get("memory_bytes"),
-        )  # fmt: skip
+            type(self).__name__,
+            self._get("module"),
+            self._kind,
+            self._get("input_layout"),
+            (patterns,) if isinstance(patterns, str) else patterns,
+            self._get("precision"),
+            self._get("memory_bytes"),
+        )
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """(n, *s), (m, *s) → (n, m), and (n, m, O, O) for the full eNTK, of x's kind and dtype.

@@ -57,7 +57,15 @@ def fill(
     null, (kinds, values) = np.uintp(0), tables
     rows, columns = ((side.alpha, side.beta, side.deviations) for side in constants)
     arguments = (
-        v, out.get("nngp", null), out.get("ntk", null), *sizes, np.int32(symmetric), np.int32(len(kinds)),
-        to_device(kinds.astype(np.int32)), to_device(values), *rows, *columns,
-    )  # fmt: skip
+        v,
+        out.get("nngp", null),
+        out.get("ntk", null),
+        *sizes,
+        np.int32(symmetric),
+        np.int32(len(kinds)),
+        to_device(kinds.astype(np.int32)),
+        to_device(values),
+        *rows,
+        *columns,
+    )
     module.get_function(f"recursion_{dtype.name}")(grid, (THREADS,), arguments)

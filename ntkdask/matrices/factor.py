@@ -88,9 +88,13 @@ class Factor:
         """L_ii, (n,) float64, all positive."""
         store, found = self._store(), {}
         map_tiles(
-            _DiagonalTask(str(store.path)), [(i, i) for i in range(store.grid[0])], self.client, label="cholesky-pivots",
-            receive=lambda tile, done: found.update({tile[0]: done.value}), threads=self.threads,
-        )  # fmt: skip
+            _DiagonalTask(str(store.path)),
+            [(i, i) for i in range(store.grid[0])],
+            self.client,
+            label="cholesky-pivots",
+            receive=lambda tile, done: found.update({tile[0]: done.value}),
+            threads=self.threads,
+        )
         return np.concatenate([found[i] for i in sorted(found)])
 
     def log_determinant(self) -> float:

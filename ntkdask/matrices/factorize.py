@@ -48,11 +48,20 @@ LABEL = "cholesky-tile"
 
 
 def factorize(
-    matrix_url: str | os.PathLike[str], alpha: float, *, url: str | os.PathLike[str], scale: Any = None,
-    dtype: str = "float64", client: Any = None, listener: Listener | None = None, threads: int | None = None,
-    memory_bytes: int | None = None, device_bytes: int = 0, fingerprint: Mapping[str, Any] | None = None,
+    matrix_url: str | os.PathLike[str],
+    alpha: float,
+    *,
+    url: str | os.PathLike[str],
+    scale: Any = None,
+    dtype: str = "float64",
+    client: Any = None,
+    listener: Listener | None = None,
+    threads: int | None = None,
+    memory_bytes: int | None = None,
+    device_bytes: int = 0,
+    fingerprint: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> Factor:  # fmt: skip
+) -> Factor:
     """Factorise S K S + αI, K the symmetric matrix stored at matrix_url; the factor's tiles, lower triangle, go to `url`.
 
     alpha: finite, not negative, on the unnormalised matrix. scale (n,): the diagonal of S, square roots of weights, 0 leaves a
@@ -68,14 +77,28 @@ def factorize(
     alpha, weights = _check_arguments(matrix, alpha, scale, dtype)
     slots = 1 if client is None else max(1, sum(client.nthreads().values()))
     plan = plan_factorize(
-        matrix.shape[0], matrix.tile_shape[0], dtype, memory_bytes, slots=slots, matrix_dtype=matrix.dtype.name,
+        matrix.shape[0],
+        matrix.tile_shape[0],
+        dtype,
+        memory_bytes,
+        slots=slots,
+        matrix_dtype=matrix.dtype.name,
         device_bytes=device_bytes,
-    )  # fmt: skip
+    )
     store = TileStore.create(
-        url, shape=matrix.shape, tile_shape=matrix.tile_shape, dtype=dtype, triangle="lower", overwrite=overwrite,
-        fingerprint={**(fingerprint or {}), "matrix": matrix.fingerprint, "alpha": alpha,
-                     "scale": None if weights is None else content_digest(weights)},
-    )  # fmt: skip
+        url,
+        shape=matrix.shape,
+        tile_shape=matrix.tile_shape,
+        dtype=dtype,
+        triangle="lower",
+        overwrite=overwrite,
+        fingerprint={
+            **(fingerprint or {}),
+            "matrix": matrix.fingerprint,
+            "alpha": alpha,
+            "scale": None if weights is None else content_digest(weights),
+        },
+    )
     side, width = matrix.grid[0], plan.block_tiles
     blocks = list(blocks_of(side, width, store.pending()))
     listener.stage(LABEL, plan.tasks, plan.tasks - len(blocks))

@@ -63,9 +63,15 @@ class FactorizePlan:
 
 
 def plan_factorize(
-    n: int, tile_rows: int, dtype: str = "float64", memory_bytes: int | None = None, *, slots: int = 1,
-    matrix_dtype: str = "float32", device_bytes: int = 0,
-) -> FactorizePlan:  # fmt: skip
+    n: int,
+    tile_rows: int,
+    dtype: str = "float64",
+    memory_bytes: int | None = None,
+    *,
+    slots: int = 1,
+    matrix_dtype: str = "float32",
+    device_bytes: int = 0,
+) -> FactorizePlan:
     """The plan for an n × n matrix in tiles of tile_rows², the factor in `dtype`.
 
     memory_bytes: what one task may take, the process included; None: not bounded. slots: tasks at a time. device_bytes: memory
@@ -94,7 +100,7 @@ def plan_factorize(
             f"cholesky-tile needs {format_bytes(need)} (tiles of {tile_rows} x {tile_rows}, {dtype}) but a task has "
             f"{format_bytes(found or 0)}. Store the matrix in tiles of at most {_largest_tile(n, dtype, matrix_dtype, memory_bytes)} "
             "rows (Plan.tile_rows), or give each worker more memory."
-        )  # fmt: skip
+        )
     cholesky, substitute = _peaks(n, tile_rows, dtype, matrix_dtype, block)
     columns = SUBSTITUTE_COLUMNS
     if memory_bytes is not None:
@@ -102,10 +108,18 @@ def plan_factorize(
     tile, half = tile_rows**2, n_tiles * (n_tiles + 1) // 2
     itemsize, matrix_itemsize = np.dtype(dtype).itemsize, np.dtype(matrix_dtype).itemsize
     return FactorizePlan(
-        n, tile_rows, dtype, block, columns, {"cholesky-tile": cholesky, "substitute": substitute + 4 * 8 * n * columns},
-        _tiles_held(block) * tile * itemsize, n**3 / 3, -(-n_tiles // block) * (-(-n_tiles // block) + 1) // 2,
-        (_tiles_read(n_tiles, block) * itemsize + half * matrix_itemsize) * tile, half * itemsize * tile,
-    )  # fmt: skip
+        n,
+        tile_rows,
+        dtype,
+        block,
+        columns,
+        {"cholesky-tile": cholesky, "substitute": substitute + 4 * 8 * n * columns},
+        _tiles_held(block) * tile * itemsize,
+        n**3 / 3,
+        -(-n_tiles // block) * (-(-n_tiles // block) + 1) // 2,
+        (_tiles_read(n_tiles, block) * itemsize + half * matrix_itemsize) * tile,
+        half * itemsize * tile,
+    )
 
 
 def blocks_of(n_tiles: int, block: int, pending: Iterable[tuple[int, ...]] | None = None) -> Iterator[Block]:

@@ -168,9 +168,14 @@ class StoredKernel:
     """
 
     def __init__(
-        self, url: str | os.PathLike[str], client: Any = None, scale: np.ndarray | None = None, threads: int | None = None,
-        cache_bytes: int = 0, device: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        url: str | os.PathLike[str],
+        client: Any = None,
+        scale: np.ndarray | None = None,
+        threads: int | None = None,
+        cache_bytes: int = 0,
+        device: bool = False,
+    ) -> None:
         self.matrix = StoredMatrix.open(url)
         self.shape, self.dtype = self.matrix.shape, np.dtype(np.float64)
         self._client, self._threads, self._cache_bytes, self._device = client, threads, cache_bytes, device
@@ -276,9 +281,14 @@ class StoredKernel:
                     take(*piece)
 
         map_tiles(
-            _PanelTask(self.matrix, action, self._cache_bytes, self._device), walks, self._client, label="kernel-product",
-            receive=receive, threads=self._threads, near=lambda walk: walk.number,
-        )  # fmt: skip
+            _PanelTask(self.matrix, action, self._cache_bytes, self._device),
+            walks,
+            self._client,
+            label="kernel-product",
+            receive=receive,
+            threads=self._threads,
+            near=lambda walk: walk.number,
+        )
 
     def _is_kept(self, number: int) -> bool:
         """The panels of a worker, round and round, fill its cache; the same ones stay for every product. A cache that is walked

@@ -80,10 +80,22 @@ class Spectrum:
 
 
 def spectrum(
-    matrix: Any, k: int = 20, *, statistical_dimension: Sequence[float] = (), method: str = "auto", client: Any = None,
-    plan: Plan | None = None, cache_bytes: int = 0, tolerance: float = 1e-6, max_products: int = 500, n_probes: int = 16,
-    n_steps: int = 50, seed: int = 0, threads: int | None = None, listener: Listener | None = None,
-) -> Spectrum:  # fmt: skip
+    matrix: Any,
+    k: int = 20,
+    *,
+    statistical_dimension: Sequence[float] = (),
+    method: str = "auto",
+    client: Any = None,
+    plan: Plan | None = None,
+    cache_bytes: int = 0,
+    tolerance: float = 1e-6,
+    max_products: int = 500,
+    n_probes: int = 16,
+    n_steps: int = 50,
+    seed: int = 0,
+    threads: int | None = None,
+    listener: Listener | None = None,
+) -> Spectrum:
     """Eigenvalues, trace and statistical dimensions of a symmetric matrix: stored (its url), an array or a dask array.
 
     k: how many of the largest eigenvalues. statistical_dimension: alphas > 0. method: "dense" decomposes (n² float64 in one
@@ -196,13 +208,19 @@ def _from_eigenvalues(values: np.ndarray, k: int, alphas: list[float]) -> dict[s
     positive = np.maximum(values, 0.0)
     top = tuple(float(v) for v in values[::-1][:k])
     return {
-        "method": "dense", "eigenvalues": top, "residuals": (0.0,) * len(top), "lambda_max": float(values[-1]),
-        "lambda_min": float(values[0]), "lambda_min_residual": 0.0, "lambda_min_converged": True, "trace": float(values.sum()),
+        "method": "dense",
+        "eigenvalues": top,
+        "residuals": (0.0,) * len(top),
+        "lambda_max": float(values[-1]),
+        "lambda_min": float(values[0]),
+        "lambda_min_residual": 0.0,
+        "lambda_min_converged": True,
+        "trace": float(values.sum()),
         "statistical_dimension": tuple(
             StatisticalDimension(a, float((positive / (positive + a)).sum()), 0.0) for a in alphas
         ),
         "products": 0,
-    }  # fmt: skip
+    }
 
 
 class _Counted:
@@ -242,11 +260,16 @@ def _from_products(operator: _Counted, k: int, tolerance: float, max_products: i
     residuals = np.linalg.norm(operator @ vectors - vectors * values, axis=0)
     lowest, residual = _smallest(operator, start[:, 1:], tolerance * values[0], max_products)
     return {
-        "method": "lanczos", "eigenvalues": tuple(values.tolist()), "residuals": tuple(residuals.tolist()),
-        "lambda_max": float(values[0]), "lambda_min": lowest, "lambda_min_residual": residual,
-        "lambda_min_converged": residual <= tolerance * values[0], "trace": operator.operator.trace(),
+        "method": "lanczos",
+        "eigenvalues": tuple(values.tolist()),
+        "residuals": tuple(residuals.tolist()),
+        "lambda_max": float(values[0]),
+        "lambda_min": lowest,
+        "lambda_min_residual": residual,
+        "lambda_min_converged": residual <= tolerance * values[0],
+        "trace": operator.operator.trace(),
         "statistical_dimension": (),
-    }  # fmt: skip
+    }
 
 
 def _smallest(operator: _Counted, start: np.ndarray, tolerance: float, max_products: int) -> tuple[float, float]:

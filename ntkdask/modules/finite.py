@@ -37,12 +37,7 @@ from ntkdask.networks.finite import FinitePlan, Weights, Where, finite_rows, par
 
 
 def finite_module(
-    network: Network,
-    width: int,
-    row_shape: tuple[int, ...],
-    n_outputs: int = 1,
-    seed: int = 0,
-    dtype: str = "float32",
+    network: Network, width: int, row_shape: tuple[int, ...], n_outputs: int = 1, seed: int = 0, dtype: str = "float32"
 ) -> nn.Module:
     """`network` with `width` units or channels in every hidden layer, for rows of `row_shape`: (d,), or (H, W, C).
 

@@ -56,9 +56,15 @@ class LinearizationError:
 
 
 def linearization_error(
-    module: torch.nn.Module, x_train: Array, targets: Array, x_test: Array, *, steps: int = 100, learning_rate: float | None = None,
+    module: torch.nn.Module,
+    x_train: Array,
+    targets: Array,
+    x_test: Array,
+    *,
+    steps: int = 100,
+    learning_rate: float | None = None,
     input_layout: str | None = "nchw",
-) -> LinearizationError:  # fmt: skip
+) -> LinearizationError:
     """Train by `steps` steps of full-batch gradient descent from the module's weights, and compare with the linear model.
 
     module: in eval mode, of outputs (n, O), its float dtype is the one computed in; its weights, gradients and flags stay as they are.
@@ -96,9 +102,15 @@ def linearization_error(
 
 
 def _trained(
-    train: Outputs, test: Outputs, start: Parameters, f0: torch.Tensor, f0_test: torch.Tensor, y: torch.Tensor, steps: int,
+    train: Outputs,
+    test: Outputs,
+    start: Parameters,
+    f0: torch.Tensor,
+    f0_test: torch.Tensor,
+    y: torch.Tensor,
+    steps: int,
     learning_rate: float | None,
-) -> LinearizationError:  # fmt: skip
+) -> LinearizationError:
     """Both trainings, and what they differ by."""
     rate = learning_rate or 1.0 / _largest_eigenvalue(train, start, y - f0)
     theta = _descend(train, start, y, steps, rate)
@@ -109,9 +121,15 @@ def _trained(
         taylor = f0_test + _push(test, start, f0_test, own)
         trained = f0_test + _push(test, start, f0_test, change)
     return LinearizationError(
-        _rms(f - taylor), _rms(f - trained), _rms(_worst(test, start, f0_test, own)), _rms(f - f0_test), _norm(own),
-        0.5 * float(((f_train - y) ** 2).sum()), 0.5 * float(((linear - y) ** 2).sum()), float(rate),
-    )  # fmt: skip
+        _rms(f - taylor),
+        _rms(f - trained),
+        _rms(_worst(test, start, f0_test, own)),
+        _rms(f - f0_test),
+        _norm(own),
+        0.5 * float(((f_train - y) ** 2).sum()),
+        0.5 * float(((linear - y) ** 2).sum()),
+        float(rate),
+    )
 
 
 def _split(module: torch.nn.Module) -> tuple[torch.nn.Module, Parameters]:
@@ -147,12 +165,7 @@ def _descend(f: Outputs, start: Parameters, y: torch.Tensor, steps: int, rate: f
 
 
 def _descend_linear(
-    f: Outputs,
-    start: Parameters,
-    f0: torch.Tensor,
-    y: torch.Tensor,
-    steps: int,
-    rate: float,
+    f: Outputs, start: Parameters, f0: torch.Tensor, y: torch.Tensor, steps: int, rate: float
 ) -> tuple[torch.Tensor, Parameters]:
     """(outputs, change of the parameters) of the linear model after its own training."""
     _, pull = _vjp(f, start)

@@ -1,20 +1,21 @@
 """Networks: what the kernels are kernels of. Written once, read as exact kernel, feature map or finite network."""
 
-from ntkdask.networks.layers import (
-    Activation,
-    AvgPool,
-    Conv,
-    Dense,
-    Flatten,
-    GlobalAvgPool,
-    Layer,
-    LayerNorm,
-    Residual,
-)
+from ntkdask.networks.layers import Activation, AvgPool, Conv, Dense, Flatten, GlobalAvgPool, Layer, LayerNorm, Residual
 from ntkdask.networks.network import Network
 from ntkdask.networks.presets import convolutional, fully_connected, myrtle
 
 __all__ = [
-    "Activation", "AvgPool", "Conv", "Dense", "Flatten", "GlobalAvgPool", "Layer", "LayerNorm", "Network", "Residual",
-    "convolutional", "fully_connected", "myrtle",
-]  # fmt: skip
+    "Activation",
+    "AvgPool",
+    "Conv",
+    "Dense",
+    "Flatten",
+    "GlobalAvgPool",
+    "Layer",
+    "LayerNorm",
+    "Network",
+    "Residual",
+    "convolutional",
+    "fully_connected",
+    "myrtle",
+]

@@ -11,17 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ntkdask.errors import InputError
-from ntkdask.networks.layers import (
-    Activation,
-    AvgPool,
-    Conv,
-    Dense,
-    Flatten,
-    GlobalAvgPool,
-    Layer,
-    LayerNorm,
-    Residual,
-)
+from ntkdask.networks.layers import Activation, AvgPool, Conv, Dense, Flatten, GlobalAvgPool, Layer, LayerNorm, Residual
 from ntkdask.registry import register
 
 LAYERS = typing.get_args(Layer)

@@ -19,15 +19,7 @@ from typing import Any
 import numpy as np
 
 from ntkdask import registry
-from ntkdask.arrays import (
-    FLOAT_DTYPES,
-    Array,
-    as_array,
-    is_device_array,
-    namespace,
-    require_rows,
-    to_host,
-)
+from ntkdask.arrays import FLOAT_DTYPES, Array, as_array, is_device_array, namespace, require_rows, to_host
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.preprocessing.statistics import Moments, SecondMoments
 from ntkdask.preprocessing.steps import KIND, State, Statistics, Step, parse_steps

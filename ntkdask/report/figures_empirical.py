@@ -180,5 +180,15 @@ def _over_seeds(
 def _line(axes: Axes, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray, colour: Any, said: str) -> None:
     # a bar that would reach 0 has no place on a logarithmic axis
     below = np.minimum(deviation, 0.999 * mean) if axes.get_yscale() == "log" else deviation
-    axes.errorbar(x, mean, yerr=np.stack([below, deviation]), color=colour, linewidth=1.5, marker="o", markersize=3,
-                  capsize=2, elinewidth=0.8, label=said)  # fmt: skip
+    axes.errorbar(
+        x,
+        mean,
+        yerr=np.stack([below, deviation]),
+        color=colour,
+        linewidth=1.5,
+        marker="o",
+        markersize=3,
+        capsize=2,
+        elinewidth=0.8,
+        label=said,
+    )

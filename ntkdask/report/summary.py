@@ -148,8 +148,15 @@ def class_table(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]
     for i, name in enumerate(names):
         hits, true, answered = matrix[i, i], matrix[i].sum(), matrix[:, i].sum()
         recall, precision = (float(hits / n) if n > 0 else math.nan for n in (true, answered))
-        rows.append({"name": name, "rows": number(round(float(true))), "recall": percent(recall),
-                     "share": recall if recall == recall else 0.0, "precision": percent(precision)})  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "rows": number(round(float(true))),
+                "recall": percent(recall),
+                "share": recall if recall == recall else 0.0,
+                "precision": percent(precision),
+            }
+        )
     return rows
 
 

@@ -161,8 +161,11 @@ class Process:
                 arrays[f"{i}.directions"] = to_host(shift.directions)
         shifts = [[s.member, s.sigma, s.moving] for s in self.shifts]
         return {k: v.copy() for k, v in arrays.items()}, {
-            "alpha": self.alpha, "scale": self.scale, "norm": self.norm, "shifts": shifts,
-        }  # fmt: skip
+            "alpha": self.alpha,
+            "scale": self.scale,
+            "norm": self.norm,
+            "shifts": shifts,
+        }
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], device: bool) -> Process:

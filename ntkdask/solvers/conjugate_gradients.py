@@ -168,10 +168,16 @@ def conjugate_gradients_bytes(n: int, k: int, n_alphas: int, preconditioned: boo
 
 
 def conjugate_gradients(
-    operator: Any, rhs: Array, alphas: float | Sequence[float], *, preconditioner: Preconditioner | None = None,
-    stopping: Stopping | None = None, start: Array | None = None, state: State | None = None,
+    operator: Any,
+    rhs: Array,
+    alphas: float | Sequence[float],
+    *,
+    preconditioner: Preconditioner | None = None,
+    stopping: Stopping | None = None,
+    start: Array | None = None,
+    state: State | None = None,
     callback: Callable[[int, State], None] | None = None,
-) -> Solved:  # fmt: skip
+) -> Solved:
     """Solve (A + αI) X = B for every alpha; see the module's head for the method.
 
     operator: A, symmetric, `.shape` and `@` on (n, r) float64. rhs (n,) or (n, k) float32 or float64; zero columns have the
@@ -389,7 +395,13 @@ def _result(state: State, single: bool, flat: bool, tolerance: float) -> Solved:
     residuals = np.stack([one.residuals if one.residuals.size else np.full(k, np.nan) for one in state.iterates])
     solution = solution[..., 0] if flat else solution
     return Solved(
-        solution[0] if single else solution, np.array([one.alpha for one in state.iterates]), residuals,
-        residuals <= tolerance, np.array(state.history).reshape(-1, len(state.iterates)), state.iteration, state.columns,
-        tuple(one.reason for one in state.iterates), np.array([one.curvature for one in state.iterates]),
-    )  # fmt: skip
+        solution[0] if single else solution,
+        np.array([one.alpha for one in state.iterates]),
+        residuals,
+        residuals <= tolerance,
+        np.array(state.history).reshape(-1, len(state.iterates)),
+        state.iteration,
+        state.columns,
+        tuple(one.reason for one in state.iterates),
+        np.array([one.curvature for one in state.iterates]),
+    )

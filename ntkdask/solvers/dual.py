@@ -35,8 +35,15 @@ from ntkdask.solvers.dual_problem import DualProblem, DualSolution, generalised_
 from ntkdask.solvers.ridge import spectrum_floor
 
 __all__ = [
-    "DualCholesky", "DualEigh", "DualProblem", "DualSolution", "cholesky_bytes", "dual_cholesky", "eigh_bytes", "held_out_error",
-]  # fmt: skip
+    "DualCholesky",
+    "DualEigh",
+    "DualProblem",
+    "DualSolution",
+    "cholesky_bytes",
+    "dual_cholesky",
+    "eigh_bytes",
+    "held_out_error",
+]
 
 INDEFINITE = 10.0
 """A negative eigenvalue beyond this many roundings is no rounding: K is not positive semidefinite."""
@@ -69,9 +76,16 @@ class DualEigh:
 
     @classmethod
     def factorise(
-        cls, kernel: Array, targets: np.ndarray, weights: np.ndarray | None = None, fit_intercept: bool = True, *,
-        dtype: str = "float64", overwrite: bool = False, data_dtype: Any = None,
-    ) -> DualEigh:  # fmt: skip
+        cls,
+        kernel: Array,
+        targets: np.ndarray,
+        weights: np.ndarray | None = None,
+        fit_intercept: bool = True,
+        *,
+        dtype: str = "float64",
+        overwrite: bool = False,
+        data_dtype: Any = None,
+    ) -> DualEigh:
         """LAPACK's divide and conquer, about 9 n³ flops; rows of weight 0 are left out first. Memory: `eigh_bytes`.
 
         kernel (n, n) float32 or float64, symmetric, both triangles; targets (n, k) or (n,); weights (n,) ≥ 0.

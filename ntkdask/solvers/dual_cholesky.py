@@ -25,9 +25,15 @@ def cholesky_bytes(n: int, dtype: str = "float64") -> int:
 
 
 def dual_cholesky(
-    kernel: Array, targets: np.ndarray, alpha: float, weights: np.ndarray | None = None, fit_intercept: bool = True, *,
-    dtype: str = "float64", overwrite: bool = False,
-) -> DualSolution:  # fmt: skip
+    kernel: Array,
+    targets: np.ndarray,
+    alpha: float,
+    weights: np.ndarray | None = None,
+    fit_intercept: bool = True,
+    *,
+    dtype: str = "float64",
+    overwrite: bool = False,
+) -> DualSolution:
     """The fit at one alpha; arguments and errors as `DualCholesky.factorise`."""
     return DualCholesky.factorise(
         kernel, targets, alpha, weights, fit_intercept, dtype=dtype, overwrite=overwrite
@@ -45,9 +51,17 @@ class DualCholesky:
 
     @classmethod
     def factorise(
-        cls, kernel: Array, targets: np.ndarray, alpha: float, weights: np.ndarray | None = None, fit_intercept: bool = True, *,
-        dtype: str = "float64", overwrite: bool = False, data_dtype: Any = None,
-    ) -> DualCholesky:  # fmt: skip
+        cls,
+        kernel: Array,
+        targets: np.ndarray,
+        alpha: float,
+        weights: np.ndarray | None = None,
+        fit_intercept: bool = True,
+        *,
+        dtype: str = "float64",
+        overwrite: bool = False,
+        data_dtype: Any = None,
+    ) -> DualCholesky:
         """Factorise in place: n³/3 flops, memory `cholesky_bytes`; rows of weight 0 are left out first.
 
         kernel (n, n) float32 or float64, symmetric, both triangles; targets (n, k) or (n,); weights (n,) ≥ 0. overwrite=True

@@ -103,18 +103,28 @@ class GramSums:
     def minus(self, other: GramSums) -> GramSums:
         """The sums of the rows that are in this set and not in the subset `other`."""
         return GramSums(
-            self.gram - other.gram, self.cross - other.cross, self.features - other.features,
-            self.targets - other.targets, self.squares - other.squares, self.weight - other.weight, self.rows - other.rows,
-        )  # fmt: skip
+            self.gram - other.gram,
+            self.cross - other.cross,
+            self.features - other.features,
+            self.targets - other.targets,
+            self.squares - other.squares,
+            self.weight - other.weight,
+            self.rows - other.rows,
+        )
 
     def to_host(self) -> GramSums:
         """The same sums in NumPy arrays; itself where they are."""
         if not is_device_array(self.gram):
             return self
         return GramSums(
-            np.asfortranarray(to_host(self.gram)), to_host(self.cross), to_host(self.features), to_host(self.targets),
-            to_host(self.squares), self.weight, self.rows,
-        )  # fmt: skip
+            np.asfortranarray(to_host(self.gram)),
+            to_host(self.cross),
+            to_host(self.features),
+            to_host(self.targets),
+            to_host(self.squares),
+            self.weight,
+            self.rows,
+        )
 
     def pack(self) -> np.ndarray:
         """All the sums as one float64 vector on the host, the Gram as its lower block triangle."""

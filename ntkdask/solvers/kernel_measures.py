@@ -43,16 +43,26 @@ class KernelSums:
         if self.outputs != other.outputs:
             raise InputError(f"kernel measures: sums of {self.outputs} and of {other.outputs} outputs do not add up.")
         return KernelSums(
-            self.pairs + other.pairs, self.outputs, self.diagonal + other.diagonal, self.off_diagonal + other.off_diagonal,
-            self.pseudo + other.pseudo, self.difference + other.difference, self.ratios + other.ratios,
-        )  # fmt: skip
+            self.pairs + other.pairs,
+            self.outputs,
+            self.diagonal + other.diagonal,
+            self.off_diagonal + other.off_diagonal,
+            self.pseudo + other.pseudo,
+            self.difference + other.difference,
+            self.ratios + other.ratios,
+        )
 
     def times(self, count: int) -> KernelSums:
         """The sums of `count` equal tiles: a tile of a symmetric matrix counts for its mirror image."""
         return KernelSums(
-            count * self.pairs, self.outputs, count * self.diagonal, count * self.off_diagonal, count * self.pseudo,
-            count * self.difference, count * self.ratios,
-        )  # fmt: skip
+            count * self.pairs,
+            self.outputs,
+            count * self.diagonal,
+            count * self.off_diagonal,
+            count * self.pseudo,
+            count * self.difference,
+            count * self.ratios,
+        )
 
     @property
     def full(self) -> float:

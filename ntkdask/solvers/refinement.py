@@ -30,9 +30,14 @@ class Refinement:
 
 
 def refine(
-    operator: Any, solve: Callable[[np.ndarray], np.ndarray], rhs: np.ndarray, *, alpha: float = 0.0,
-    tolerance: float = 1e-10, max_iterations: int = 50,
-) -> Refinement:  # fmt: skip
+    operator: Any,
+    solve: Callable[[np.ndarray], np.ndarray],
+    rhs: np.ndarray,
+    *,
+    alpha: float = 0.0,
+    tolerance: float = 1e-10,
+    max_iterations: int = 50,
+) -> Refinement:
     """Solve (A + αI) x = rhs to `tolerance`, from an approximate solve; the columns share products, each has its own steps.
 
     operator: A with `@` on (n, k) float64; solve: an approximate (A + αI)⁻¹ on (n, k), such as a float32 `Factor.solve`;
@@ -68,9 +73,14 @@ def refine(
 
 
 def _descend(
-    operator: Any, solve: Callable[[np.ndarray], np.ndarray], residual: np.ndarray, size: np.ndarray, alpha: float,
-    tolerance: float, max_steps: int,
-) -> tuple[np.ndarray, int]:  # fmt: skip
+    operator: Any,
+    solve: Callable[[np.ndarray], np.ndarray],
+    residual: np.ndarray,
+    size: np.ndarray,
+    alpha: float,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[np.ndarray, int]:
     """(correction, steps): flexible conjugate gradients from `residual` until the recurrence says that every column is done."""
     r, x = residual.copy(), np.zeros_like(residual)
     p, z_dot_r, before = np.zeros_like(r), np.ones(r.shape[1]), r

@@ -53,9 +53,15 @@ class Centred:
         for j in range(0, mean.size, 256):
             gram[j:, j : j + 256] -= np.outer(sums.features[j:], mean[j : j + 256])
         return cls(
-            gram, sums.cross - np.outer(sums.features, target_mean), np.maximum(sums.squares - sums.targets * target_mean, 0.0),
-            mean, target_mean, sums.rows, sums.weight, True,
-        )  # fmt: skip
+            gram,
+            sums.cross - np.outer(sums.features, target_mean),
+            np.maximum(sums.squares - sums.targets * target_mean, 0.0),
+            mean,
+            target_mean,
+            sums.rows,
+            sums.weight,
+            True,
+        )
 
     def solution(self, weights: np.ndarray, alpha: float) -> Solution:
         """Weights of the centred problem with the intercept ȳ − φ̄·w."""
@@ -156,8 +162,14 @@ class EighRidge:
     def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays, attributes) for the store; the Gram, consumed by the factorisation, is left out."""
         c = self.centred
-        arrays = {"vectors": self.vectors, "eigenvalues": self.eigenvalues, "projected": self.projected, "squares": c.squares,
-                  "feature_mean": c.feature_mean, "target_mean": c.target_mean}  # fmt: skip
+        arrays = {
+            "vectors": self.vectors,
+            "eigenvalues": self.eigenvalues,
+            "projected": self.projected,
+            "squares": c.squares,
+            "feature_mean": c.feature_mean,
+            "target_mean": c.target_mean,
+        }
         return arrays, {"rows": c.rows, "weight": c.weight, "has_intercept": c.has_intercept}
 
     @classmethod

@@ -39,9 +39,14 @@ class _FeaturizeTask:
 
 
 def featurize(
-    map: FeatureMap, x: Any, *, url: str | os.PathLike[str] | None = None, client: Any = None, plan: Plan | None = None,
+    map: FeatureMap,
+    x: Any,
+    *,
+    url: str | os.PathLike[str] | None = None,
+    client: Any = None,
+    plan: Plan | None = None,
     listener: Listener | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """map(x) as a dask array (n, n_components), in blocks of whole rows.
 
     x: an array, a dask array, a Dataset or its url; integers and uint8 images are cast (uint8 divided by 255). url=None:
@@ -65,9 +70,12 @@ def featurize(
     fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
     stream = FeatureStream(rows, fitted, addressed, None, tile_rows)
     store = TileStore.create(
-        path, shape=(rows.n_total, map.n_components), tile_shape=(tile_rows, map.n_components), dtype=dtype,
+        path,
+        shape=(rows.n_total, map.n_components),
+        tile_shape=(tile_rows, map.n_components),
+        dtype=dtype,
         fingerprint={"map": registry.to_config(map), "data": digest},
-    )  # fmt: skip
+    )
     pending = set(store.pending())
     tiles = [t for t in row_tiles(rows.n_total, tile_rows) if (t.index[0], 0) in pending]
     listener.stage("featurize", len(store.indices()), len(store.indices()) - len(tiles))
@@ -100,9 +108,13 @@ def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
         return map(FittedPreprocessor.for_rows(rows.shape[1:], rows.dtype, dtype)(rows))
 
     return x.map_blocks(
-        block, dtype=dtype, chunks=(x.chunks[0], (map.n_components,)), drop_axis=list(range(2, x.ndim)), name=None,
+        block,
+        dtype=dtype,
+        chunks=(x.chunks[0], (map.n_components,)),
+        drop_axis=list(range(2, x.ndim)),
+        name=None,
         meta=np.empty((0, map.n_components), dtype),
-    )  # fmt: skip
+    )
 
 
 def _tile_rows(map: FeatureMap, row_shape: tuple[int, ...], n: int, itemsize: int, budget: int | None) -> int:
@@ -111,6 +123,8 @@ def _tile_rows(map: FeatureMap, row_shape: tuple[int, ...], n: int, itemsize: in
     if budget is None:
         return rows
     return largest_rows(
-        budget, lambda r: map.workspace_bytes(r, itemsize, row_shape) + 3 * r * itemsize * map.n_components, rows,
+        budget,
+        lambda r: map.workspace_bytes(r, itemsize, row_shape) + 3 * r * itemsize * map.n_components,
+        rows,
         f"{type(map).__name__}(n_components={map.n_components})",
-    )  # fmt: skip
+    )

@@ -134,9 +134,15 @@ def load_model(url: str) -> Model:
         if "kernel" in a:
             points = open_dataset(a["points"]) if "points" in a else arrays["points"]
             return KernelRidgeModel(
-                preprocessor, registry.from_config(a["kernel"], "kernel"), points, arrays["coefficients"], arrays["intercept"],
-                a["alpha"], a["n_classes"], a["block_rows"],
-            )  # fmt: skip
+                preprocessor,
+                registry.from_config(a["kernel"], "kernel"),
+                points,
+                arrays["coefficients"],
+                arrays["intercept"],
+                a["alpha"],
+                a["n_classes"],
+                a["block_rows"],
+            )
         learned = {k.removeprefix("map."): v for k, v in arrays.items() if k.startswith("map.")}
         feature_map: Any = from_state(learned, a["map"])
         return RidgeModel(preprocessor, feature_map, arrays["weights"], arrays["intercept"], a["alpha"], a["n_classes"])

@@ -45,9 +45,16 @@ class _PredictTask:
 
 
 def predict(
-    model: Model | str, rows: Rows, plan: RidgePlan, *, k: int, url: Path | None = None, client: Any = None,
-    listener: Listener | None = None, fingerprint: dict[str, Any] | None = None,
-) -> np.ndarray | TileStore:  # fmt: skip
+    model: Model | str,
+    rows: Rows,
+    plan: RidgePlan,
+    *,
+    k: int,
+    url: Path | None = None,
+    client: Any = None,
+    listener: Listener | None = None,
+    fingerprint: dict[str, Any] | None = None,
+) -> np.ndarray | TileStore:
     """(n_total, k) float64 scores, NaN for rows that are not selected: in memory, or (url) in a resumable tile store.
 
     model: itself, or the url it is stored at (needed with a client).

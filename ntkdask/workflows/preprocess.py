@@ -49,9 +49,14 @@ class _MergeTask:
 
 
 def fit_preprocessing(
-    rows: Rows, steps: tuple[Step, ...], plan: RidgePlan, *, states: Path | None = None, client: Any = None,
+    rows: Rows,
+    steps: tuple[Step, ...],
+    plan: RidgePlan,
+    *,
+    states: Path | None = None,
+    client: Any = None,
     listener: Listener | None = None,
-) -> FittedPreprocessor:  # fmt: skip
+) -> FittedPreprocessor:
     """The chain fitted to the selected rows; InputError naming rows with NaN or infinite values.
 
     states: folder for what is too large to travel (covariances), needed with a client.
@@ -67,9 +72,15 @@ def fit_preprocessing(
             carried = fitted if client is None or states is None else store_preprocessor(states, fitted)
             task = _StatisticsTask(rows, carried, step, plan.batch_rows, root if client is not None else None)
             statistics = reduce_tiles(
-                task, _MergeTask(step, task.states), tiles, client, label="preprocess-slab", sum_label="preprocess-sum",
-                receive=lambda node, done: listener.task("preprocess-slab", done), threads=plan.threads,
-            )  # fmt: skip
+                task,
+                _MergeTask(step, task.states),
+                tiles,
+                client,
+                label="preprocess-slab",
+                sum_label="preprocess-sum",
+                receive=lambda node, done: listener.task("preprocess-slab", done),
+                threads=plan.threads,
+            )
         if isinstance(statistics, str) and states is not None:
             fitted = _extend_on_cluster(store_preprocessor(states, fitted), step, statistics, plan, states, client)
         else:
@@ -95,9 +106,13 @@ def _extend_on_cluster(
 ) -> FittedPreprocessor:
     urls: list[str] = []
     map_tiles(
-        _ExtendTask(fitted, step, str(states)), [statistics], client, label="preprocess-fit",
-        receive=lambda tile, done: urls.append(done.value), threads=plan.solve_threads,
-    )  # fmt: skip
+        _ExtendTask(fitted, step, str(states)),
+        [statistics],
+        client,
+        label="preprocess-fit",
+        receive=lambda tile, done: urls.append(done.value),
+        threads=plan.solve_threads,
+    )
     return FittedPreprocessor.from_state(*load_state(urls[0]))
 
 

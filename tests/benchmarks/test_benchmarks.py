@@ -100,9 +100,18 @@ def test_a_line_of_the_table():
     row = convolutional.Measured("convolutional(3)", "float32", 256, ours, 1e8, 6e6, 4e11, 5e-4, reply, 1e-6, 2e-6)
     cells = [cell.strip() for cell in convolutional.line(row).strip("|").split("|")]
     assert cells == [
-        "convolutional(3)", "float32", "1e+03 (2e+03)", "2e+03 (2e+03)", "100", "25%", "500", "50%", "200 (300), batch 2",
-        "200 (150)", "1.0e-06, 2.0e-06",
-    ]  # fmt: skip
+        "convolutional(3)",
+        "float32",
+        "1e+03 (2e+03)",
+        "2e+03 (2e+03)",
+        "100",
+        "25%",
+        "500",
+        "50%",
+        "200 (300), batch 2",
+        "200 (150)",
+        "1.0e-06, 2.0e-06",
+    ]
 
 
 def test_balanced_orders_are_nested_and_balanced():

@@ -26,9 +26,12 @@ CASES = {
     "random features": (lambda x, m, s: _dense_maps.random_features(x, m, 1, s), fully_connected(1), rows(8, 6), 0.0),
     "polynomial": (lambda x, m, s: _dense_maps.polynomial_sketch(x, m, 2, 16, s), fully_connected(2), rows(8, 6), 0.02),
     "convolutional": (
-        lambda x, m, s: _dense_maps.convolutional_sketch(x, m, 2, 8, s), convolutional(2), rows(4, 3, 4, 2), 0.03,
+        lambda x, m, s: _dense_maps.convolutional_sketch(x, m, 2, 8, s),
+        convolutional(2),
+        rows(4, 3, 4, 2),
+        0.03,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("features", "network", "x", "bias"), CASES.values(), ids=CASES)
@@ -104,9 +107,22 @@ def test_the_comparison_prints_a_line_for_each_map(tmp_path, capsys):
 
 def test_speed_prints_rates_and_errors(tmp_path, capsys):
     a = feature_maps.parsed(
-        ["--speed", "--data", str(tmp_path / "none"), "--rows", "50", "--images", "1", "--components", "128",
-         "--convolutional-components", "32", "--seconds", "0"]
-    )  # fmt: skip
+        [
+            "--speed",
+            "--data",
+            str(tmp_path / "none"),
+            "--rows",
+            "50",
+            "--images",
+            "1",
+            "--components",
+            "128",
+            "--convolutional-components",
+            "32",
+            "--seconds",
+            "0",
+        ]
+    )
     feature_maps.speed(a)
     lines = capsys.readouterr().out.splitlines()
     assert "white noise" in lines[0]

@@ -340,8 +340,11 @@ def test_interrupting_a_run_says_how_to_go_on(folder):
     write_dataset(folder / "d.zarr", x, labels, overwrite=True)
     process = subprocess.Popen(
         [*COMMAND, "job.toml", "--set", "run.slab_rows=4", "--set", "data.preprocess=[]"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     timer = threading.Timer(120, os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
     try:

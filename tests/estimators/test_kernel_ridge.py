@@ -41,14 +41,22 @@ SOLVERS = ("eigh", "cholesky", "tiled_cholesky", "cg")
 
 
 @parametrize_with_checks(
-    [KernelRidgeClassifier(), KernelRidgeRegressor(), KernelRidgeClassifier(KERNEL, alphas=ALPHAS),
-     KernelRidgeRegressor(KERNEL, solver="cg", tolerance=1e-10),
-     KernelRidgeRegressor(KERNEL, ALPHAS, selection="loo", solver="cholesky")],
+    [
+        KernelRidgeClassifier(),
+        KernelRidgeRegressor(),
+        KernelRidgeClassifier(KERNEL, alphas=ALPHAS),
+        KernelRidgeRegressor(KERNEL, solver="cg", tolerance=1e-10),
+        KernelRidgeRegressor(KERNEL, ALPHAS, selection="loo", solver="cholesky"),
+    ],
     # by definition: a row of weight k is not k rows when rows are left out one at a time
-    expected_failed_checks=lambda e: {
-        "check_sample_weight_equivalence_on_dense_data": "leaving out a row of weight 2 leaves out both of two equal rows",
-    } if e.selection == "loo" else {},
-)  # fmt: skip
+    expected_failed_checks=lambda e: (
+        {
+            "check_sample_weight_equivalence_on_dense_data": "leaving out a row of weight 2 leaves out both of two equal rows"
+        }
+        if e.selection == "loo"
+        else {}
+    ),
+)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
@@ -298,8 +306,11 @@ def test_gradients_that_do_not_converge(tmp_path, monkeypatch, stored):
     estimator = KernelRidgeRegressor(
         KERNEL, ALPHAS, selection="holdout", solver="cg", tolerance=1e-10, max_iterations=8, url=url
     )
-    with pytest.warns(ConvergenceWarning, match=r"KernelRidgeRegressor: conjugate gradients did not converge in \d of 4 solves: at "
-                      r"alpha=\S+ the relative residual is [\d.e-]+ \(max_iterations=8 reached\)") as caught:  # fmt: skip
+    with pytest.warns(
+        ConvergenceWarning,
+        match=r"KernelRidgeRegressor: conjugate gradients did not converge in \d of 4 solves: at "
+        r"alpha=\S+ the relative residual is [\d.e-]+ \(max_iterations=8 reached\)",
+    ) as caught:
         short = estimator.fit(X, Y)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -337,15 +348,22 @@ def test_gradients_at_alpha_zero_say_what_to_do(kernel):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"alphas": (-1.0, 1.0)}, "none negative"), ({"alphas": ()}, "at least one"), ({"alphas": "many"}, "a list of numbers"),
-     ({"selection": "gvc"}, "did you mean 'gcv'"), ({"solver": "eig"}, "did you mean 'eigh'"),
-     ({"solver": "tiled_cholesky"}, "works on stored tiles: give a url"),
-     ({"solver": "cg", "selection": "loo", "alphas": (1.0, 2.0)}, "cannot choose among 2 alphas by 'loo'"),
-     ({"tolerance": 2.0}, "tolerance is 2.0"), ({"max_iterations": 0}, "max_iterations is 0"),
-     ({"kernel": "rbf"}, "kernel is 'rbf'; give one of ntkdask.kernels"), ({"kernel": RBF}, "give one of ntkdask.kernels"),
-     ({"kernel": np.dot}, "give one of ntkdask.kernels")],
+    [
+        ({"alphas": (-1.0, 1.0)}, "none negative"),
+        ({"alphas": ()}, "at least one"),
+        ({"alphas": "many"}, "a list of numbers"),
+        ({"selection": "gvc"}, "did you mean 'gcv'"),
+        ({"solver": "eig"}, "did you mean 'eigh'"),
+        ({"solver": "tiled_cholesky"}, "works on stored tiles: give a url"),
+        ({"solver": "cg", "selection": "loo", "alphas": (1.0, 2.0)}, "cannot choose among 2 alphas by 'loo'"),
+        ({"tolerance": 2.0}, "tolerance is 2.0"),
+        ({"max_iterations": 0}, "max_iterations is 0"),
+        ({"kernel": "rbf"}, "kernel is 'rbf'; give one of ntkdask.kernels"),
+        ({"kernel": RBF}, "give one of ntkdask.kernels"),
+        ({"kernel": np.dot}, "give one of ntkdask.kernels"),
+    ],
     ids=lambda value: str(value).split(" at 0x")[0],
-)  # fmt: skip
+)
 def test_refused_parameters(change, message):
     estimator = KernelRidgeRegressor(**change)  # nothing is checked before fit
     with pytest.raises(InputError, match=message):

@@ -40,13 +40,24 @@ DIGITS, DIGIT_LABELS = load_digits(return_X_y=True)
 
 
 @parametrize_with_checks(
-    [RidgeClassifier(), RidgeRegressor(), FeatureTransformer(), RidgeClassifier(MAP), RidgeRegressor(MAP),
-     RidgeRegressor(selection="loo", alphas=[0.1, 1.0]), FeatureTransformer(MAP)],
+    [
+        RidgeClassifier(),
+        RidgeRegressor(),
+        FeatureTransformer(),
+        RidgeClassifier(MAP),
+        RidgeRegressor(MAP),
+        RidgeRegressor(selection="loo", alphas=[0.1, 1.0]),
+        FeatureTransformer(MAP),
+    ],
     # by definition: a row of weight k is not k rows when rows are left out one at a time
-    expected_failed_checks=lambda e: {
-        "check_sample_weight_equivalence_on_dense_data": "leaving out a row of weight 2 leaves out both of two equal rows",
-    } if getattr(e, "selection", "") == "loo" else {},
-)  # fmt: skip
+    expected_failed_checks=lambda e: (
+        {
+            "check_sample_weight_equivalence_on_dense_data": "leaving out a row of weight 2 leaves out both of two equal rows"
+        }
+        if getattr(e, "selection", "") == "loo"
+        else {}
+    ),
+)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
@@ -173,8 +184,9 @@ def test_images():
     labels = np.arange(40) % 2
     ours = RidgeClassifier(MAP).fit(IMAGES, labels)
     flat = (IMAGES / np.float32(255)).reshape(40, -1)
-    np.testing.assert_allclose(ours.decision_function(IMAGES), RidgeClassifier(MAP).fit(flat, labels).decision_function(flat),
-                               atol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        ours.decision_function(IMAGES), RidgeClassifier(MAP).fit(flat, labels).decision_function(flat), atol=1e-4
+    )
     assert ours.n_features_in_ == 48
     assert FeatureTransformer(MAP).fit(IMAGES).transform(IMAGES).shape == (40, 32)
     with pytest.raises(InputError, match=r"rows of shape \(4, 3, 3\), but RidgeClassifier is expecting \(4, 4, 3\)"):
@@ -273,16 +285,22 @@ def test_fewer_rows_than_features(selection):
 def test_one_row_and_constant_features():
     assert RidgeRegressor().fit(X[:1], Y[:1]).predict(X[:2]).tolist() == pytest.approx([Y[0], Y[0]])
     constant = np.column_stack([X, np.full(90, 7.0), np.zeros(90)])
-    np.testing.assert_allclose(RidgeRegressor().fit(constant, Y).predict(constant), RidgeRegressor().fit(X, Y).predict(X),
-                               rtol=1e-8)  # fmt: skip
+    np.testing.assert_allclose(
+        RidgeRegressor().fit(constant, Y).predict(constant), RidgeRegressor().fit(X, Y).predict(X), rtol=1e-8
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"alphas": (0.0,)}, "positive"), ({"alphas": ()}, "at least one"), ({"alphas": (-1.0, 1.0)}, "positive"),
-     ({"selection": "gvc"}, "did you mean 'gcv'"), ({"solver": "eig"}, "did you mean 'eigh'"),
-     ({"solver": "cholesky", "alphas": (1.0, 2.0)}, "no spectrum")],
-)  # fmt: skip
+    [
+        ({"alphas": (0.0,)}, "positive"),
+        ({"alphas": ()}, "at least one"),
+        ({"alphas": (-1.0, 1.0)}, "positive"),
+        ({"selection": "gvc"}, "did you mean 'gcv'"),
+        ({"solver": "eig"}, "did you mean 'eigh'"),
+        ({"solver": "cholesky", "alphas": (1.0, 2.0)}, "no spectrum"),
+    ],
+)
 def test_refused_parameters(change, message):
     estimator = RidgeRegressor(**change)  # nothing is checked before fit
     with pytest.raises(InputError, match=message):
@@ -465,8 +483,10 @@ def test_clusters_agree(one_worker, two_workers, tmp_path):
     weights = RNG.integers(1, 3, 900)
     for selection in ("gcv", "loo", "kfold"):
         here = RidgeClassifier(MAP, ALPHAS, selection=selection).fit(x, y, weights)
-        fits = [RidgeClassifier(MAP, ALPHAS, selection=selection, client=c, url=tmp_path / f"{selection}-{i}")
-                for i, c in enumerate([one_worker, two_workers])]  # fmt: skip
+        fits = [
+            RidgeClassifier(MAP, ALPHAS, selection=selection, client=c, url=tmp_path / f"{selection}-{i}")
+            for i, c in enumerate([one_worker, two_workers])
+        ]
         # one worker has two threads, two have one each: bits are equal for an equal plan
         plan = None
         for fit in fits:

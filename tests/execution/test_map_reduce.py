@@ -115,9 +115,12 @@ def test_receipts_come_as_tasks_finish(two_workers, tmp_path):
 def test_both_workers_work(two_workers):
     workers = Counter()
     map_tiles(
-        lambda tile: time.sleep(0.05), range(12), two_workers, label="nap",
+        lambda tile: time.sleep(0.05),
+        range(12),
+        two_workers,
+        label="nap",
         receive=lambda tile, done: workers.update([done.worker]),
-    )  # fmt: skip
+    )
     assert set(workers) == set(two_workers.scheduler_info(n_workers=-1)["workers"])
 
 
@@ -169,8 +172,14 @@ def test_a_tile_starts_when_what_it_needs_is_received(client):
 
 def test_among_tiles_that_may_start_the_first_does():
     received = []
-    map_tiles(str, [3, 1, 2, 0], None, label="order", needs=lambda t: [0] if t == 3 else [],
-              receive=lambda tile, done: received.append(tile))  # fmt: skip
+    map_tiles(
+        str,
+        [3, 1, 2, 0],
+        None,
+        label="order",
+        needs=lambda t: [0] if t == 3 else [],
+        receive=lambda tile, done: received.append(tile),
+    )
     assert received == [1, 2, 0, 3]
 
 
@@ -185,8 +194,14 @@ def test_needs_outside_the_map_count_as_received_and_circles_are_refused():
 def test_tiles_near_each_other_share_a_worker(two_workers):
     for _ in range(2):
         workers: dict[int, set[str]] = {0: set(), 1: set()}
-        map_tiles(lambda t: time.sleep(0.05), range(8), two_workers, label="near", near=lambda t: t % 2,
-                  receive=lambda tile, done: workers[tile % 2].add(done.worker))  # noqa: B023  # fmt: skip
+        map_tiles(
+            lambda t: time.sleep(0.05),
+            range(8),
+            two_workers,
+            label="near",
+            near=lambda t: t % 2,
+            receive=lambda tile, done: workers[tile % 2].add(done.worker),  # noqa: B023
+        )
         assert [len(w) for w in workers.values()] == [1, 1]
         assert workers[0] != workers[1]
 
@@ -253,9 +268,14 @@ def test_reduce_reports_every_new_node(client):
 def test_known_nodes_skip_what_lies_below(client):
     received = []
     total = reduce_tiles(
-        name, brackets, range(7), client, label="name", known={(2, 0): "KNOWN", (0, 6): "G", (0, 1): "unused"},
+        name,
+        brackets,
+        range(7),
+        client,
+        label="name",
+        known={(2, 0): "KNOWN", (0, 6): "G", (0, 1): "unused"},
         receive=lambda node, done: received.append(node),
-    )  # fmt: skip
+    )
     assert total == "(KNOWN((ef)G))"
     assert sorted(received) == [(0, 4), (0, 5), (1, 2), (2, 1), (3, 0)]
 

@@ -35,9 +35,17 @@ def generic(v, rho):
     ]
     starts = [np.full(n, 1 / n), np.random.default_rng(0).dirichlet(np.ones(n))]
     found = [
-        minimize(lambda q: -v @ q, start, jac=lambda q: -v, bounds=[(0, 1)] * n, constraints=constraints, method="SLSQP",
-                 options={"maxiter": 500, "ftol": 1e-13}) for start in starts
-    ]  # fmt: skip
+        minimize(
+            lambda q: -v @ q,
+            start,
+            jac=lambda q: -v,
+            bounds=[(0, 1)] * n,
+            constraints=constraints,
+            method="SLSQP",
+            options={"maxiter": 500, "ftol": 1e-13},
+        )
+        for start in starts
+    ]
     feasible = [r.x for r in found if divergence(r.x) <= rho + 1e-7 and abs(r.x.sum() - 1) < 1e-7]
     return max((v @ q for q in feasible), default=-math.inf)
 
@@ -230,13 +238,19 @@ def twin(feature_map, x, y, at, weights=None):
         return dense_tensor_srht(step, psi, signs, picked)
 
     plain = [
-        ("dense", layer.weight_variance, layer.bias_variance, layer.trainable) if isinstance(layer, Dense)
-        else ("relu", layer.normalize) for layer in network.layers
-    ]  # fmt: skip
+        ("dense", layer.weight_variance, layer.bias_variance, layer.trainable)
+        if isinstance(layer, Dense)
+        else ("relu", layer.normalize)
+        for layer in network.layers
+    ]
     return ntk_random_features(
-        plain, at, network.scale_inputs, lambda h, d: chosen[h, "step"][0],
-        lambda h, d: chosen[h, "relu"][0] * chosen[h, "relu"][1], sketch,
-    )  # fmt: skip
+        plain,
+        at,
+        network.scale_inputs,
+        lambda h, d: chosen[h, "step"][0],
+        lambda h, d: chosen[h, "relu"][0] * chosen[h, "relu"][1],
+        sketch,
+    )
 
 
 def data(n=60, k=2):

@@ -313,16 +313,42 @@ def test_rows_that_are_no_images_are_refused():
 
 
 SIGMAS = [
-    "relu", "abs", "identity", "step", "sign", "erf", "gelu", "elu", "gabor", "tanh", "sigmoid", "silu", "softplus",
-    *(activations.get(name, **parameters) for name, parameters in [
-        ("abrelu", {"A": 0.5, "B": 1.5}), ("leaky_relu", {"slope": 0.2}), ("rectified_monomial", {"q": 0}),
-        ("rectified_monomial", {"q": 3}), ("exp", {"A": 0.7}), ("hermite", {"q": 0}), ("hermite", {"q": 4}),
-        ("sin", {"A": 1.3, "B": 0.4}), ("cos", {"A": 1.3, "B": 0.4}), ("gaussian", {"A": 0.8}), ("rbf", {"A": 0.6}),
-        ("monomial", {"q": 0}), ("monomial", {"q": 3}), ("polynomial", {"coefficients": (1.0, -2.0, 0.5, 0.1)}),
-        ("polynomial", {"coefficients": (2.0,)}),
-    ]),
-    activations.from_function(np.arctan), activations.from_function(np.arctan, derivative=lambda t: 1 / (1 + t * t)),
-]  # fmt: skip
+    "relu",
+    "abs",
+    "identity",
+    "step",
+    "sign",
+    "erf",
+    "gelu",
+    "elu",
+    "gabor",
+    "tanh",
+    "sigmoid",
+    "silu",
+    "softplus",
+    *(
+        activations.get(name, **parameters)
+        for name, parameters in [
+            ("abrelu", {"A": 0.5, "B": 1.5}),
+            ("leaky_relu", {"slope": 0.2}),
+            ("rectified_monomial", {"q": 0}),
+            ("rectified_monomial", {"q": 3}),
+            ("exp", {"A": 0.7}),
+            ("hermite", {"q": 0}),
+            ("hermite", {"q": 4}),
+            ("sin", {"A": 1.3, "B": 0.4}),
+            ("cos", {"A": 1.3, "B": 0.4}),
+            ("gaussian", {"A": 0.8}),
+            ("rbf", {"A": 0.6}),
+            ("monomial", {"q": 0}),
+            ("monomial", {"q": 3}),
+            ("polynomial", {"coefficients": (1.0, -2.0, 0.5, 0.1)}),
+            ("polynomial", {"coefficients": (2.0,)}),
+        ]
+    ),
+    activations.from_function(np.arctan),
+    activations.from_function(np.arctan, derivative=lambda t: 1 / (1 + t * t)),
+]
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,7 @@ from ntkdask.networks import (
 ABRELU = activations.get("abrelu", A=0.5, B=1.5)
 GAUSSIAN = activations.get("normalized_gaussian", scale=0.7)
 MIXED = Network(
-    (
-        Dense(1.5),
-        Activation("relu"),
-        Dense(0.7, trainable=False),
-        Activation(ABRELU, normalize=False),
-        Dense(2.0),
-    ),
+    (Dense(1.5), Activation("relu"), Dense(0.7, trainable=False), Activation(ABRELU, normalize=False), Dense(2.0)),
     scale_inputs=True,
 )
 FROZEN_FIRST = Network((Dense(1.3, trainable=False), Activation("relu"), Dense(0.5)))

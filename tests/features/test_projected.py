@@ -24,9 +24,14 @@ def network(width=8, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 6, 3, stride=2), nn.ReLU(),
-            nn.Flatten(), nn.Linear(24, 3),
-        )  # fmt: skip
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 6, 3, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(24, 3),
+        )
     return module.eval()
 
 

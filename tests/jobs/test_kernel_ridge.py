@@ -33,9 +33,14 @@ SOLVERS = ("eigh", "cholesky", "tiled_cholesky", "cg")
 
 def job_of(data, test=None, solver="eigh", alphas=ALPHAS, selection="auto", **changes):
     """RBF on standardised rows, a quarter of them for testing, tiles of 30, unless `changes` say otherwise."""
-    given = {"split": None if test else SplitRule(test=0.25), "steps": parse_steps(["standardize"]), "kernel": RBF(0.2),
-             "options": KernelRidgeOptions(alphas, selection=selection, solver=solver, tolerance=1e-9),
-             "inner_folds": 3, "plan": TILES}  # fmt: skip
+    given = {
+        "split": None if test else SplitRule(test=0.25),
+        "steps": parse_steps(["standardize"]),
+        "kernel": RBF(0.2),
+        "options": KernelRidgeOptions(alphas, selection=selection, solver=solver, tolerance=1e-9),
+        "inner_folds": 3,
+        "plan": TILES,
+    }
     return KernelRidgeJob("tiny", data, test, **{**given, **changes})
 
 
@@ -110,9 +115,13 @@ def test_cross_validation_and_the_best_alpha(tmp_path):
 
 @pytest.mark.parametrize(
     ("solver", "selection", "split"),
-    [("eigh", "gcv", SplitRule(test=0.3)), ("eigh", "loo", SplitRule(folds=2)), ("tiled_cholesky", "holdout", SplitRule(test=0.3)),
-     ("cg", "kfold", SplitRule(folds=2))],
-)  # fmt: skip
+    [
+        ("eigh", "gcv", SplitRule(test=0.3)),
+        ("eigh", "loo", SplitRule(folds=2)),
+        ("tiled_cholesky", "holdout", SplitRule(test=0.3)),
+        ("cg", "kfold", SplitRule(folds=2)),
+    ],
+)
 def test_test_rows_never_enter(tmp_path, solver, selection, split):
     """Other values and targets in the test rows: the same model, bit for bit. In one training row: another one."""
     x, labels = class_data(90)

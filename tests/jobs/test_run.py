@@ -5,17 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from job_examples import (
-    Counter,
-    Killed,
-    class_data,
-    feature_map,
-    naive_ridge,
-    regression_data,
-    ridge_job,
-    run,
-    stored,
-)
+from job_examples import Counter, Killed, class_data, feature_map, naive_ridge, regression_data, ridge_job, run, stored
 
 from ntkdask import files
 from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, JobError, StoreError
@@ -47,9 +37,11 @@ def without_times(metrics) -> dict:
 def test_a_run_is_the_naive_fit(tmp_path):
     x, y = regression_data()
     job = ridge_job(
-        stored(tmp_path, x, y), steps=parse_steps(["standardize"]), options=RidgeOptions((0.5,)),
+        stored(tmp_path, x, y),
+        steps=parse_steps(["standardize"]),
+        options=RidgeOptions((0.5,)),
         plan=Plan(tile_rows=40, dtype="float64"),
-    )  # fmt: skip
+    )
     metrics = run(job, tmp_path / "run")
     test = split_parts(tmp_path / "run") == 1
     assert test.sum() == 150 // 4
@@ -102,9 +94,13 @@ def test_test_rows_never_enter(tmp_path, selection, split):
 
     def model_of(name, x, labels, fold=0):
         job = ridge_job(
-            stored(tmp_path, x, labels, f"{name}.zarr"), split=split, steps=parse_steps(["standardize"]),
-            options=RidgeOptions(ALPHAS, selection=selection), inner_folds=3, plan=Plan(dtype="float32"),
-        )  # fmt: skip
+            stored(tmp_path, x, labels, f"{name}.zarr"),
+            split=split,
+            steps=parse_steps(["standardize"]),
+            options=RidgeOptions(ALPHAS, selection=selection),
+            inner_folds=3,
+            plan=Plan(dtype="float32"),
+        )
         return models(run(job, tmp_path / name))[fold]
 
     clean = model_of("clean", x, labels)
@@ -124,9 +120,13 @@ def test_test_rows_never_enter(tmp_path, selection, split):
 def test_any_cluster_gives_the_same_bits(tmp_path, one_worker, two_workers):
     x, labels = class_data()
     job = ridge_job(
-        stored(tmp_path, x, labels), split=SplitRule(folds=2), steps=parse_steps(["standardize"]),
-        options=RidgeOptions(ALPHAS, selection="kfold"), inner_folds=3, plan=SMALL,
-    )  # fmt: skip
+        stored(tmp_path, x, labels),
+        split=SplitRule(folds=2),
+        steps=parse_steps(["standardize"]),
+        options=RidgeOptions(ALPHAS, selection="kfold"),
+        inner_folds=3,
+        plan=SMALL,
+    )
     loop = run(job, tmp_path / "loop")
     two = run(job, tmp_path / "two", two_workers)
     one = run(job, tmp_path / "one", one_worker)

@@ -400,14 +400,24 @@ def test_defaults_of_a_kernel_job():
     [
         ({"type": "RBF", "gamma": 0.25}, None, RBF(0.25)),
         ({"type": "ArcCosine", "order": 2}, None, ArcCosine(2)),
-        ({"type": "NTK"}, {"preset": "fully_connected", "depth": 2, "activation": "erf"}, NTK(fully_connected(2, "erf"))),
-        ({"type": "NNGP"}, {"preset": "fully_connected", "depth": 1, "bias_variance": 0.1},
-         NNGP(fully_connected(1, bias_variance=0.1))),
-        ({"type": "NTK"}, {"layers": [{"type": "Dense"}, {"type": "Activation", "function": "relu"}, {"type": "Dense"}]},
-         NTK(fully_connected(1))),
+        (
+            {"type": "NTK"},
+            {"preset": "fully_connected", "depth": 2, "activation": "erf"},
+            NTK(fully_connected(2, "erf")),
+        ),
+        (
+            {"type": "NNGP"},
+            {"preset": "fully_connected", "depth": 1, "bias_variance": 0.1},
+            NNGP(fully_connected(1, bias_variance=0.1)),
+        ),
+        (
+            {"type": "NTK"},
+            {"layers": [{"type": "Dense"}, {"type": "Activation", "function": "relu"}, {"type": "Dense"}]},
+            NTK(fully_connected(1)),
+        ),
     ],
     ids=lambda v: v.get("type") if isinstance(v, dict) else None,
-)  # fmt: skip
+)
 def test_kernels_and_back(kernel, network, expected):
     """A job's tables, written out again, make the same job."""
     job = build_job(
@@ -503,18 +513,30 @@ def image_job(network, **sections):
         ({"preset": "convolutional", "depth": 3}, networks.convolutional(3)),
         (
             {
-                "preset": "convolutional", "depth": 1, "filter_size": [3, 5], "padding": "circular", "readout": "flatten",
-                "activation": {"name": "leaky_relu", "slope": 0.1}, "weight_variance": 2.0, "bias_variance": 0.1,
-                "normalize": False, "scale_inputs": True, "readout_weight_variance": 3.0, "trainable_ends": False,
+                "preset": "convolutional",
+                "depth": 1,
+                "filter_size": [3, 5],
+                "padding": "circular",
+                "readout": "flatten",
+                "activation": {"name": "leaky_relu", "slope": 0.1},
+                "weight_variance": 2.0,
+                "bias_variance": 0.1,
+                "normalize": False,
+                "scale_inputs": True,
+                "readout_weight_variance": 3.0,
+                "trainable_ends": False,
             },
             networks.convolutional(
                 1, (3, 5), "circular", "flatten", activations.LeakyReLU(0.1), 2.0, 0.1, False, True, 3.0, False
             ),
         ),
         ({"preset": "myrtle", "depth": 5}, networks.myrtle(5)),
-        ({"preset": "myrtle", "depth": 10, "readout_weight_variance": 2.0}, networks.myrtle(10, readout_weight_variance=2.0)),
+        (
+            {"preset": "myrtle", "depth": 10, "readout_weight_variance": 2.0},
+            networks.myrtle(10, readout_weight_variance=2.0),
+        ),
     ],
-)  # fmt: skip
+)
 def test_presets_of_images(table, network):
     job = image_job(table)
     assert job.kernel == NTK(network)
@@ -561,8 +583,9 @@ def test_layers_of_images_nest(tmp_path):
     (tmp_path / "job.toml").write_text(RESIDUAL)
     job = load_job(tmp_path / "job.toml")
     first = Residual(
-        (Activation(), Conv((3, 3), stride=2), LayerNorm(), Activation("erf"), Conv(weight_variance=2.0)), (Conv(1, stride=2),)
-    )  # fmt: skip
+        (Activation(), Conv((3, 3), stride=2), LayerNorm(), Activation("erf"), Conv(weight_variance=2.0)),
+        (Conv(1, stride=2),),
+    )
     second = Residual((Activation(), Conv()))
     expected = (Conv(), first, second, AvgPool((2, 1)), GlobalAvgPool(), Dense(trainable=False))
     assert job.kernel.network == Network(expected)
@@ -579,18 +602,30 @@ def test_layers_of_images_nest(tmp_path):
         ({"preset": "myrtl", "depth": 5}, "unknown network preset 'myrtl'; did you mean 'myrtle'"),
         ({"preset": "convolutional", "depth": 2, "filter": 3}, "unknown key 'filter' for preset convolutional"),
         ({"preset": "convolutional", "depth": 2, "readout": "mean"}, "readout is 'mean', expected 'gap' or 'flatten'"),
-        ({"preset": "convolutional", "depth": 2, "padding": "zero"}, "padding is 'zero', expected one of 'same', 'valid'"),
+        (
+            {"preset": "convolutional", "depth": 2, "padding": "zero"},
+            "padding is 'zero', expected one of 'same', 'valid'",
+        ),
         ({"preset": "convolutional", "depth": 2, "filter_size": "3"}, "filter_size is '3', expected an integer >= 1"),
         ({"preset": "convolutional"}, "network preset convolutional: .*depth"),
-        ({"preset": "fully_connected", "depth": 1, "padding": "same"}, "unknown key 'padding' for preset fully_connected"),
-        ({"layers": [{"type": "Conv", "filtersize": 3}]}, "unknown key 'filtersize' for Conv; did you mean 'filter_size'"),
+        (
+            {"preset": "fully_connected", "depth": 1, "padding": "same"},
+            "unknown key 'padding' for preset fully_connected",
+        ),
+        (
+            {"layers": [{"type": "Conv", "filtersize": 3}]},
+            "unknown key 'filtersize' for Conv; did you mean 'filter_size'",
+        ),
         ({"layers": [{"type": "Convolution"}]}, "unknown type 'Convolution'"),
         ({"layers": [{"type": "Conv"}, {"type": "Dense"}]}, "layer 1 has a Dense where pixels are still apart"),
         ({"layers": [{"type": "Conv"}]}, "pixels are still apart. End with GlobalAvgPool"),
         ({"layers": [{"type": "Residual", "branch": []}]}, "the branch has no layers"),
-        ({"layers": [{"type": "Residual", "branches": []}]}, "unknown key 'branches' for Residual; did you mean 'branch'"),
+        (
+            {"layers": [{"type": "Residual", "branches": []}]},
+            "unknown key 'branches' for Residual; did you mean 'branch'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_networks_of_images(network, words):
     with pytest.raises(UserError, match=words) as found:
         image_job(network)

@@ -101,7 +101,7 @@ def test_without_sections_the_defaults_hold(folder, tmp_path):
         ('name = "small"', 'name = "a/b"', "name is 'a/b'"),
         ("train_rows = 12", "train_rows = 19", "expected 1 to 18"),
         ("train_rows = 12", "train_row = 12", "unknown key 'data.train_row'; did you mean 'train_rows'"),
-        ("train_rows = 12", 'split = { test = 0.2 }', "and no split"),
+        ("train_rows = 12", "split = { test = 0.2 }", "and no split"),
         ("widths = [8, 16]", "width = [8, 16]", "unknown key 'networks.0.width'; did you mean 'widths'"),
         ("seeds = [0, 3]", "seed = [0, 3]", "unknown key 'sweep.seed'; did you mean 'seeds'"),
         ('test = "{folder}/test.zarr"', "", "needs url"),
@@ -122,7 +122,7 @@ def test_without_sections_the_defaults_hold(folder, tmp_path):
         ('worker_memory = "2 GiB"', 'worker_memory = "2 bananas"', "worker_memory"),
         ("[protocol]", "[protocol", "not valid TOML"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(folder, tmp_path, old, new, message):
     text = HEAD + NETWORKS + REST
     assert old in text

@@ -37,8 +37,16 @@ def plain(layers):
     for layer in layers:
         if isinstance(layer, Conv):
             found.append(
-                ("conv", layer.filter, layer.padding, layer.strides, layer.weight_variance, layer.bias_variance, layer.trainable)
-            )  # fmt: skip
+                (
+                    "conv",
+                    layer.filter,
+                    layer.padding,
+                    layer.strides,
+                    layer.weight_variance,
+                    layer.bias_variance,
+                    layer.trainable,
+                )
+            )
         elif isinstance(layer, Dense):
             found.append(("dense", layer.weight_variance, layer.bias_variance, layer.trainable))
         elif isinstance(layer, Activation):
@@ -109,7 +117,16 @@ LAYERED = {
     "pool of circular": (Conv(3, "circular"), RELU, AvgPool(2), Conv(2, "circular"), RELU, GAP, Dense()),
     "pool first": (AvgPool(2), Conv(), RELU, GAP, Dense()),
     "biases": (Conv(3, "same", 1, 1.5, 0.2), RELU, Conv(3, "valid", 1, 0.7, 0.1), RELU, GAP, Dense(2.0, 0.3)),
-    "frozen": (Conv(trainable=False), RELU, Conv(3, "same", 1, 1.2, 0.1, trainable=False), RELU, Conv(), RELU, GAP, Dense()),
+    "frozen": (
+        Conv(trainable=False),
+        RELU,
+        Conv(3, "same", 1, 1.2, 0.1, trainable=False),
+        RELU,
+        Conv(),
+        RELU,
+        GAP,
+        Dense(),
+    ),
     "all frozen": (Conv(trainable=False), RELU, GAP, Dense(trainable=False)),
     "two convolutions": (Conv(), Conv(2, "same", 2), RELU, Flatten()),
     "norm": (Conv(), LayerNorm(), RELU, Conv(3, "same", 1, 1.0, 0.3), LayerNorm(), RELU, GAP, Dense()),
@@ -123,7 +140,14 @@ LAYERED = {
         GAP,
         Dense(),
     ),
-    "circular residual": (Conv(3, "circular"), Residual((RELU, Conv(3, "circular"))), RELU, Conv(2, "circular", 2), RELU, GAP),
+    "circular residual": (
+        Conv(3, "circular"),
+        Residual((RELU, Conv(3, "circular"))),
+        RELU,
+        Conv(2, "circular", 2),
+        RELU,
+        GAP,
+    ),
     "nested": (
         Conv(),
         Residual((Residual((RELU, Conv(2)), (Conv(1), LayerNorm())), RELU, Conv()), (Residual((RELU, Conv())),)),
@@ -131,14 +155,37 @@ LAYERED = {
         Flatten(),
         Dense(),
     ),
-    "pool in a residual": (Conv(), Residual((RELU, Conv(), AvgPool(2)), (RELU, AvgPool(2), Conv())), RELU, GAP, Dense()),
+    "pool in a residual": (
+        Conv(),
+        Residual((RELU, Conv(), AvgPool(2)), (RELU, AvgPool(2), Conv())),
+        RELU,
+        GAP,
+        Dense(),
+    ),
     "pools around a residual": (
-        Conv(), RELU, AvgPool(2), Conv(), Residual((RELU, Conv(), RELU, Conv())), AvgPool(3), RELU, GAP, Dense()),
+        Conv(),
+        RELU,
+        AvgPool(2),
+        Conv(),
+        Residual((RELU, Conv(), RELU, Conv())),
+        AvgPool(3),
+        RELU,
+        GAP,
+        Dense(),
+    ),
     "tail": (Conv(), RELU, GAP, Dense(1.2, 0.1), RELU, Dense(0.8, trainable=False), Activation("erf"), Dense()),
     "tail of residuals": (
-        Conv(), RELU, Flatten(), Dense(), LayerNorm(), Residual((RELU, Dense())), RELU, Residual((Dense(),), (Dense(), RELU)),
-        Dense()),
-}  # fmt: skip
+        Conv(),
+        RELU,
+        Flatten(),
+        Dense(),
+        LayerNorm(),
+        Residual((RELU, Dense())),
+        RELU,
+        Residual((Dense(),), (Dense(), RELU)),
+        Dense(),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LAYERED)
@@ -482,10 +529,16 @@ def test_other_dtypes_are_refused(dtype):
     [
         ((Conv(7, "valid"), GAP), "layer 0: Conv: a filter of 7×7 with padding 'valid' does not fit an image of 6×6"),
         ((Conv(), AvgPool(4), GAP), "layer 1: AvgPool: windows of 4×4 do not divide images of 6×6"),
-        ((Conv(), Residual((Conv(3, "same", 2),)), GAP), "layer 1: the branch of the Residual gives images of 3×3, its shortcut 6×6"),
-        ((Conv(), AvgPool(2), Residual((Conv(4, "valid"),), (Conv(),)), GAP), r"layer 2.branch.0: Conv: a filter of 4×4"),
+        (
+            (Conv(), Residual((Conv(3, "same", 2),)), GAP),
+            "layer 1: the branch of the Residual gives images of 3×3, its shortcut 6×6",
+        ),
+        (
+            (Conv(), AvgPool(2), Residual((Conv(4, "valid"),), (Conv(),)), GAP),
+            r"layer 2.branch.0: Conv: a filter of 4×4",
+        ),
     ],
-)  # fmt: skip
+)
 def test_images_that_do_not_fit_the_layers_are_refused(layers, message):
     kernel = NTK(Network((*layers, Dense())))
     for call in (

@@ -159,10 +159,16 @@ on_a_gpu = pytest.mark.skipif(not arrays.gpu_usable(), reason=arrays.gpu_status(
 @on_a_gpu
 @pytest.mark.parametrize(
     "kernel",
-    [*(NTK(network) for network in NETWORKS.values()), NNGP(GENERAL), NTK(fully_connected(2, "erf", bias_variance=0.1)),
-     ArcCosine(0), ArcCosine(3), RBF(0.3)],
+    [
+        *(NTK(network) for network in NETWORKS.values()),
+        NNGP(GENERAL),
+        NTK(fully_connected(2, "erf", bias_variance=0.1)),
+        ArcCosine(0),
+        ArcCosine(3),
+        RBF(0.3),
+    ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_kernels_on_a_gpu(kernel, dtype):
     x, y = inputs(dtype)

@@ -47,8 +47,13 @@ def kernel(n=N, d=4, seed=0, repeat=()):
 
 def store_matrix(folder, matrix, tile=16, dtype="float64", name="matrix"):
     store = TileStore.create(
-        folder / name, shape=matrix.shape, tile_shape=(tile, tile), dtype=dtype, fingerprint={"seed": 0}, triangle="symmetric"
-    )  # fmt: skip
+        folder / name,
+        shape=matrix.shape,
+        tile_shape=(tile, tile),
+        dtype=dtype,
+        fingerprint={"seed": 0},
+        triangle="symmetric",
+    )
     for index in store.indices():
         store.record(store.commit(index, np.ascontiguousarray(matrix[store.slices(index)], dtype=dtype)))
     return store.path

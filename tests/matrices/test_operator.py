@@ -21,8 +21,13 @@ from ntkdask.store import TileStore
 def stored(folder: Path, matrix: np.ndarray, tile: tuple[int, int], triangle: str | None, name: str = "k") -> Path:
     """`matrix` in a tile store, every tile committed."""
     store = TileStore.create(
-        folder / name, shape=matrix.shape, tile_shape=tile, dtype=matrix.dtype, fingerprint={"name": name}, triangle=triangle
-    )  # fmt: skip
+        folder / name,
+        shape=matrix.shape,
+        tile_shape=tile,
+        dtype=matrix.dtype,
+        fingerprint={"name": name},
+        triangle=triangle,
+    )
     for index in store.indices():
         store.record(store.commit(index, np.ascontiguousarray(matrix[store.slices(index)])))
     return folder / name

@@ -42,9 +42,11 @@ def test_dense(tmp_path, client, source):
         {"array": dense, "dask": da.from_array(dense, chunks=50)}.get(source) if source in ("array", "dask") else None
     )
     found = spectrum(
-        stored(tmp_path) if given is None else given, 5, statistical_dimension=ALPHAS,
+        stored(tmp_path) if given is None else given,
+        5,
+        statistical_dimension=ALPHAS,
         client=client if source == "cluster" else None,
-    )  # fmt: skip
+    )
     values = np.linalg.eigvalsh(dense)
     assert (found.method, found.n, found.products) == ("dense", 200, 0)
     assert np.allclose(found.eigenvalues, values[::-1][:5], rtol=1e-12)
@@ -63,9 +65,16 @@ def test_dense(tmp_path, client, source):
 def test_lanczos(tmp_path, client, dtype, on_cluster):
     url = stored(tmp_path, 100, dtype=dtype)
     found = spectrum(
-        url, 5, method="lanczos", statistical_dimension=ALPHAS, client=client if on_cluster else None, tolerance=1e-8,
-        n_probes=30, n_steps=40, cache_bytes=2**28,
-    )  # fmt: skip
+        url,
+        5,
+        method="lanczos",
+        statistical_dimension=ALPHAS,
+        client=client if on_cluster else None,
+        tolerance=1e-8,
+        n_probes=30,
+        n_steps=40,
+        cache_bytes=2**28,
+    )
     # of the matrix as it is stored: float32 tiles are a slightly other matrix
     values = np.linalg.eigvalsh(kernel_values(url))
     assert found.method == "lanczos"
@@ -89,9 +98,15 @@ def kernel_values(url: str) -> np.ndarray:
 def test_equal_seeds_give_equal_numbers_anywhere(tmp_path, client):
     url = stored(tmp_path, 60)
     options = {
-        "k": 3, "method": "lanczos", "statistical_dimension": (1.0,), "n_probes": 4, "n_steps": 8, "threads": 1,
-        "max_products": 20, "cache_bytes": 2**28,
-    }  # fmt: skip
+        "k": 3,
+        "method": "lanczos",
+        "statistical_dimension": (1.0,),
+        "n_probes": 4,
+        "n_steps": 8,
+        "threads": 1,
+        "max_products": 20,
+        "cache_bytes": 2**28,
+    }
     rows = [
         {**spectrum(url, client=c, seed=seed, **options).to_json(), "seconds": 0.0}
         for c, seed in ((None, 0), (client, 0), (None, 1))

@@ -206,11 +206,7 @@ def test_units() -> None:
 def test_network_in_words() -> None:
     layers = [
         {"type": "Conv", "filter_size": 3},
-        {
-            "type": "Residual",
-            "branch": [{"type": "Activation", "activation": {"type": "abrelu"}}],
-            "shortcut": [],
-        },
+        {"type": "Residual", "branch": [{"type": "Activation", "activation": {"type": "abrelu"}}], "shortcut": []},
         {"type": "AvgPool", "window": [2, 1]},
         {"type": "Dense"},
     ]

@@ -414,9 +414,12 @@ def test_an_alpha_at_the_end_of_its_path(alpha: float, found: list[str]) -> None
         (activation(type="Swoosh", k=2), "Swoosh (k 2)"),
         ({"type": "Activation", "function": "relu", "normalize": False}, "relu (not normalised)"),
         (dense(), "Dense"),
-        (dense(weight_variance=2.0, bias_variance=0.1, trainable=False), "Dense (weight variance 2, bias variance 0.1, not trained)"),
+        (
+            dense(weight_variance=2.0, bias_variance=0.1, trainable=False),
+            "Dense (weight variance 2, bias variance 0.1, not trained)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_layers_in_words(layer: dict[str, Any], words: str) -> None:
     assert job_words.chain([layer]) == words
 
@@ -441,7 +444,10 @@ def test_kernels_in_words() -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (solver(alphas=[0.5]), "kernel ridge, α = 0.5; solver auto, fit intercept yes, tolerance 10⁻⁶, max iterations 1 000"),
+        (
+            solver(alphas=[0.5]),
+            "kernel ridge, α = 0.5; solver auto, fit intercept yes, tolerance 10⁻⁶, max iterations 1 000",
+        ),
         (
             solver(selection="kfold", solver="tiled_cholesky"),
             "kernel ridge, 4 values of α from 0 to 10, chosen by k-fold cross-validation on training rows; "
@@ -453,7 +459,7 @@ def test_kernels_in_words() -> None:
             "solver Cholesky factorisation, fit intercept yes, holdout 0.2",
         ),
     ],
-)  # fmt: skip
+)
 def test_solvers_in_words(table: dict[str, Any], words: str) -> None:
     (described,) = [w for part, w in job_words.describe_job({"kernel": {}, "solver": table}) if part == "solver"]
     assert described.replace("\u202f", " ") == words

@@ -31,12 +31,7 @@ def matrices():
     x = rng(0).normal(size=(150, 5))
     spd = rng(1).normal(size=(150, 150))
     twice = np.concatenate([x[:120], x[:30]])
-    return {
-        "random": spd @ spd.T / 150,
-        "rbf": rbf(x),
-        "ntk": NTK(fully_connected(2))(x),
-        "duplicates": rbf(twice),
-    }
+    return {"random": spd @ spd.T / 150, "rbf": rbf(x), "ntk": NTK(fully_connected(2))(x), "duplicates": rbf(twice)}
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +69,12 @@ def test_all_alphas_at_once_are_lapack(cases, name, preconditioned):
     matrix, b = cases[name], rng(2).normal(size=(150, 4))
     alphas = ALPHAS if preconditioned else ALPHAS[1:]
     found = conjugate_gradients(
-        matrix, b, alphas, preconditioner=low_rank(matrix) if preconditioned else None,
+        matrix,
+        b,
+        alphas,
+        preconditioner=low_rank(matrix) if preconditioned else None,
         stopping=Stopping(tolerance=2e-9, max_iterations=2000),
-    )  # fmt: skip
+    )
     assert set(found.reasons) == {"converged"}
     assert found.converged.all()
     assert found.solution.shape == (len(alphas), 150, 4)
@@ -150,9 +148,12 @@ def test_dependent_zero_and_uneven_columns(cases, preconditioned):
         [one_hot, np.ones((150, 1)), np.zeros((150, 1)), one_hot[:, :1] * 1e8, one_hot[:, 1:2] * 1e-8], axis=1
     )
     found = conjugate_gradients(
-        cases["rbf"], b, [0.1, 1.0], preconditioner=low_rank(cases["rbf"]) if preconditioned else None,
+        cases["rbf"],
+        b,
+        [0.1, 1.0],
+        preconditioner=low_rank(cases["rbf"]) if preconditioned else None,
         stopping=Stopping(tolerance=1e-10),
-    )  # fmt: skip
+    )
     assert found.converged.all()
     assert not found.solution[:, :, 4].any()
     for x, alpha in zip(found.solution, (0.1, 1.0), strict=True):
@@ -275,9 +276,12 @@ def test_a_stall_is_reported_and_the_iterate_kept():
 
 def test_a_tolerance_beyond_rounding_stalls(cases):
     found = conjugate_gradients(
-        cases["rbf"], rng(19).normal(size=(150, 2)), 1e-7, preconditioner=low_rank(cases["rbf"]),
+        cases["rbf"],
+        rng(19).normal(size=(150, 2)),
+        1e-7,
+        preconditioner=low_rank(cases["rbf"]),
         stopping=Stopping(tolerance=1e-15, max_iterations=3000),
-    )  # fmt: skip
+    )
     assert found.reasons[0].startswith("stalled")
     assert found.iterations < 3000
     assert 1e-15 < found.residuals.max() < 1e-6

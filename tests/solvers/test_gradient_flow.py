@@ -12,13 +12,7 @@ from ntkdask import arrays
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.kernels import both
 from ntkdask.networks import fully_connected
-from ntkdask.solvers.gradient_flow import (
-    GradientFlow,
-    check_times,
-    covariance_block,
-    factorise_bytes,
-    mean_loss_time,
-)
+from ntkdask.solvers.gradient_flow import GradientFlow, check_times, covariance_block, factorise_bytes, mean_loss_time
 
 TIMES = (0.0, 1e-3, 0.1, 1.0, 30.0, math.inf)
 REG = pytest.mark.parametrize("reg", [0.0, 0.3])
@@ -152,9 +146,7 @@ def test_an_ensemble_trained_by_gradient_descent(kind, reg):
     tangent = kernel + zero_part @ zero_part.T
     flow = GradientFlow.factorise(tangent[:n, :n], kernel[:n, :n] if kind == "ntk" else None).regularised(reg)
     mean = flow.mean(tangent[n:, :n], y, t)[0, :, 0]
-    covariance = flow.covariance(
-        tangent[n:, :n], kernel[n:, :n] if kind == "ntk" else None, kernel[n:, n:], t
-    )[0]  # fmt: skip
+    covariance = flow.covariance(tangent[n:, :n], kernel[n:, :n] if kind == "ntk" else None, kernel[n:, n:], t)[0]
     assert (np.abs(found.mean(axis=0) - mean) <= 4 * found.std(axis=0) / math.sqrt(members)).all()
     products = np.einsum("si,sj->sij", found - mean, found - mean)
     assert (np.abs(products.mean(axis=0) - covariance) <= 4 * products.std(axis=0) / math.sqrt(members)).all()
@@ -199,9 +191,7 @@ def test_before_training_there_is_the_prior(kind, reg):
 @PRIOR
 def test_a_long_time_is_convergence(kind):
     problem = Problem()
-    for late, last in zip(
-        problem.predicted(kind, 0.2, 1e4), problem.predicted(kind, 0.2, math.inf), strict=True
-    ):  # fmt: skip
+    for late, last in zip(problem.predicted(kind, 0.2, 1e4), problem.predicted(kind, 0.2, math.inf), strict=True):
         assert_close(late, last, 1e-12)
 
 

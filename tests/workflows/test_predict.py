@@ -22,9 +22,7 @@ def fitted(tmp_path):
     parts = (np.arange(150) % 3 == 0).astype(np.int16)
     parts[40:80] = 0  # a tile without selected rows
     rows = DatasetRows(stored(tmp_path, x, y).url, save_state(tmp_path / "state", state_of(parts)))
-    fit = fit_ridge(
-        rows.select(0), [], RidgeOptions((1.0,)), PLAN, features=feature_map(), k=2, url=tmp_path / "fit"
-    )  # fmt: skip
+    fit = fit_ridge(rows.select(0), [], RidgeOptions((1.0,)), PLAN, features=feature_map(), k=2, url=tmp_path / "fit")
     return fit, rows.select(1), x, y, parts
 
 
@@ -114,7 +112,7 @@ def test_a_classifier_end_to_end(tmp_path):
     rows = DatasetRows(dataset.url)
     fit = fit_ridge(
         rows, [], RidgeOptions((1e-3,)), PLAN, features=feature_map(400), n_classes=3, k=3, url=tmp_path / "fit"
-    )  # fmt: skip
+    )
     found = evaluate(predict(fit.url, rows, PLAN, k=3, url=tmp_path / "p"), rows, dataset.class_names)
     assert found["accuracy"] == 1.0  # more features than rows interpolate
     assert np.trace(found["confusion"]) == 150

@@ -94,8 +94,13 @@ class PixelLayers:
     # --- weights and activations
 
     def _weighted(
-        self, layer: Conv | Dense, activation: Activation | None, pixels: Pixels, path: seeds.Path, after: Sequence[Layer]
-    ) -> Pixels:  # fmt: skip
+        self,
+        layer: Conv | Dense,
+        activation: Activation | None,
+        pixels: Pixels,
+        path: seeds.Path,
+        after: Sequence[Layer],
+    ) -> Pixels:
         """After Conv or Dense and, block by block, the activation that follows."""
         weights = Filter.of(layer, pixels.shape, self.width, self.seed, path)
         if pixels.raw and not weights.takes_patches(pixels.phi.shape[1]):

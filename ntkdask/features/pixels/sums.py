@@ -78,9 +78,15 @@ def draw_shifts(seed: int, path: seeds.Path, n_offsets: int, width: int) -> np.n
 
 
 def shifted_sums(
-    source: Array, near: Neighbours, shifts: np.ndarray, weights: Array, first: int, out: Array,
-    also: Array | None = None, also_weights: Array | None = None,
-) -> Array:  # fmt: skip
+    source: Array,
+    near: Neighbours,
+    shifts: np.ndarray,
+    weights: Array,
+    first: int,
+    out: Array,
+    also: Array | None = None,
+    also_weights: Array | None = None,
+) -> Array:
     """out[r] = weights·Σ_a roll(source[p(r, a)], −shifts[a]) + also_weights·also[r], for output pixels first + r of all images.
 
     source: (images·rows_in, width); weights, also_weights: (width,); out, also: (rows, width); one dtype and device, C-ordered.
@@ -90,9 +96,19 @@ def shifted_sums(
         return _on_device(source, near, shifts, weights, first, out, also, also_weights)
     extra = (out, weights) if also is None else (also, also_weights)
     _sum_rows(
-        source, near.rows_in, near.rows_out, near.pixels, near.filter, near.counts, shifts, weights,
-        also is not None, *extra, first, out,
-    )  # fmt: skip
+        source,
+        near.rows_in,
+        near.rows_out,
+        near.pixels,
+        near.filter,
+        near.counts,
+        shifts,
+        weights,
+        also is not None,
+        *extra,
+        first,
+        out,
+    )
     return out
 
 
@@ -150,8 +166,15 @@ def cuda_source() -> str:
 
 
 def _on_device(
-    source: Array, near: Neighbours, shifts: np.ndarray, weights: Array, first: int, out: Array, also: Any, also_weights: Any
-) -> Array:  # fmt: skip
+    source: Array,
+    near: Neighbours,
+    shifts: np.ndarray,
+    weights: Array,
+    first: int,
+    out: Array,
+    also: Any,
+    also_weights: Any,
+) -> Array:
     rows, width = out.shape
     if not rows:
         return out
@@ -160,10 +183,20 @@ def _on_device(
     tables = _device_tables(near, source)
     moved = namespace(source).asarray(shifts)
     arguments = (
-        source, np.int64(near.rows_in), np.int64(near.rows_out), *tables, np.int32(near.pixels.shape[1]), moved, weights,
-        null if also is None else also, null if also is None else also_weights,
-        out, np.int32(width), np.int64(first), np.int64(rows),
-    )  # fmt: skip
+        source,
+        np.int64(near.rows_in),
+        np.int64(near.rows_out),
+        *tables,
+        np.int32(near.pixels.shape[1]),
+        moved,
+        weights,
+        null if also is None else also,
+        null if also is None else also_weights,
+        out,
+        np.int32(width),
+        np.int64(first),
+        np.int64(rows),
+    )
     kernel((-(-rows * width // CUDA_THREADS),), (CUDA_THREADS,), arguments)
     return out
 

@@ -99,9 +99,20 @@ class CountSketch:
             strides = [np.int64(a.strides[0] // a.itemsize if a.shape[0] > 1 else a.shape[1]) for a in (x, out)]
             kernel = cuda_module(cuda_source()).get_function(f"count_rows_{dtype.name}")
             kernel(
-                (x.shape[0],), (CUDA_THREADS,),
-                (x, strides[0], columns, signs, starts, np.int32(self.n_components), dtype.type(scale), out, strides[1]),
-            )  # fmt: skip
+                (x.shape[0],),
+                (CUDA_THREADS,),
+                (
+                    x,
+                    strides[0],
+                    columns,
+                    signs,
+                    starts,
+                    np.int32(self.n_components),
+                    dtype.type(scale),
+                    out,
+                    strides[1],
+                ),
+            )
         return out
 
 

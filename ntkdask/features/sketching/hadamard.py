@@ -115,9 +115,22 @@ def sampled_hadamard(factors: tuple[Factor, ...], scale: float, out: Array) -> A
             )
         else:
             _sample_product_rows(
-                x, stride_x, left.signs, left.rows, y, stride_y, right.signs, right.rows,
-                flat_out, stride_out, start, stop, out.dtype.type(scale), a, b,
-            )  # fmt: skip
+                x,
+                stride_x,
+                left.signs,
+                left.rows,
+                y,
+                stride_y,
+                right.signs,
+                right.rows,
+                flat_out,
+                stride_out,
+                start,
+                stop,
+                out.dtype.type(scale),
+                a,
+                b,
+            )
 
     over_rows(work, n, n * (m + sum(factor.size for factor in factors)))
     return out

@@ -284,10 +284,30 @@ def _on_host(steps: Program, tables: Tables, x: Any, out: np.ndarray, scale: flo
         leaf, node = aligned(size, out.dtype), aligned(w, out.dtype)
         slots = aligned(steps.n_slots * w, out.dtype).reshape(steps.n_slots, w)
         _run_rows(
-            flat, stride, is_csr, columns, starts, steps.steps, leaf_of_edge, tables.leaf_signs, is_count, tables.buckets,
-            tables.node_signs, tables.rows, tables.constants, flat_out, stride_k, stride_n, m, start, stop,
-            out.dtype.type(scale), leaf, node, slots,
-        )  # fmt: skip
+            flat,
+            stride,
+            is_csr,
+            columns,
+            starts,
+            steps.steps,
+            leaf_of_edge,
+            tables.leaf_signs,
+            is_count,
+            tables.buckets,
+            tables.node_signs,
+            tables.rows,
+            tables.constants,
+            flat_out,
+            stride_k,
+            stride_n,
+            m,
+            start,
+            stop,
+            out.dtype.type(scale),
+            leaf,
+            node,
+            slots,
+        )
 
     leaves = int((steps.steps[:, 0] == LEAF).sum())
     joins = int((steps.steps[:, 0] <= JOIN_CONSTANT).sum()) - leaves
@@ -296,9 +316,30 @@ def _on_host(steps: Program, tables: Tables, x: Any, out: np.ndarray, scale: flo
 
 @compiled_as_written
 def _run_rows(
-    x, stride, is_csr, columns, starts, steps, leaf_of_edge, leaf_signs, is_count, buckets,
-    node_signs, rows, constants, out, stride_k, stride_n, m, first, last, scale, leaf, node, slots,
-):  # fmt: skip
+    x,
+    stride,
+    is_csr,
+    columns,
+    starts,
+    steps,
+    leaf_of_edge,
+    leaf_signs,
+    is_count,
+    buckets,
+    node_signs,
+    rows,
+    constants,
+    out,
+    stride_k,
+    stride_n,
+    m,
+    first,
+    last,
+    scale,
+    leaf,
+    node,
+    slots,
+):
     """Rows first … last−1 through all steps; kinds of steps as in `poly_program`."""
     for r in range(first, last):
         for step in range(steps.shape[0]):

@@ -173,15 +173,28 @@ class _StepWriter:
         self._add_step(kind, numbers, floats, (self.shape, self._times()), (0,) * 7)
 
     def _add_step(
-        self, kind: str, numbers: tuple[int, int, int], floats: tuple[float, float, float], before: tuple[Shape, Shape],
+        self,
+        kind: str,
+        numbers: tuple[int, int, int],
+        floats: tuple[float, float, float],
+        before: tuple[Shape, Shape],
         geometry: tuple[int, ...],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """The fields in the order of `Step`. before: shape and times before the step; geometry: filter, strides, l, wraps."""
         variant, trainable, live = numbers
         fields = [
-            kind, variant, self.map, trainable, live, *map(repr, map(float, floats)), *before[0], *self.shape, *geometry,
-            *before[1], *self._times(),
-        ]  # fmt: skip
+            kind,
+            variant,
+            self.map,
+            trainable,
+            live,
+            *map(repr, map(float, floats)),
+            *before[0],
+            *self.shape,
+            *geometry,
+            *before[1],
+            *self._times(),
+        ]
         self.steps.append("{" + ", ".join(map(str, fields)) + "}")
 
     def _convolve(self, op: Convolve) -> None:
@@ -288,9 +301,15 @@ def _folded(writer: _StepWriter, itemsize: int, tangent: bool) -> StageCode | No
     warps = min(threads // LANES, -(-planes // (LANES // segment)))
     height, width = window or (0, 0)
     macros = {
-        "PLANE_THREADS": threads, "PLANE_BLOCKS": blocks, "PLANE_H": h, "PLANE_W": w, "PLANE_SEGMENT": segment,
-        "PLANE_NORMALISES": int(bool(writer.divisors)), "PLANE_POOL_H": height, "PLANE_POOL_W": width,
-    }  # fmt: skip
+        "PLANE_THREADS": threads,
+        "PLANE_BLOCKS": blocks,
+        "PLANE_H": h,
+        "PLANE_W": w,
+        "PLANE_SEGMENT": segment,
+        "PLANE_NORMALISES": int(bool(writer.divisors)),
+        "PLANE_POOL_H": height,
+        "PLANE_POOL_W": width,
+    }
     text = _text("folded.cu", writer, itemsize, tangent, macros)
     return writer.code(text, itemsize, True, warps * LANES, shared)
 
@@ -298,10 +317,17 @@ def _folded(writer: _StepWriter, itemsize: int, tangent: bool) -> StageCode | No
 def _general(writer: _StepWriter, itemsize: int, tangent: bool) -> StageCode:
     stage, saved, parts = writer.stage, writer.deepest, 1 + tangent
     macros = {
-        "PLANE_FOLDED": int(_foldable(stage)), "PLANE_H": stage.shape_in[0], "PLANE_W": stage.shape_in[1],
-        "PLANE_OUT_H": stage.shape_out[0], "PLANE_OUT_W": stage.shape_out[1], "PLANE_STRIDE_H": stage.stride[0],
-        "PLANE_STRIDE_W": stage.stride[1], "PLANE_LARGEST": writer.largest, "PLANE_SAVED": saved, "PLANE_MAPS": writer.map,
-    }  # fmt: skip
+        "PLANE_FOLDED": int(_foldable(stage)),
+        "PLANE_H": stage.shape_in[0],
+        "PLANE_W": stage.shape_in[1],
+        "PLANE_OUT_H": stage.shape_out[0],
+        "PLANE_OUT_W": stage.shape_out[1],
+        "PLANE_STRIDE_H": stage.stride[0],
+        "PLANE_STRIDE_W": stage.stride[1],
+        "PLANE_LARGEST": writer.largest,
+        "PLANE_SAVED": saved,
+        "PLANE_MAPS": writer.map,
+    }
     shared = 8 * GENERAL_THREADS + (2 + saved) * parts * writer.largest * itemsize
     text = _text("general.cu", writer, itemsize, tangent, macros)
     return writer.code(text, itemsize, False, GENERAL_THREADS, shared)

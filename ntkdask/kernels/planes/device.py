@@ -201,9 +201,11 @@ class _Run:
         left, right = self.sides[position]
         first = pooled is None
         source = (
-            *(self.images if first else (pooled, np.uintp(0))), np.int32(self.channels if first else 0), np.int32(addends),
+            *(self.images if first else (pooled, np.uintp(0))),
+            np.int32(self.channels if first else 0),
+            np.int32(addends),
             self.dtype.type(1 / self.divisor if first else 1),
-        )  # fmt: skip
+        )
         count = np.int32(len(self.codes[position].nodes))
         return *source, left.roots, right.roots, left.shares, right.shares, *pairs, count
 

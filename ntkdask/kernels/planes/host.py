@@ -228,9 +228,18 @@ class _Worker:
         return stage.unit * sums.transpose(2, 1, 0), doubtful.T
 
     def _stage(
-        self, dtype: np.dtype, limit: float, index: int, rows: slice, columns: slice, inputs: np.ndarray, scale: float,
-        todo: np.ndarray, outputs: np.ndarray, sums: np.ndarray,
-    ) -> None:  # fmt: skip
+        self,
+        dtype: np.dtype,
+        limit: float,
+        index: int,
+        rows: slice,
+        columns: slice,
+        inputs: np.ndarray,
+        scale: float,
+        todo: np.ndarray,
+        outputs: np.ndarray,
+        sums: np.ndarray,
+    ) -> None:
         stage = self.stages[index]
         channels = 0 if index else self.left.images.shape[1]
         x = self.left.images[rows, :channels].astype(dtype, copy=False)
@@ -238,9 +247,25 @@ class _Worker:
         rx, sx = (part[rows] for part in self.left.maps(index, dtype))
         rz, sz = (part[columns] for part in self.right.maps(index, dtype))
         codes.run_stage(
-            stage.ops, stage.constants.astype(dtype), stage.levels, stage.ends, self.tangent, x, z, rx, rz, sx, sz, inputs,
-            dtype.type(scale), todo, limit, outputs, sums, *self._scratch(index, dtype, channels),
-        )  # fmt: skip
+            stage.ops,
+            stage.constants.astype(dtype),
+            stage.levels,
+            stage.ends,
+            self.tangent,
+            x,
+            z,
+            rx,
+            rz,
+            sx,
+            sz,
+            inputs,
+            dtype.type(scale),
+            todo,
+            limit,
+            outputs,
+            sums,
+            *self._scratch(index, dtype, channels),
+        )
 
     def _scratch(self, index: int, dtype: np.dtype, channels: int) -> tuple[np.ndarray, ...]:
         key = (index, dtype)

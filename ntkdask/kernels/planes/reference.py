@@ -225,8 +225,15 @@ def _batch_bytes(
 
 
 def _read_out(
-    network: Network, x: Array, y: Array, maps_x: list[Array], maps_y: list[Array], divisor: float, own: bool, tangent: bool
-) -> Plane:  # fmt: skip
+    network: Network,
+    x: Array,
+    y: Array,
+    maps_x: list[Array],
+    maps_y: list[Array],
+    divisor: float,
+    own: bool,
+    tangent: bool,
+) -> Plane:
     """(S, T) at the readout, (*batch) each; x, y: (C, *batch, H, W), batches that broadcast, maps alike."""
     nodes: Iterator[tuple[Array, Array]] = iter(zip(maps_x, maps_y, strict=True))
     layers, shape = _image_layers(network), x.shape[-2:]

@@ -162,9 +162,29 @@ def _roll_columns(levels, ops, z, rz, sz, columns, dx, beyond):
 
 @compiled_on_views
 def run_stage(
-    ops, constants, levels, ends, both, x, z, rx, rz, sx, sz, inputs, scale, todo, limit, outputs, sums, planes, saved, columns,
-    strips, near,
-):  # fmt: skip
+    ops,
+    constants,
+    levels,
+    ends,
+    both,
+    x,
+    z,
+    rx,
+    rz,
+    sx,
+    sz,
+    inputs,
+    scale,
+    todo,
+    limit,
+    outputs,
+    sums,
+    planes,
+    saved,
+    columns,
+    strips,
+    near,
+):
     """A stage of the pairs (x_i, z_j), i < B, j < J, on the slabs that `todo` (J, B, H, W) marks; it unmarks those it has done.
 
     x (B, C, HW), z (J, C, HW): images, of the first stage (C > 0). inputs (B, 2, (HW)²), floating: slabs of S and T of a later one,

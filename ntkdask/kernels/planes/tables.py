@@ -109,12 +109,20 @@ def compiled_stages(program: Program) -> tuple[CompiledStage, ...]:
         pooled = frame_of(after) if after else (0, 0)
         found.append(
             CompiledStage(
-                np.array(tables.ops, np.int64).reshape(-1, 14), np.array(tables.constants, np.float64).reshape(-1, 5),
-                np.array([(*frame, *stride) for stride, frame in tables.levels.items()], np.int64), nodes, tuple(tables.frames),
-                tuple(tables.units), tuple(tables.curves), tables.unit, frame_of(stage), _wanted(stage),
-                (*stage.shape_out, *window, *pooled), tables.deepest,
+                np.array(tables.ops, np.int64).reshape(-1, 14),
+                np.array(tables.constants, np.float64).reshape(-1, 5),
+                np.array([(*frame, *stride) for stride, frame in tables.levels.items()], np.int64),
+                nodes,
+                tuple(tables.frames),
+                tuple(tables.units),
+                tuple(tables.curves),
+                tables.unit,
+                frame_of(stage),
+                _wanted(stage),
+                (*stage.shape_out, *window, *pooled),
+                tables.deepest,
             )
-        )  # fmt: skip
+        )
         first += len(tables.curves)
     return tuple(found)
 
@@ -185,14 +193,27 @@ class _Tables:
             self.fused = True
             return
         self._append(
-            codes.CONVOLVE_3 if three else codes.CONVOLVE, level, *geometry, scale=scale,
-            bias=conv.bias_variance / self.unit, trainable=float(conv.trainable),
-        )  # fmt: skip
+            codes.CONVOLVE_3 if three else codes.CONVOLVE,
+            level,
+            *geometry,
+            scale=scale,
+            bias=conv.bias_variance / self.unit,
+            trainable=float(conv.trainable),
+        )
 
     def _append(
-        self, code: int, level: int, filter_: tuple[int, ...] = (0,) * 5, steps: tuple[int, ...] = (1, 1, 0, 0, 0, 0),
-        node: int = 0, scale: float = 0.0, bias: float = 0.0, trainable: float = 0.0, curve: float = 0.0, line: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        code: int,
+        level: int,
+        filter_: tuple[int, ...] = (0,) * 5,
+        steps: tuple[int, ...] = (1, 1, 0, 0, 0, 0),
+        node: int = 0,
+        scale: float = 0.0,
+        bias: float = 0.0,
+        trainable: float = 0.0,
+        curve: float = 0.0,
+        line: float = 0.0,
+    ) -> None:
         self.ops.append((code, *filter_, node, level, *steps))
         self.constants.append((scale, bias, trainable, curve, line))
 

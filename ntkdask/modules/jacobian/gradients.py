@@ -222,7 +222,7 @@ class Gradients:
 
     def _require_paths(
         self, y: Tensor, x: Tensor, uses: Sequence[Use], layers: Iterable[str], start: int, known: Survey
-    ) -> None:  # fmt: skip
+    ) -> None:
         """PathError where the rows went through the layers otherwise than the survey's; InputError where they do alone."""
         calls = {layer: sum(use.layer == layer for use in uses) for layer in layers}
         other = {use.layer for use in uses if not use.takes(len(x))}

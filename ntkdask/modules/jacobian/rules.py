@@ -31,9 +31,15 @@ def _convolution(layer: Any, name: str) -> Contribution:
         sides = [(0, 0)] * len(layer.kernel_size) if layer.padding == "valid" else [(p, p) for p in layer.padding]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     return Terms(
-        layer.weight.numel(), math.prod(layer.weight.shape[1:]), layer.groups, tuple(layer.kernel_size), tuple(layer.stride),
-        tuple(p for side in reversed(sides) for p in side), tuple(layer.dilation), mode,
-    )  # fmt: skip
+        layer.weight.numel(),
+        math.prod(layer.weight.shape[1:]),
+        layer.groups,
+        tuple(layer.kernel_size),
+        tuple(layer.stride),
+        tuple(p for side in reversed(sides) for p in side),
+        tuple(layer.dilation),
+        mode,
+    )
 
 
 def _of_channels(layer: Any, name: str) -> Contribution:

@@ -152,8 +152,13 @@ def look(copy: nn.Module, wanted: Mapping[str, int], seen: Probe, apart: Collect
 
 
 def _shown(
-    recorder: Recorder, held: Mapping[str, list[tuple[str, str]]], trusted: set[str], x: Tensor, cotangents: Tensor, what: str
-) -> set[str]:  # fmt: skip
+    recorder: Recorder,
+    held: Mapping[str, list[tuple[str, str]]],
+    trusted: set[str],
+    x: Tensor,
+    cotangents: Tensor,
+    what: str,
+) -> set[str]:
     """Those of some parameters, whose gradients are zero, that capture agrees on with autograd where all weights are moved.
 
     Zero scales and zero readouts hide what lies before them, until they are trained.
@@ -239,9 +244,13 @@ Pair = tuple[Site, Tensor, Tensor]
 
 
 def _captured(
-    copy: nn.Module, held: Mapping[str, list[tuple[str, str]]], trusted: Collection[str], uses: list[Use],
-    gradients: list[Tensor | None], exact: _Exact,
-) -> dict[str, tuple[Site, ...]]:  # fmt: skip
+    copy: nn.Module,
+    held: Mapping[str, list[tuple[str, str]]],
+    trusted: Collection[str],
+    uses: list[Use],
+    gradients: list[Tensor | None],
+    exact: _Exact,
+) -> dict[str, tuple[Site, ...]]:
     """{parameter: its uses} of those whose gradients the uses of `trusted` layers make up."""
     sites = {}
     for name, of in held.items():
@@ -252,9 +261,13 @@ def _captured(
 
 
 def _pairs(
-    copy: nn.Module, held: list[tuple[str, str]], trusted: Collection[str], uses: list[Use], gradients: list[Tensor | None],
+    copy: nn.Module,
+    held: list[tuple[str, str]],
+    trusted: Collection[str],
+    uses: list[Use],
+    gradients: list[Tensor | None],
     rows: int,
-) -> list[Pair] | None:  # fmt: skip
+) -> list[Pair] | None:
     """(site, input, output gradient) of each use of a parameter; None where one of its owners is not captured."""
     pairs = []
     for path, local in held:

@@ -286,8 +286,11 @@ def _weights_digest(module: Any) -> str:
 def _config(module: Any) -> dict[str, Any]:
     stored = described(module)
     return {
-        "type": "StoredModule", "class_name": stored.class_name, "structure": stored.structure, "weights": stored.weights,
-    }  # fmt: skip
+        "type": "StoredModule",
+        "class_name": stored.class_name,
+        "structure": stored.structure,
+        "weights": stored.weights,
+    }
 
 
 describe_by(_BASE, _config)

@@ -90,9 +90,16 @@ class KernelComparison:
 
 
 def compare_kernels(
-    full: Any, pseudo: Any = None, *, outputs: int | None = None, spectra: bool = True, client: Any = None, plan: Plan | None = None,
-    listener: Listener | None = None, threads: int | None = None,
-) -> KernelComparison:  # fmt: skip
+    full: Any,
+    pseudo: Any = None,
+    *,
+    outputs: int | None = None,
+    spectra: bool = True,
+    client: Any = None,
+    plan: Plan | None = None,
+    listener: Listener | None = None,
+    threads: int | None = None,
+) -> KernelComparison:
     """Measures of a full eNTK and a pseudo-NTK of the same rows.
 
     full: Θ as an array (n, m, O, O), or in order i·O + o as an array (n·O, m·O) or the url of a stored matrix. pseudo: Θ̂ as an array
@@ -124,9 +131,14 @@ def compare_kernels(
     if spectra:
         ends = [_ends(m, client, plan, listener, threads) for m in matrices]
     return KernelComparison(
-        sums.pairs, sums.outputs, sums.off_diagonal_ratio, sums.pooled_off_diagonal_ratio, sums.frobenius, sums.norm_difference,
+        sums.pairs,
+        sums.outputs,
+        sums.off_diagonal_ratio,
+        sums.pooled_off_diagonal_ratio,
+        sums.frobenius,
+        sums.norm_difference,
         *ends,
-    )  # fmt: skip
+    )
 
 
 def _opened(pseudo: Any) -> Any:

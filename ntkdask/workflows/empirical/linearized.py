@@ -73,11 +73,23 @@ class LinearizedPrediction:
 
 
 def predict_linearized(
-    module: Any, x_train: Any, targets: Any = None, x_test: Any = None, *, kernel: Any = "pntk", alpha: float = 0.0,
-    n_classes: int | None = None, test_targets: Any = None, solver: str = "auto", input_layout: str | None = "nchw",
-    url: str | os.PathLike[str] | None = None, client: Any = None, plan: Plan | None = None, resources: Resources | None = None,
+    module: Any,
+    x_train: Any,
+    targets: Any = None,
+    x_test: Any = None,
+    *,
+    kernel: Any = "pntk",
+    alpha: float = 0.0,
+    n_classes: int | None = None,
+    test_targets: Any = None,
+    solver: str = "auto",
+    input_layout: str | None = "nchw",
+    url: str | os.PathLike[str] | None = None,
+    client: Any = None,
+    plan: Plan | None = None,
+    resources: Resources | None = None,
     listener: Listener | None = None,
-) -> LinearizedPrediction:  # fmt: skip
+) -> LinearizedPrediction:
     """f_lin on x_test of `module` (a torch.nn.Module in eval mode, or a description of one), linearised at its weights.
 
     x_train, x_test: arrays (n, *s), dask arrays, datasets or their urls, cast as `kernel_matrix` casts them; x_test=None is x_train.
@@ -122,16 +134,39 @@ def predict_linearized(
             kernel_matrix(theta, _shared(streams[1]), _shared(streams[0]), url=folder / "test", **keywords)
             cross = folder / "test"
     return predict_stored_linearized(
-        matrix, cross, y, priors[0], priors[-1], alpha=alpha, test_targets=labels, solver=solver, url=folder, client=client,
-        plan=plan, resources=resources, listener=listener,
-    )  # fmt: skip
+        matrix,
+        cross,
+        y,
+        priors[0],
+        priors[-1],
+        alpha=alpha,
+        test_targets=labels,
+        solver=solver,
+        url=folder,
+        client=client,
+        plan=plan,
+        resources=resources,
+        listener=listener,
+    )
 
 
 def predict_stored_linearized(
-    matrix: Any, cross: Any, targets: Any, prior: Any, prior_test: Any, *, alpha: float = 0.0, n_classes: int | None = None,
-    test_targets: Any = None, solver: str = "auto", url: str | os.PathLike[str] | None = None, client: Any = None,
-    plan: Plan | None = None, resources: Resources | None = None, listener: Listener | None = None,
-) -> LinearizedPrediction:  # fmt: skip
+    matrix: Any,
+    cross: Any,
+    targets: Any,
+    prior: Any,
+    prior_test: Any,
+    *,
+    alpha: float = 0.0,
+    n_classes: int | None = None,
+    test_targets: Any = None,
+    solver: str = "auto",
+    url: str | os.PathLike[str] | None = None,
+    client: Any = None,
+    plan: Plan | None = None,
+    resources: Resources | None = None,
+    listener: Listener | None = None,
+) -> LinearizedPrediction:
     """`predict_linearized` from matrices that are there already: arrays, or urls of stored ones (`kernel_matrix`).
 
     matrix: Θ̂ (n, n), or Θ as (n, n, O, O) or (n·O, n·O); cross: the same of test with training rows. prior (n, O), prior_test (m, O):
@@ -256,9 +291,16 @@ def _outputs(module: Any, stream: FeatureStream, layout: str | None) -> np.ndarr
 
 
 def _solve_stored(
-    matrix: StoredMatrix, residual: np.ndarray, alpha: float, solver: str, folder: Path, client: Any, plan: Plan,
-    resources: Resources | None, listener: Listener,
-) -> tuple[Linearized, str, dict[str, Any]]:  # fmt: skip
+    matrix: StoredMatrix,
+    residual: np.ndarray,
+    alpha: float,
+    solver: str,
+    folder: Path,
+    client: Any,
+    plan: Plan,
+    resources: Resources | None,
+    listener: Listener,
+) -> tuple[Linearized, str, dict[str, Any]]:
     """(fit, solver, facts) on tiles; what was solved before is read."""
     full = is_full(matrix.shape, residual.shape, square=True)
     right = residual.reshape(-1, 1) if full else residual
@@ -294,9 +336,20 @@ def _plan(
         whole = -(-n * n * itemsize // PANEL_BYTES) * PANEL_BYTES
         cache = whole if limit is None else min(whole, max(0, int(SHARE_CACHED * (limit - best.bytes))))
     return KernelRidgePlan(
-        matrix.dtype.name, tile, tile, tile, resources.threads, resources.solve_threads, False, tile, best.solver, reason,
-        max(1, rank_for_bytes(n, RANK_BYTES, min(MAX_RANK, n // RANK_SHARE))), cache, limit,
-    )  # fmt: skip
+        matrix.dtype.name,
+        tile,
+        tile,
+        tile,
+        resources.threads,
+        resources.solve_threads,
+        False,
+        tile,
+        best.solver,
+        reason,
+        max(1, rank_for_bytes(n, RANK_BYTES, min(MAX_RANK, n // RANK_SHARE))),
+        cache,
+        limit,
+    )
 
 
 def _found(client: Any) -> Resources:

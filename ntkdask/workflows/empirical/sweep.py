@@ -138,9 +138,14 @@ def cells_of(sweep: PntkSweep) -> Iterator[list[Cell]]:
 
 
 def run_pntk_sweep(
-    sweep: PntkSweep, data: SweepData, folder: str | os.PathLike[str], *, client: Any = None, plan: Plan | None = None,
+    sweep: PntkSweep,
+    data: SweepData,
+    folder: str | os.PathLike[str],
+    *,
+    client: Any = None,
+    plan: Plan | None = None,
     listener: Listener | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Compute the cells that are not there yet; all of the folder's cells as flat rows (`sweep_rows`), also in folder/table.csv.
 
     folder: cells/*.json, training/*; with a client or plan.tile_rows and kernels=("pntk",) also kernels/* in tiles, resumed. client:
@@ -204,10 +209,17 @@ def _asked(sweep: PntkSweep, cell: Cell, digest: str) -> dict[str, Any]:
         # training as far as this epoch is the same whatever is kept of it
         protocol = {key: value for key, value in protocol.items() if key not in ("epochs", "checkpoints")}
     return {
-        "network": cell.network, "width": cell.width, "seed": cell.seed, "epoch": cell.epoch, "data": digest,
-        "description": registry.to_config(cell.description), "protocol": protocol, "kernels": list(sweep.kernels),
-        "alpha": sweep.alpha, "dtype": sweep.dtype,
-    }  # fmt: skip
+        "network": cell.network,
+        "width": cell.width,
+        "seed": cell.seed,
+        "epoch": cell.epoch,
+        "data": digest,
+        "description": registry.to_config(cell.description),
+        "protocol": protocol,
+        "kernels": list(sweep.kernels),
+        "alpha": sweep.alpha,
+        "dtype": sweep.dtype,
+    }
 
 
 def _is_done(folder: Path, cell: Cell, asked: Mapping[str, Any]) -> bool:
@@ -269,8 +281,9 @@ def _measured(
     if f0.shape[1] != data.n_classes:
         raise InputError(f"the network has {f0.shape[1]} outputs for {data.n_classes} classes; they must agree.")
     found: dict[str, Any] = {
-        "accuracy": accuracy(f0_test, data.labels_test), "train_accuracy": accuracy(f0, data.labels)
-    }  # fmt: skip
+        "accuracy": accuracy(f0_test, data.labels_test),
+        "train_accuracy": accuracy(f0, data.labels),
+    }
     rows = _Rows(x, x_test, one_hot(data.labels, data.n_classes) - f0, f0_test)
     measure = _with_full if "entk" in sweep.kernels else _pseudo_alone
     predicted, said = measure(module, sweep, rows, stored, client, plan)
@@ -341,8 +354,16 @@ def _pseudo_alone(module: Any, sweep: PntkSweep, rows: _Rows, stored: Path | Non
     )
     alpha = _alpha(sweep, ends)
     fit = predict_stored_linearized(
-        matrix, cross, rows.residual, np.zeros_like(rows.residual), rows.prior, alpha=alpha, url=stored, client=client, plan=plan
-    )  # fmt: skip
+        matrix,
+        cross,
+        rows.residual,
+        np.zeros_like(rows.residual),
+        rows.prior,
+        alpha=alpha,
+        url=stored,
+        client=client,
+        plan=plan,
+    )
     said = {"alpha": alpha, "resolved": ends.resolved, **dataclasses.asdict(ends)}
     return {"pntk": fit.predictions}, {"pntk": said}
 

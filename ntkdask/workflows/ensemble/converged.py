@@ -31,9 +31,16 @@ DRIVER_ROWS = 1024
 
 
 def predict_converged(
-    factor: Factor, matrices: EnsembleMatrices, targets: Any, *, kind: str = "ntk", output: str = "variance",
-    n_classes: int | None = None, client: Any = None, plan: Plan | None = None,
-) -> EnsemblePrediction:  # fmt: skip
+    factor: Factor,
+    matrices: EnsembleMatrices,
+    targets: Any,
+    *,
+    kind: str = "ntk",
+    output: str = "variance",
+    n_classes: int | None = None,
+    client: Any = None,
+    plan: Plan | None = None,
+) -> EnsemblePrediction:
     """What `predict_stored_ensemble` gives at times=inf with diag_reg=factor.alpha, without an eigendecomposition.
 
     factor: of ntk_dd + rI for kind "ntk", of nngp_dd + rI for kind "nngp" (`factorize`), without scale. matrices, targets, kind,

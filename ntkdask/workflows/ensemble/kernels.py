@@ -176,9 +176,7 @@ def open_matrices(
     """(kernels, digests of the matrices: training's two, test's three) with shapes that agree."""
     wanted = ["nngp_dd", "nngp_td"] + ([] if training.last_layer else ["ntk_dd", "ntk_td"])
     urls = {name: getattr(matrices, name) for name in wanted}
-    if not training.last_layer and (
-        urls["ntk_dd"] is None or (urls["ntk_td"] is None) != (urls["nngp_td"] is None)
-    ):  # fmt: skip
+    if not training.last_layer and (urls["ntk_dd"] is None or (urls["ntk_td"] is None) != (urls["nngp_td"] is None)):
         raise InputError(
             'kind "ntk" takes ntk_dd beside nngp_dd, and ntk_td beside nngp_td. For the posterior give kind="nngp".'
         )
@@ -192,9 +190,13 @@ def open_matrices(
     nngp_tt, digest = _test_prior(matrices.nngp_tt, k_td, training, folder)
     last = training.last_layer
     kernels = StoredKernels(
-        k_dd if last else found["ntk_dd"], None if last else k_dd, k_td if last else found["ntk_td"], None if last else k_td,  # type: ignore[arg-type]
-        nngp_tt, plan.tile_cols or min(k_dd.shape[0], WIDTH),
-    )  # fmt: skip
+        k_dd if last else found["ntk_dd"],
+        None if last else k_dd,
+        k_td if last else found["ntk_td"],
+        None if last else k_td,  # type: ignore[arg-type]
+        nngp_tt,
+        plan.tile_cols or min(k_dd.shape[0], WIDTH),
+    )
     tokens = [
         "" if matrix is None else matrix.token
         for matrix in (kernels.theta_dd, kernels.k_dd, kernels.theta_td, kernels.k_td)

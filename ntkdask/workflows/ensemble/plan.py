@@ -80,9 +80,16 @@ class EnsemblePlan:
 
 
 def plan_ensemble(
-    training: Training, n: int, m: int, k: int, *, dtype: str, kernel_bytes: Callable[[int, int], int], plan: Plan,
+    training: Training,
+    n: int,
+    m: int,
+    k: int,
+    *,
+    dtype: str,
+    kernel_bytes: Callable[[int, int], int],
+    plan: Plan,
     resources: Resources | None,
-) -> EnsemblePlan:  # fmt: skip
+) -> EnsemblePlan:
     """Tiles that fit, for n training and m test rows; MemoryBudgetError with the numbers when the decomposition or a row does not.
 
     kernel_bytes(rows, columns): what evaluating, or reading, a block of kernels holds at its peak.
@@ -118,6 +125,11 @@ def plan_ensemble(
         memory["covariance"] = BASE_BYTES + state + 8 * times * tile_rows * (4 * n + 6 * tile_rows)
     solve = resources.solve_threads if resources else None
     return EnsemblePlan(
-        dtype, tile_rows, width, resources.threads if resources else None, solve,
-        bool(resources and max(memory.values()) - BASE_BYTES <= USABLE_DEVICE * resources.device_bytes), memory,
-    )  # fmt: skip
+        dtype,
+        tile_rows,
+        width,
+        resources.threads if resources else None,
+        solve,
+        bool(resources and max(memory.values()) - BASE_BYTES <= USABLE_DEVICE * resources.device_bytes),
+        memory,
+    )

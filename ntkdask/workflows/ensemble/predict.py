@@ -45,12 +45,24 @@ from ntkdask.workflows.stream import FeatureStream
 
 
 def predict_ensemble(
-    network: Network, x_train: Any, targets: Any = None, x_test: Any = None, *, kind: str = "ntk",
-    times: float | Sequence[float] = math.inf, output: str = "variance", diag_reg: float = 0.0,
-    diag_reg_absolute_scale: bool = True, learning_rate: float | None = None, n_classes: int | None = None,
-    url: str | os.PathLike[str] | None = None, client: Any = None, plan: Plan | None = None, resources: Resources | None = None,
+    network: Network,
+    x_train: Any,
+    targets: Any = None,
+    x_test: Any = None,
+    *,
+    kind: str = "ntk",
+    times: float | Sequence[float] = math.inf,
+    output: str = "variance",
+    diag_reg: float = 0.0,
+    diag_reg_absolute_scale: bool = True,
+    learning_rate: float | None = None,
+    n_classes: int | None = None,
+    url: str | os.PathLike[str] | None = None,
+    client: Any = None,
+    plan: Plan | None = None,
+    resources: Resources | None = None,
     listener: Listener | None = None,
-) -> EnsemblePrediction:  # fmt: skip
+) -> EnsemblePrediction:
     """Predictions of infinitely many infinitely wide networks after training, on x_test, or (None) on x_train.
 
     x_train, x_test: arrays, dask arrays, datasets or their urls, cast as `featurize` casts them. targets: numbers (n,) or (n, k);
@@ -79,27 +91,51 @@ def predict_ensemble(
     n_rows, itemsize = (test or train).n_total, np.dtype(dtype).itemsize
     kernel = NNGP(network) if training.last_layer else NTK(network)
     sizes = plan_ensemble(
-        training, train.n_total, n_rows, y.shape[1], dtype=dtype, plan=plan, resources=resources,
+        training,
+        train.n_total,
+        n_rows,
+        y.shape[1],
+        dtype=dtype,
+        plan=plan,
+        resources=resources,
         kernel_bytes=lambda rows, columns: kernel.workspace_bytes(rows, columns, itemsize, train.row_shape),
-    )  # fmt: skip
+    )
     streams = _stream(train, sizes), None if test is None else _stream(test, sizes)
     kernels = ComputedKernels(network, training.last_layer, *streams, sizes.width)
     small = Plan(memory_bytes=plan.memory_bytes, dtype=dtype)
     run = EnsembleRun(
-        training, kernels,
-        lambda: kernels if folder is None else _build(kernels, folder, client, small, listener, sizes.threads), sizes,
-        training.flow_times(*y.shape), n_rows, test is None, folder, client, listener,
-    )  # fmt: skip
+        training,
+        kernels,
+        lambda: kernels if folder is None else _build(kernels, folder, client, small, listener, sizes.threads),
+        sizes,
+        training.flow_times(*y.shape),
+        n_rows,
+        test is None,
+        folder,
+        client,
+        listener,
+    )
     identity = {"network": registry.to_config(network), "kind": kind, "train": digest, "dtype": dtype}
     return run.predict(y, identity, test_digest)
 
 
 def predict_stored_ensemble(
-    matrices: EnsembleMatrices, targets: Any, *, kind: str = "ntk", times: float | Sequence[float] = math.inf,
-    output: str = "variance", diag_reg: float = 0.0, diag_reg_absolute_scale: bool = True, learning_rate: float | None = None,
-    n_classes: int | None = None, url: str | os.PathLike[str] | None = None, client: Any = None, plan: Plan | None = None,
-    resources: Resources | None = None, listener: Listener | None = None,
-) -> EnsemblePrediction:  # fmt: skip
+    matrices: EnsembleMatrices,
+    targets: Any,
+    *,
+    kind: str = "ntk",
+    times: float | Sequence[float] = math.inf,
+    output: str = "variance",
+    diag_reg: float = 0.0,
+    diag_reg_absolute_scale: bool = True,
+    learning_rate: float | None = None,
+    n_classes: int | None = None,
+    url: str | os.PathLike[str] | None = None,
+    client: Any = None,
+    plan: Plan | None = None,
+    resources: Resources | None = None,
+    listener: Listener | None = None,
+) -> EnsemblePrediction:
     """`predict_ensemble` from matrices that are stored already, of any kernel; arguments as there.
 
     The covariance needs nngp_tt as a matrix; the variance that or its diagonal. InputError for shapes that do not belong together.
@@ -111,14 +147,28 @@ def predict_stored_ensemble(
     m = kernels.n if kernels.theta_td is None else kernels.theta_td.shape[0]
     itemsize, tile = kernels.theta_dd.dtype.itemsize, max(kernels.theta_dd.tile_shape)
     sizes = plan_ensemble(
-        training, kernels.n, m, y.shape[1], dtype=kernels.theta_dd.dtype.name, plan=plan, resources=resources,
+        training,
+        kernels.n,
+        m,
+        y.shape[1],
+        dtype=kernels.theta_dd.dtype.name,
+        plan=plan,
+        resources=resources,
         # whole tiles are read for the rows and columns that are wanted
         kernel_bytes=lambda rows, columns: itemsize * (3 * tile * tile + 2 * rows * columns),
-    )  # fmt: skip
+    )
     run = EnsembleRun(
-        training, kernels, lambda: kernels, sizes, training.flow_times(*y.shape), m, kernels.theta_td is None, folder, client,
+        training,
+        kernels,
+        lambda: kernels,
+        sizes,
+        training.flow_times(*y.shape),
+        m,
+        kernels.theta_td is None,
+        folder,
+        client,
         listener or Silent(),
-    )  # fmt: skip
+    )
     return run.predict(y, {"kind": kind, "matrices": digests[:2]}, digests[2:])
 
 

@@ -117,9 +117,7 @@ class EnsembleRun:
             covariance[:, tile.col_start : tile.col_stop, tile.start : tile.stop] = block.transpose(0, 2, 1)
         return mean, variance, covariance
 
-    def _in_folder(
-        self, fitted: Fitted, k: int, fingerprint: dict[str, Any]
-    ) -> tuple[Path, tuple[Any, Any, Any]]:  # fmt: skip
+    def _in_folder(self, fitted: Fitted, k: int, fingerprint: dict[str, Any]) -> tuple[Path, tuple[Any, Any, Any]]:
         """(folder of these predictions, dask arrays over their tiles)."""
         assert self.folder is not None
         import dask.array as da
@@ -138,7 +136,7 @@ class EnsembleRun:
 
     def _fill(
         self, fitted: Fitted, values: TileStore, covariance: TileStore, path: Path, fingerprint: dict[str, Any]
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Predictions with their factors, then the covariance from these, which are dropped when it is there."""
         waiting = set(covariance.pending())
         if not waiting and not values.pending():
@@ -155,7 +153,7 @@ class EnsembleRun:
 
     def _store(
         self, path: Path, shape: tuple[int, int], tile: tuple[int, int], fingerprint: dict[str, Any]
-    ) -> TileStore:  # fmt: skip
+    ) -> TileStore:
         """A store (T, *shape) in tiles of every time at once."""
         count = len(self.times)
         tile_shape = (count, min(shape[0], tile[0]), min(shape[1], tile[1]))
@@ -175,12 +173,19 @@ class EnsembleRun:
     def _predict_task(self, fitted: Fitted, url: str | None, factors_url: str | None) -> PredictTask:
         factors = factors_url is not None or (url is None and self.training.output == "covariance")
         return PredictTask(
-            fitted, self.kernels, self.times, self.training_rows, self.training.output != "mean", factors, url, factors_url
-        )  # fmt: skip
+            fitted,
+            self.kernels,
+            self.times,
+            self.training_rows,
+            self.training.output != "mean",
+            factors,
+            url,
+            factors_url,
+        )
 
     def _map(
         self, task: Any, tiles: list[Any], label: str, n_threads: int | None, stores: Sequence[TileStore] = ()
-    ) -> list[Any]:  # fmt: skip
+    ) -> list[Any]:
         """What the tasks return, in the order of the tiles; receipts are recorded in `stores`, one each."""
         found: dict[Any, Any] = {}
 

@@ -48,9 +48,16 @@ USABLE = 0.9
 
 
 def kernel_matrix(
-    kernel: Kernel, x: Any, y: Any = None, *, url: str | os.PathLike[str] | None = None, client: Any = None,
-    plan: Plan | None = None, listener: Listener | None = None, threads: int | None = None,
-) -> Any:  # fmt: skip
+    kernel: Kernel,
+    x: Any,
+    y: Any = None,
+    *,
+    url: str | os.PathLike[str] | None = None,
+    client: Any = None,
+    plan: Plan | None = None,
+    listener: Listener | None = None,
+    threads: int | None = None,
+) -> Any:
     """kernel(x, y) as a dask array (n, m) over its tiles, float32 or float64; a tuple of them for a kernel of several parts.
 
     x, y: arrays (NumPy, CuPy, torch), dask arrays, Datasets or their urls; y=None is x, of which one triangle is computed. Integers,
@@ -87,23 +94,42 @@ def kernel_matrix(
     on_device = sizes.device_bytes > 0
     streams = [
         FeatureStream(
-            rows, FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype), None, None, sizes.batch_rows, on_device
+            rows,
+            FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype),
+            None,
+            None,
+            sizes.batch_rows,
+            on_device,
         )
         for rows, _ in located
-    ]  # fmt: skip
+    ]
     fingerprint = {"kernel": config, "x": located[0][1], "y": None if y is None else located[1][1]}
     stores = build_kernel_matrix(
-        kernel, streams[0], streams[1] if y is not None else None, path, sizes, fingerprint=fingerprint, client=client,
-        listener=listener, threads=threads,
-    )  # fmt: skip
+        kernel,
+        streams[0],
+        streams[1] if y is not None else None,
+        path,
+        sizes,
+        fingerprint=fingerprint,
+        client=client,
+        listener=listener,
+        threads=threads,
+    )
     views = tuple(open_matrix(store.path) for store in stores)
     return views if parts_of(kernel) else views[0]
 
 
 def plan_kernel_matrix(
-    kernel: Kernel, x: Any, y: Any = None, *, client: Any = None, plan: Plan | None = None, workers: int | None = None,
-    calibrate: bool = True, threads: int | None = None,
-) -> MatrixPlan:  # fmt: skip
+    kernel: Kernel,
+    x: Any,
+    y: Any = None,
+    *,
+    client: Any = None,
+    plan: Plan | None = None,
+    workers: int | None = None,
+    calibrate: bool = True,
+    threads: int | None = None,
+) -> MatrixPlan:
     """What `kernel_matrix` with these arguments would take; computes and stores nothing of it.
 
     `tiles` of `tile_rows` × `tile_cols`, `peak_bytes` of a process, `disk_bytes`, and from a second of measuring on the workers (in
@@ -182,9 +208,17 @@ class _KernelTileTask:
 
 
 def build_kernel_matrix(
-    kernel: Kernel, x: FeatureStream, y: FeatureStream | None, url: Path, plan: MatrixPlan, *, fingerprint: Mapping[str, Any],
-    client: Any = None, listener: Listener | None = None, threads: int | None = None,
-) -> tuple[TileStore, ...]:  # fmt: skip
+    kernel: Kernel,
+    x: FeatureStream,
+    y: FeatureStream | None,
+    url: Path,
+    plan: MatrixPlan,
+    *,
+    fingerprint: Mapping[str, Any],
+    client: Any = None,
+    listener: Listener | None = None,
+    threads: int | None = None,
+) -> tuple[TileStore, ...]:
     """Compute the pending tiles of kernel(x, y) between selected rows of the streams; the complete stores, one per part.
 
     x, y: preprocessed as the streams say, maps and targets unused; y=None is x. plan: `plan_matrix` of as many rows as are
@@ -223,14 +257,16 @@ def _create_stores(
     _require_free(url, kernel)
     return tuple(
         TileStore.create(
-            path, shape=(plan.n * plan.entry, (plan.m or plan.n) * plan.entry),
-            tile_shape=(plan.tile_rows * plan.entry, plan.tile_cols * plan.entry), dtype=plan.dtype,
+            path,
+            shape=(plan.n * plan.entry, (plan.m or plan.n) * plan.entry),
+            tile_shape=(plan.tile_rows * plan.entry, plan.tile_cols * plan.entry),
+            dtype=plan.dtype,
             # parts differ, and a factor of one is not a factor of the other
             fingerprint=dict(fingerprint) | ({"part": path.name} if parts_of(kernel) else {}),
             triangle="symmetric" if plan.m is None else None,
         )
         for path in _store_paths(url, kernel)
-    )  # fmt: skip
+    )
 
 
 def _store_paths(url: Path, kernel: Kernel) -> list[Path]:
@@ -287,9 +323,16 @@ def _sources(x: Any, y: Any, plan: Plan) -> tuple[list[Any], str]:
 
 
 def _sizes(
-    kernel: Kernel, sources: list[Any], dtype: str, plan: Plan, client: Any, *, measures: bool, threads: int | None,
+    kernel: Kernel,
+    sources: list[Any],
+    dtype: str,
+    plan: Plan,
+    client: Any,
+    *,
+    measures: bool,
+    threads: int | None,
     workers: int | None = None,
-) -> MatrixPlan:  # fmt: skip
+) -> MatrixPlan:
     """Tiles that fit, and (measures) the kernel's pace: of the tiles that memory allows, those that time allows."""
     memory, device_memory = _budgets(client, plan)
     counts = [s.n if isinstance(s, Dataset) else s.shape[0] for s in sources]
@@ -297,17 +340,33 @@ def _sizes(
     row_shape, slots = row_shape_of(sources[0]), _slots(client)
     row_bytes = max(math.prod(row_shape) * np.dtype(s.dtype).itemsize for s in sources)
     sized = partial(
-        plan_matrix, kernel, n, m, row_shape, row_bytes, dtype, memory, device_budget=device_memory,
-        tile_rows=plan.tile_rows, tile_cols=plan.tile_cols,
-    )  # fmt: skip
+        plan_matrix,
+        kernel,
+        n,
+        m,
+        row_shape,
+        row_bytes,
+        dtype,
+        memory,
+        device_budget=device_memory,
+        tile_rows=plan.tile_rows,
+        tile_cols=plan.tile_cols,
+    )
     wanted = slots if workers is None else workers * (1 if client is None else max(1, slots // len(client.nthreads())))
     sizes = sized(slots=wanted)
     if not measures:
         return sizes
     pace = measured_pace(
-        kernel, row_shape, dtype, min(sizes.tile_rows, sizes.tile_cols), entries=n * n / 2 if m is None else n * m, client=client,
-        slots=slots, n_threads=threads, device=device_memory > 0,
-    )  # fmt: skip
+        kernel,
+        row_shape,
+        dtype,
+        min(sizes.tile_rows, sizes.tile_cols),
+        entries=n * n / 2 if m is None else n * m,
+        client=client,
+        slots=slots,
+        n_threads=threads,
+        device=device_memory > 0,
+    )
     return sized(slots=wanted, pace=pace)
 
 

@@ -103,9 +103,17 @@ def on_slots(task: Callable[[int], T], client: Any, slots: int, n_threads: int |
 
 
 def calibrate(
-    kernel: Kernel, row_shape: tuple[int, ...], dtype: str, most_rows: int, *, entries: float = math.inf, client: Any = None,
-    slots: int = 1, n_threads: int | None = None, device: bool = False,
-) -> Pace:  # fmt: skip
+    kernel: Kernel,
+    row_shape: tuple[int, ...],
+    dtype: str,
+    most_rows: int,
+    *,
+    entries: float = math.inf,
+    client: Any = None,
+    slots: int = 1,
+    n_threads: int | None = None,
+    device: bool = False,
+) -> Pace:
     """The kernel's `Pace` for rows of this shape and dtype: in this process, or (client) as the mean over its slots, at most 16.
 
     most_rows: of the square tile that is measured, within which a task's memory is planned. entries: of the matrix that is planned,
@@ -116,7 +124,10 @@ def calibrate(
     found = on_slots(task, client, slots, n_threads)
     count = len(found)
     return Pace(
-        sum(p.entry_seconds for p in found) / count, sum(p.symmetric_share for p in found) / count,
+        sum(p.entry_seconds for p in found) / count,
+        sum(p.symmetric_share for p in found) / count,
         sum(p.row_seconds for p in found) / count,
-        min(p.rows for p in found), min(p.threads for p in found), sum(p.side_seconds for p in found) / count,
-    )  # fmt: skip
+        min(p.rows for p in found),
+        min(p.threads for p in found),
+        sum(p.side_seconds for p in found) / count,
+    )

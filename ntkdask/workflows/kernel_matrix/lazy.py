@@ -41,9 +41,16 @@ def _blocks(kernel: Kernel, source: Any, name: str, dtype: str, plan: Plan, sour
         counts = [len(s) if not isinstance(s, Dataset) else s.n for s in sources]
         row_bytes = int(np.prod(x.shape[1:])) * x.dtype.itemsize
         sizes = plan_matrix(
-            kernel, counts[0], counts[1] if len(counts) > 1 else None, row_shape_of(x), row_bytes, dtype, plan.memory_bytes,
-            tile_rows=plan.tile_rows, tile_cols=plan.tile_cols,
-        )  # fmt: skip
+            kernel,
+            counts[0],
+            counts[1] if len(counts) > 1 else None,
+            row_shape_of(x),
+            row_bytes,
+            dtype,
+            plan.memory_bytes,
+            tile_rows=plan.tile_rows,
+            tile_cols=plan.tile_cols,
+        )
         x = da.from_array(x, chunks=(sizes.tile_rows if name == "x" else sizes.tile_cols, *x.shape[1:]))
     x = x.rechunk({axis: -1 for axis in range(1, x.ndim)})
     fitted = FittedPreprocessor.for_rows(x.shape[1:], x.dtype, dtype)

@@ -140,10 +140,21 @@ class _Costs:
 
 
 def plan_matrix(
-    kernel: Kernel, n: int, m: int | None, row_shape: tuple[int, ...], row_bytes: int, dtype: str, budget: int | None = None,
-    *, device_budget: int = 0, states_bytes: int = 0, tile_rows: int | None = None, tile_cols: int | None = None,
-    pace: Pace | None = None, slots: int = 1,
-) -> MatrixPlan:  # fmt: skip
+    kernel: Kernel,
+    n: int,
+    m: int | None,
+    row_shape: tuple[int, ...],
+    row_bytes: int,
+    dtype: str,
+    budget: int | None = None,
+    *,
+    device_budget: int = 0,
+    states_bytes: int = 0,
+    tile_rows: int | None = None,
+    tile_cols: int | None = None,
+    pace: Pace | None = None,
+    slots: int = 1,
+) -> MatrixPlan:
     """Choose tiles of at most 2 048² whose tasks fit the budget; MemoryBudgetError with the numbers when none does.
 
     m: columns, None for a symmetric matrix. row_bytes: of one row as stored. budget: bytes of a process, its own included; None:
@@ -182,7 +193,7 @@ def plan_matrix(
     for bound, measure, where, own in limits:
         fitting = largest_rows(
             bound, partial(held, measure, keeps), most, f"{what}, {own},", f"Give {where} more memory."
-        )  # fmt: skip
+        )
         if fitting < most and (tile_rows or tile_cols):
             raise MemoryBudgetError(
                 f"{what} needs {format_bytes(held(measure, keeps, most))} for tiles of {rows} x {columns} ({own}) but {where} has "
@@ -212,7 +223,17 @@ def _with_totals(costs: _Costs, rows: int, columns: int, dtype: str, keeps_rows:
     # a chunk is written whole, also at a ragged edge
     disk = tasks * rows * columns * costs.itemsize * costs.n_parts * costs.entry**2
     return MatrixPlan(
-        n, m, rows, columns, costs.batch(max(rows, columns)), dtype, keeps_rows, costs.memory(rows, columns, keeps_rows),
-        costs.device(rows, columns, keeps_rows) if costs.on_device else 0, tasks,
-        2.0 * math.prod(costs.row_shape) * entries, disk, entry=costs.entry,
-    )  # fmt: skip
+        n,
+        m,
+        rows,
+        columns,
+        costs.batch(max(rows, columns)),
+        dtype,
+        keeps_rows,
+        costs.memory(rows, columns, keeps_rows),
+        costs.device(rows, columns, keeps_rows) if costs.on_device else 0,
+        tasks,
+        2.0 * math.prod(costs.row_shape) * entries,
+        disk,
+        entry=costs.entry,
+    )

@@ -74,8 +74,12 @@ def candidate(solver: str, options: KernelRidgeOptions, sizes: Sizes, resources:
         )
     product = n * n * sizes.itemsize / 2 / (BYTES_PER_SLOT * resources.slots) + 2.0 * n * n * columns / together
     held = BASE_BYTES + sizes.held_bytes
-    return Candidate(solver, "kernel-product", held + product_bytes(sizes, columns, resources.threads),
-                     fits * TYPICAL_ITERATIONS * product)  # fmt: skip
+    return Candidate(
+        solver,
+        "kernel-product",
+        held + product_bytes(sizes, columns, resources.threads),
+        fits * TYPICAL_ITERATIONS * product,
+    )
 
 
 def candidates(options: KernelRidgeOptions, sizes: Sizes, resources: Resources, *, stored: bool) -> list[Candidate]:

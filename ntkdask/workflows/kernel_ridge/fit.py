@@ -39,10 +39,20 @@ SCORE_NAMES = {"gcv": "GCV", "loo": "leave-one-out MSE", "kfold": "k-fold MSE", 
 
 
 def fit_kernel_ridge(
-    rows: Rows, groups: Sequence[tuple[int, ...]], options: KernelRidgeOptions, plan: KernelRidgePlan, *, kernel: Kernel,
-    steps: tuple[Step, ...] = (), n_classes: int | None = None, url: Path | None = None, client: Any = None,
-    listener: Listener | None = None, record: Record | None = None, name: str = "",
-) -> RidgeFit:  # fmt: skip
+    rows: Rows,
+    groups: Sequence[tuple[int, ...]],
+    options: KernelRidgeOptions,
+    plan: KernelRidgePlan,
+    *,
+    kernel: Kernel,
+    steps: tuple[Step, ...] = (),
+    n_classes: int | None = None,
+    url: Path | None = None,
+    client: Any = None,
+    listener: Listener | None = None,
+    record: Record | None = None,
+    name: str = "",
+) -> RidgeFit:
     """Fit on the selected rows, which are the union of `groups` (parts of the rows): the folds, or one group of all.
 
     With k-fold every group is held out in turn, with holdout the last one; the chosen alpha is then fitted on all. url: folder for
@@ -63,14 +73,23 @@ def fit_kernel_ridge(
         )
     states = url / "state"
     kernel = shipped(kernel, states, client)
-    preprocessor = record.once(f"{name}preprocess", lambda: store_preprocessor(
-        states, fit_preprocessing(everything, steps, plan, states=states, client=client, listener=listener)))  # fmt: skip
+    preprocessor = record.once(
+        f"{name}preprocess",
+        lambda: store_preprocessor(
+            states, fit_preprocessing(everything, steps, plan, states=states, client=client, listener=listener)
+        ),
+    )
     stream = FeatureStream(everything, preprocessor, ROWWISE, n_classes, plan.batch_rows)
     gathered = Gathered(**record.once(f"{name}gather", lambda: asdict(gather(stream, groups, url, client, listener))))
     kernel_matrix(
-        kernel, gathered.points, url=url / "kernel", client=client, listener=listener, threads=plan.threads,
+        kernel,
+        gathered.points,
+        url=url / "kernel",
+        client=client,
+        listener=listener,
+        threads=plan.threads,
         plan=Plan(plan.matrix_tile, memory_bytes=plan.build_bytes, dtype=plan.dtype),
-    )  # fmt: skip
+    )
 
     def solve() -> dict[str, Any]:
         fit = solve_stored(url / "kernel", gathered, options, plan, url, client, listener, record, name)
@@ -94,9 +113,15 @@ def _model(
 ) -> KernelRidgeModel:
     solution = fit.solution
     return KernelRidgeModel(
-        preprocessor, kernel, points, np.ascontiguousarray(to_host(solution.coefficients)), to_host(solution.intercept),
-        solution.alpha, n_classes, plan.block_rows,
-    )  # fmt: skip
+        preprocessor,
+        kernel,
+        points,
+        np.ascontiguousarray(to_host(solution.coefficients)),
+        to_host(solution.intercept),
+        solution.alpha,
+        n_classes,
+        plan.block_rows,
+    )
 
 
 def _facts(fit: DualFit, plan: KernelRidgePlan) -> dict[str, Any]:

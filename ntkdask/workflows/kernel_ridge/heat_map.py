@@ -27,11 +27,7 @@ def heat_map(kernel: Kernel, points: np.ndarray | Dataset, labels: Labels, n_cla
     size = np.sqrt(np.maximum(np.diag(k), 0.0))
     k = np.divide(k, np.outer(size, size), out=np.zeros_like(k), where=np.outer(size, size) > 0)
     names = [int(v) if n_classes is not None else float(v) for v in keys[chosen]]
-    return {
-        "values": k.round(4).tolist(),
-        "labels": names,
-        "sorted_by": "target" if n_classes is None else "class",
-    }
+    return {"values": k.round(4).tolist(), "labels": names, "sorted_by": "target" if n_classes is None else "class"}
 
 
 def _rows(points: np.ndarray | Dataset, numbers: np.ndarray) -> np.ndarray:

@@ -100,9 +100,14 @@ def _by_trace(systems: Systems, labels: Labels, options: KernelRidgeOptions, sol
 
 
 def _final(
-    systems: Systems, labels: Labels, options: KernelRidgeOptions, alpha: float, start: np.ndarray | None,
-    path: list[dict[str, float]], solves: list[Facts],
-) -> DualFit:  # fmt: skip
+    systems: Systems,
+    labels: Labels,
+    options: KernelRidgeOptions,
+    alpha: float,
+    start: np.ndarray | None,
+    path: list[dict[str, float]],
+    solves: list[Facts],
+) -> DualFit:
     """The fit to all rows; those that were held out start from 0."""
     problem = DualProblem.of(labels.targets, labels.weights, options.fit_intercept)
     ((_, solved, facts),) = systems.solve((alpha,), problem.scale, problem.right_hand_sides(), "all rows", start)

@@ -79,9 +79,15 @@ class KernelRidgePlan(RidgePlan):
 
 
 def plan_kernel_ridge(
-    shape: KernelShape, kernel: Kernel, options: KernelRidgeOptions, steps: tuple[Step, ...], *, plan: Plan, resources: Resources,
+    shape: KernelShape,
+    kernel: Kernel,
+    options: KernelRidgeOptions,
+    steps: tuple[Step, ...],
+    *,
+    plan: Plan,
+    resources: Resources,
     stored: bool = True,
-) -> KernelRidgePlan:  # fmt: skip
+) -> KernelRidgePlan:
     """Tiles, solver and batches so that every task fits; MemoryBudgetError with the numbers when none does.
 
     stored: whether the matrix goes to tiles; without, it stays in this process.
@@ -107,9 +113,17 @@ def plan_kernel_ridge(
 
 
 def _planned(
-    shape: KernelShape, kernel: Kernel, options: KernelRidgeOptions, steps: tuple[Step, ...], dtype: str, matrix: MatrixPlan,
-    limit: int | None, resources: Resources, build_bytes: int | None, stored: bool,
-) -> KernelRidgePlan:  # fmt: skip
+    shape: KernelShape,
+    kernel: Kernel,
+    options: KernelRidgeOptions,
+    steps: tuple[Step, ...],
+    dtype: str,
+    matrix: MatrixPlan,
+    limit: int | None,
+    resources: Resources,
+    build_bytes: int | None,
+    stored: bool,
+) -> KernelRidgePlan:
     """The plan around a matrix in these tiles."""
     n = shape.n_train
     rank = max(1, rank_for_bytes(n, RANK_BYTES, min(MAX_RANK, n // RANK_SHARE)))
@@ -119,10 +133,24 @@ def _planned(
     best, reason = choose_solver(found, limit, n)
     slab, whole = slab_rows(shape.n_total), n * n * sizes.itemsize
     chosen = KernelRidgePlan(
-        dtype, slab, min(slab, BATCH_ROWS), _predicted_rows(shape, slab, resources), resources.threads, resources.solve_threads,
-        resources.device_bytes > 0, matrix.tile_rows, best.solver, reason, rank, 0, limit, resources.device_bytes, held,
-        build_bytes, predict_block(shape, dtype),
-    )  # fmt: skip
+        dtype,
+        slab,
+        min(slab, BATCH_ROWS),
+        _predicted_rows(shape, slab, resources),
+        resources.threads,
+        resources.solve_threads,
+        resources.device_bytes > 0,
+        matrix.tile_rows,
+        best.solver,
+        reason,
+        rank,
+        0,
+        limit,
+        resources.device_bytes,
+        held,
+        build_bytes,
+        predict_block(shape, dtype),
+    )
     if best.solver == "cg":
         # tiles stay in a worker's cache while it does anything else
         least = _row_tasks(shape, kernel, steps, _batched(chosen, 1)).values()
@@ -133,9 +161,11 @@ def _planned(
     if limit is None:
         return chosen
     rows = largest_rows(
-        limit, lambda r: max(_row_tasks(shape, kernel, steps, _batched(chosen, r)).values()), chosen.batch_rows,
+        limit,
+        lambda r: max(_row_tasks(shape, kernel, steps, _batched(chosen, r)).values()),
+        chosen.batch_rows,
         "a batch of rows for kernel ridge",
-    )  # fmt: skip
+    )
     return _batched(chosen, rows)
 
 
@@ -203,10 +233,12 @@ def kernel_times(
     work = shape.n_runs * pace.work_seconds(shape.n_train, None, tile)
     predict = pace.entry_seconds * n_predicted * shape.n_train
     return KernelTimes(
-        pace.tile_seconds(min(tile, shape.n_train), min(tile, shape.n_train)), work,
-        shape.n_runs * elapsed_seconds(work / shape.n_runs, matrix.tasks, resources.slots), predict,
+        pace.tile_seconds(min(tile, shape.n_train), min(tile, shape.n_train)),
+        work,
+        shape.n_runs * elapsed_seconds(work / shape.n_runs, matrix.tasks, resources.slots),
+        predict,
         elapsed_seconds(predict, -(-n_predicted // plan.tile_rows), resources.slots),
-    )  # fmt: skip
+    )
 
 
 def _row_tasks(shape: KernelShape, kernel: Kernel, steps: tuple[Step, ...], plan: KernelRidgePlan) -> dict[str, int]:
@@ -239,8 +271,13 @@ def _held_bytes(shape: KernelShape, dtype: str) -> int:
 
 
 def _matrix_plan(
-    shape: KernelShape, kernel: Kernel, dtype: str, limit: int | None, tile: int | None, resources: Resources | None = None
-) -> MatrixPlan:  # fmt: skip
+    shape: KernelShape,
+    kernel: Kernel,
+    dtype: str,
+    limit: int | None,
+    tile: int | None,
+    resources: Resources | None = None,
+) -> MatrixPlan:
     row_bytes = math.prod(shape.row_shape) * np.dtype(dtype).itemsize
     pace, slots = (None, 1) if resources is None else (resources.pace, resources.slots)
     return plan_matrix(
@@ -249,14 +286,27 @@ def _matrix_plan(
 
 
 def measured(
-    resources: Resources, kernel: Kernel, shape: KernelShape, options: KernelRidgeOptions, steps: tuple[Step, ...], *, plan: Plan,
+    resources: Resources,
+    kernel: Kernel,
+    shape: KernelShape,
+    options: KernelRidgeOptions,
+    steps: tuple[Step, ...],
+    *,
+    plan: Plan,
     client: Any = None,
-) -> Resources:  # fmt: skip
+) -> Resources:
     """`resources` with the pace of the kernel of a kernel ridge run, measured with their threads, on their slots, within the tiles
     that memory allows. Errors as of `plan_kernel_ridge`."""
     within = plan_kernel_ridge(shape, kernel, options, steps, plan=plan, resources=resources)
     pace = calibrate(
-        kernel, shape.row_shape, within.dtype, min(within.matrix_tile, shape.n_train), entries=shape.n_train**2 / 2,
-        client=client, slots=resources.slots, n_threads=resources.threads, device=resources.device_bytes > 0,
-    )  # fmt: skip
+        kernel,
+        shape.row_shape,
+        within.dtype,
+        min(within.matrix_tile, shape.n_train),
+        entries=shape.n_train**2 / 2,
+        client=client,
+        slots=resources.slots,
+        n_threads=resources.threads,
+        device=resources.device_bytes > 0,
+    )
     return replace(resources, pace=pace)

@@ -43,9 +43,13 @@ def solve_in_memory(matrix: Array, labels: Labels, options: KernelRidgeOptions, 
 def _by_spectrum(matrix: Array, labels: Labels, options: KernelRidgeOptions, dtype: str) -> DualFit:
     """Every alpha and every held-out group from one eigendecomposition."""
     eigh = DualEigh.factorise(
-        matrix, labels.targets, labels.weights, options.fit_intercept, overwrite=matrix.dtype.name == "float64",
+        matrix,
+        labels.targets,
+        labels.weights,
+        options.fit_intercept,
+        overwrite=matrix.dtype.name == "float64",
         data_dtype=dtype,
-    )  # fmt: skip
+    )
     facts = {"spectrum": _drawn(eigh.eigenvalues), "smallest_alpha": eigh.smallest_alpha}
     if not options.chooses:
         return DualFit(eigh.solve(options.alphas[0]), [], facts)
@@ -123,9 +127,16 @@ class _DenseTask:
 
 
 def solve_stored(
-    matrix: Path, gathered: Gathered, options: KernelRidgeOptions, plan: KernelRidgePlan, folder: Path, client: Any,
-    listener: Listener, record: Record, name: str,
-) -> DualFit:  # fmt: skip
+    matrix: Path,
+    gathered: Gathered,
+    options: KernelRidgeOptions,
+    plan: KernelRidgePlan,
+    folder: Path,
+    client: Any,
+    listener: Listener,
+    record: Record,
+    name: str,
+) -> DualFit:
     """Fit on the tiles at `matrix`; what is solved on the way is kept in `folder` and `record` under names that begin with `name`."""
     states = folder / "state"
     if plan.solver in DENSE:

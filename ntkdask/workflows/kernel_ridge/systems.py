@@ -22,13 +22,7 @@ from ntkdask.execution.progress import DRIVER, Listener, Record
 from ntkdask.files import remove
 from ntkdask.matrices.factorize import factorize
 from ntkdask.matrices.operator import StoredKernel
-from ntkdask.solvers.conjugate_gradients import (
-    Solved,
-    State,
-    Stopping,
-    conjugate_gradients,
-    conjugate_gradients_bytes,
-)
+from ntkdask.solvers.conjugate_gradients import Solved, State, Stopping, conjugate_gradients, conjugate_gradients_bytes
 from ntkdask.solvers.preconditioners import LowRankPreconditioner, pivoted_cholesky
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
@@ -98,9 +92,16 @@ class Factors:
         started = time.perf_counter()
         url = site.folder / "factors" / f"{name}-{alpha!r}".replace(" ", "-")
         factor = factorize(
-            site.matrix, alpha, url=url, scale=scale, client=site.client, listener=site.listener, threads=plan.threads,
-            memory_bytes=plan.free_bytes, device_bytes=plan.device_bytes,
-        )  # fmt: skip
+            site.matrix,
+            alpha,
+            url=url,
+            scale=scale,
+            client=site.client,
+            listener=site.listener,
+            threads=plan.threads,
+            memory_bytes=plan.free_bytes,
+            device_bytes=plan.device_bytes,
+        )
         solved = factor.solve(rhs)
         residual = rhs - site.operator(scale) @ solved - alpha * solved
         remove(url)
@@ -141,9 +142,15 @@ class Gradients:
         checkpoint = _Checkpoint(site, stage)
         site.listener.stage("cg", self._options.max_iterations, 0 if state is None else state.iteration)
         result = conjugate_gradients(
-            operator, rhs, alphas, preconditioner=preconditioner, stopping=_stopping(self._options), start=start, state=state,
+            operator,
+            rhs,
+            alphas,
+            preconditioner=preconditioner,
+            stopping=_stopping(self._options),
+            start=start,
+            state=state,
             callback=checkpoint,
-        )  # fmt: skip
+        )
         checkpoint.drop()
         return _checked(result, alphas, operator, operator.matrix.dtype)
 
@@ -206,9 +213,13 @@ class DenseGradients:
         preconditioner = LowRankPreconditioner.of(pivoted_cholesky(operator, self.rank, seed=SEED))
         ordered = sorted(alphas, reverse=True)
         result = conjugate_gradients(
-            operator, to_device(rhs, device), ordered, preconditioner=preconditioner, stopping=_stopping(self.options),
+            operator,
+            to_device(rhs, device),
+            ordered,
+            preconditioner=preconditioner,
+            stopping=_stopping(self.options),
             start=None if start is None else to_device(start, device),
-        )  # fmt: skip
+        )
         solved, facts = _checked(result, ordered, operator, self.matrix.dtype)
         yield from zip(ordered, to_host(solved), facts, strict=True)
 
@@ -273,10 +284,14 @@ def _checked(result: Solved, alphas: list[float], matrix: Any, dtype: Any) -> tu
                 f"kernel ridge: conjugate gradients got nowhere at alpha={alpha:g}: {result.reasons[i]}. "
                 + (SINGULAR if alpha == 0 else "Use a larger alpha, more max_iterations, or a factorisation.")
             )
-        facts.append({
-            "iterations": result.iterations, "residual": residual, "converged": bool(result.converged[i].all()),
-            "reason": result.reasons[i],
-        })  # fmt: skip
+        facts.append(
+            {
+                "iterations": result.iterations,
+                "residual": residual,
+                "converged": bool(result.converged[i].all()),
+                "reason": result.reasons[i],
+            }
+        )
     return to_host(result.solution), facts
 
 

@@ -76,9 +76,17 @@ class _CalibrateTask:
 
 
 def calibrate_features(
-    features: FeatureMap | None, row_shape: tuple[int, ...], dtype: str, batch_rows: int, n_components: int, *, client: Any = None,
-    slots: int = 1, n_threads: int | None = None, device: bool = False,
-) -> RowPace | None:  # fmt: skip
+    features: FeatureMap | None,
+    row_shape: tuple[int, ...],
+    dtype: str,
+    batch_rows: int,
+    n_components: int,
+    *,
+    client: Any = None,
+    slots: int = 1,
+    n_threads: int | None = None,
+    device: bool = False,
+) -> RowPace | None:
     """The map's `RowPace` for rows of this shape and dtype: in this process, or (client) as the mean over its slots, at most 16.
 
     features: None is the rows themselves. batch_rows: the most that are measured, within which a task's memory is planned.
@@ -91,6 +99,8 @@ def calibrate_features(
     found = on_slots(task, client, slots, n_threads)
     count = len(found)
     return RowPace(
-        sum(p.row_seconds for p in found) / count, sum(p.product_rate for p in found) / count,
-        min(p.rows for p in found), min(p.threads for p in found),
-    )  # fmt: skip
+        sum(p.row_seconds for p in found) / count,
+        sum(p.product_rate for p in found) / count,
+        min(p.rows for p in found),
+        min(p.threads for p in found),
+    )

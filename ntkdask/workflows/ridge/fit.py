@@ -46,24 +46,47 @@ class _Site:
     def fit_features(self, stream: FeatureStream, features: FeatureMap | None, label: str = "") -> FeatureStream:
         """The stream of the features of a map, fitted first to the stream's rows where it depends on data."""
         fitted = fit_features(
-            stream, features, self.plan, self.k, url=self.url, client=self.client, listener=self.listener,
-            record=self.record, name=self.name + label,
-        )  # fmt: skip
+            stream,
+            features,
+            self.plan,
+            self.k,
+            url=self.url,
+            client=self.client,
+            listener=self.listener,
+            record=self.record,
+            name=self.name + label,
+        )
         return replace(stream, map=fitted)
 
     def gram(self, stream: FeatureStream, name: str) -> Any:
         """Gram sums of a stream, or their address in the store of that name."""
         return gram(
-            stream, self.k, self.plan, url=None if self.url is None else self.url / name, client=self.client,
-            listener=self.listener, fingerprint=dict(self.record.fingerprint),
-        )  # fmt: skip
+            stream,
+            self.k,
+            self.plan,
+            url=None if self.url is None else self.url / name,
+            client=self.client,
+            listener=self.listener,
+            fingerprint=dict(self.record.fingerprint),
+        )
 
 
 def fit_ridge(
-    rows: Rows, groups: Sequence[tuple[int, ...]], options: RidgeOptions, plan: RidgePlan, *, features: FeatureMap | None,
-    steps: tuple[Any, ...] = (), n_classes: int | None = None, k: int = 1, url: Path | None = None, client: Any = None,
-    listener: Listener | None = None, record: Record | None = None, name: str = "",
-) -> RidgeFit:  # fmt: skip
+    rows: Rows,
+    groups: Sequence[tuple[int, ...]],
+    options: RidgeOptions,
+    plan: RidgePlan,
+    *,
+    features: FeatureMap | None,
+    steps: tuple[Any, ...] = (),
+    n_classes: int | None = None,
+    k: int = 1,
+    url: Path | None = None,
+    client: Any = None,
+    listener: Listener | None = None,
+    record: Record | None = None,
+    name: str = "",
+) -> RidgeFit:
     """Fit on the selected rows, which are the union of `groups` (parts of the rows): the folds, or one group of all.
 
     With k-fold every group is held out in turn, with holdout the last one; the chosen alpha is then fitted on all;

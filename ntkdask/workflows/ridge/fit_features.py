@@ -114,9 +114,17 @@ class _FinishTask:
 
 
 def fit_features(
-    stream: FeatureStream, feature_map: FeatureMap | None, plan: RidgePlan, k: int, *, url: Path | None = None,
-    client: Any = None, listener: Listener | None = None, record: Record | None = None, name: str = "",
-) -> FeatureMap | str | None:  # fmt: skip
+    stream: FeatureStream,
+    feature_map: FeatureMap | None,
+    plan: RidgePlan,
+    k: int,
+    *,
+    url: Path | None = None,
+    client: Any = None,
+    listener: Listener | None = None,
+    record: Record | None = None,
+    name: str = "",
+) -> FeatureMap | str | None:
     """`feature_map` fitted to the selected rows of the stream, whose own map is ignored; itself when there is nothing to learn.
 
     k: columns of the targets, 0 without any. url: the folder of partial sums and states, needed with a client; the result is then
@@ -169,22 +177,42 @@ def _pass_here(work: _Pass, rows: FeatureStream, plan: RidgePlan, listener: List
 
     listener.stage(f"{LABEL}-slab", len(tree_nodes(len(tiles))))
     total = reduce_tiles(
-        _Slab(work, rows), combine, tiles, None, label=f"{LABEL}-slab", sum_label=f"{LABEL}-sum",
-        receive=lambda node, done: listener.task(f"{LABEL}-slab", done), threads=plan.threads,
-    )  # fmt: skip
+        _Slab(work, rows),
+        combine,
+        tiles,
+        None,
+        label=f"{LABEL}-slab",
+        sum_label=f"{LABEL}-sum",
+        receive=lambda node, done: listener.task(f"{LABEL}-slab", done),
+        threads=plan.threads,
+    )
     return work.finish(unpack_sums(total, work.empty()))
 
 
 def _stored_pass(
-    work: _Pass, rows: FeatureStream, plan: RidgePlan, folder: Path, states: Path, client: Any, listener: Listener,
+    work: _Pass,
+    rows: FeatureStream,
+    plan: RidgePlan,
+    folder: Path,
+    states: Path,
+    client: Any,
+    listener: Listener,
     fingerprint: Any,
-) -> str:  # fmt: skip
+) -> str:
     """One pass through a store of partial sums; the url of what is known after it."""
     length = sum(a.size for a in work.empty().values())
     sums = reduce_slabs(
-        _Slab(work, rows), _Merge(work), rows.rows.n_total, length, plan, url=folder, client=client, listener=listener,
-        fingerprint={**fingerprint, "pass": work.index, "learned": Path(str(work.so_far)).name}, label=LABEL,
-    )  # fmt: skip
+        _Slab(work, rows),
+        _Merge(work),
+        rows.rows.n_total,
+        length,
+        plan,
+        url=folder,
+        client=client,
+        listener=listener,
+        fingerprint={**fingerprint, "pass": work.index, "learned": Path(str(work.so_far)).name},
+        label=LABEL,
+    )
     urls: list[str] = []
     listener.stage(f"{LABEL}-fit", 1)
 

@@ -73,9 +73,16 @@ def accumulate(stream: FeatureStream, tile: Tile, k: int) -> GramSums:
 
 
 def gram(
-    stream: FeatureStream, k: int, plan: RidgePlan, *, url: Path | None = None, client: Any = None,
-    listener: Listener | None = None, fingerprint: dict[str, Any] | None = None, label: str = "gram",
-) -> GramSums | SumsAddress:  # fmt: skip
+    stream: FeatureStream,
+    k: int,
+    plan: RidgePlan,
+    *,
+    url: Path | None = None,
+    client: Any = None,
+    listener: Listener | None = None,
+    fingerprint: dict[str, Any] | None = None,
+    label: str = "gram",
+) -> GramSums | SumsAddress:
     """Gram sums of every selected row of the stream.
 
     url: the store of partial sums; they are resumed from it and the result is its address. None: sums are returned, and
@@ -86,11 +93,25 @@ def gram(
         tiles, slab_label = row_tiles(stream.rows.n_total, plan.slab_rows), f"{label}-slab"
         listener.stage(slab_label, len(tree_nodes(len(tiles))))
         return reduce_tiles(
-            _Slab(stream, k, packed=False), _add, tiles, client, label=slab_label, sum_label=f"{label}-sum",
-            receive=lambda node, done: listener.task(slab_label, done), threads=plan.threads,
-        )  # fmt: skip
+            _Slab(stream, k, packed=False),
+            _add,
+            tiles,
+            client,
+            label=slab_label,
+            sum_label=f"{label}-sum",
+            receive=lambda node, done: listener.task(slab_label, done),
+            threads=plan.threads,
+        )
     store, index = reduce_slabs(
-        _Slab(stream, k, packed=True), operator.iadd, stream.rows.n_total, packed_length(stream.n_components, k), plan,
-        url=url, client=client, listener=listener, fingerprint=fingerprint or {}, label=label,
-    )  # fmt: skip
+        _Slab(stream, k, packed=True),
+        operator.iadd,
+        stream.rows.n_total,
+        packed_length(stream.n_components, k),
+        plan,
+        url=url,
+        client=client,
+        listener=listener,
+        fingerprint=fingerprint or {},
+        label=label,
+    )
     return SumsAddress(store, index, stream.n_components, k)

@@ -60,7 +60,12 @@ def leave_one_out(
     tiles = row_tiles(stream.rows.n_total, plan.slab_rows)
     listener.stage("loo-slab", 2 * len(tiles) - 1)
     total = reduce_tiles(
-        _SlabTask(stream, ridge, tuple(alphas)), _add, tiles, client, label="loo-slab", threads=plan.threads,
+        _SlabTask(stream, ridge, tuple(alphas)),
+        _add,
+        tiles,
+        client,
+        label="loo-slab",
+        threads=plan.threads,
         receive=lambda node, done: listener.task("loo-slab", done),
-    )  # fmt: skip
+    )
     return (total[:-1] / total[-1]).tolist()

@@ -38,9 +38,13 @@ class HeldOut(NamedTuple):
 
 
 def solve(
-    sums: Sequence[GramSums | SumsAddress], options: RidgeOptions, stream: FeatureStream, plan: RidgePlan,
-    listener: Listener | None = None, folds: Sequence[HeldOut] = (),
-) -> tuple[Solution, list[dict[str, float]]]:  # fmt: skip
+    sums: Sequence[GramSums | SumsAddress],
+    options: RidgeOptions,
+    stream: FeatureStream,
+    plan: RidgePlan,
+    listener: Listener | None = None,
+    folds: Sequence[HeldOut] = (),
+) -> tuple[Solution, list[dict[str, float]]]:
     """(solution at the chosen alpha, path of scores) from the sums of every group, in this process.
 
     folds: their sums, where features of their own were fitted for each; without them several groups are the folds.
@@ -140,9 +144,15 @@ class _ChooseTask:
 
 
 def solve_on_cluster(
-    sums: Any, options: RidgeOptions, stream: FeatureStream, plan: RidgePlan, url: Path, client: Any, listener: Listener,
+    sums: Any,
+    options: RidgeOptions,
+    stream: FeatureStream,
+    plan: RidgePlan,
+    url: Path,
+    client: Any,
+    listener: Listener,
     folds: Sequence[HeldOut] = (),
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """{"model": url, "path": scores}, as `solve`: the factorisation as one task with the whole host's threads; leave-one-out adds
     its streamed pass and a choice."""
     states = str(url / "state")

@@ -118,8 +118,19 @@ def test_the_cuda_source_on_the_host(host, conv, dtype):
             ctypes.c_longlong(v) for v in (near.rows_in, near.rows_out, near.pixels.shape[1], 64, first, rows)
         ]
         getattr(host, f"sums_{dtype}")(
-            source_, *numbers_of[:2], pixels, numbers, counts, numbers_of[2], moved, scale, other, other_scale, target, *numbers_of[3:]
-        )  # fmt: skip
+            source_,
+            *numbers_of[:2],
+            pixels,
+            numbers,
+            counts,
+            numbers_of[2],
+            moved,
+            scale,
+            other,
+            other_scale,
+            target,
+            *numbers_of[3:],
+        )
         np.testing.assert_allclose(out[:-1], expected, rtol=0, atol=TOLERANCE[dtype] * 20)
         assert (out[-1] == 7).all()
 

@@ -217,9 +217,18 @@ def test_cuda_source_as_host_code(tmp_path, dtype):
         return ctypes.c_void_p(array.ctypes.data)
 
     ctypes.CDLL(str(library))[dtype](
-        address(x), ctypes.c_longlong(70), address(columns), address(signs), address(starts), m, scalar(0.5), address(out),
-        ctypes.c_longlong(20), 5, 4,
-    )  # fmt: skip
+        address(x),
+        ctypes.c_longlong(70),
+        address(columns),
+        address(signs),
+        address(starts),
+        m,
+        scalar(0.5),
+        address(out),
+        ctypes.c_longlong(20),
+        5,
+        4,
+    )
     np.testing.assert_allclose(out[:, :m], 0.5 * sketch(x), atol=TOLERANCE[dtype] * 10, rtol=0)
     assert (out[:, m:] == 7).all()
 

@@ -55,8 +55,9 @@ def test_in_place_and_column_slices():
     assert (wide[:, 71:] == 0).all()
     walsh_hadamard(x[:, 32:], out=x[:, 32:])
     np.testing.assert_array_equal(x[:, 32:], expected)
-    np.testing.assert_array_equal(walsh_hadamard(np.asfortranarray(matrix(5, 64, "float32"))),
-                                  walsh_hadamard(matrix(5, 64, "float32")))  # fmt: skip
+    np.testing.assert_array_equal(
+        walsh_hadamard(np.asfortranarray(matrix(5, 64, "float32"))), walsh_hadamard(matrix(5, 64, "float32"))
+    )
 
 
 def test_threads_and_batches_give_the_same_bits():

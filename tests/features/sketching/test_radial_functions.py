@@ -119,13 +119,27 @@ EVEN_ABOVE, ODD_ABOVE, ALL = (0, 1, 2, 4, 6), (0, 1, 3, 5), tuple(range(7))
 @pytest.mark.parametrize(
     ("name", "parameters", "degrees"),
     [
-        ("relu", {}, EVEN_ABOVE), ("gelu", {}, EVEN_ABOVE), ("silu", {}, EVEN_ABOVE), ("softplus", {}, EVEN_ABOVE),
-        ("abrelu", {"A": 1.0, "B": 2.0}, EVEN_ABOVE), ("abs", {}, (0, 2, 4, 6)), ("gaussian", {}, (0, 2, 4, 6)),
-        ("erf", {}, (1, 3, 5)), ("tanh", {}, (1, 3, 5)), ("sin", {}, (1, 3, 5)), ("sigmoid", {}, ODD_ABOVE),
-        ("step", {}, ODD_ABOVE), ("sign", {}, (1, 3, 5)), ("identity", {}, (1,)), ("cos", {"B": 0.3}, ALL), ("elu", {}, ALL),
-        ("rbf", {}, ALL), ("normalized_gaussian", {}, ALL), ("polynomial", {"coefficients": (1.0, 2.0)}, (0, 1)),
+        ("relu", {}, EVEN_ABOVE),
+        ("gelu", {}, EVEN_ABOVE),
+        ("silu", {}, EVEN_ABOVE),
+        ("softplus", {}, EVEN_ABOVE),
+        ("abrelu", {"A": 1.0, "B": 2.0}, EVEN_ABOVE),
+        ("abs", {}, (0, 2, 4, 6)),
+        ("gaussian", {}, (0, 2, 4, 6)),
+        ("erf", {}, (1, 3, 5)),
+        ("tanh", {}, (1, 3, 5)),
+        ("sin", {}, (1, 3, 5)),
+        ("sigmoid", {}, ODD_ABOVE),
+        ("step", {}, ODD_ABOVE),
+        ("sign", {}, (1, 3, 5)),
+        ("identity", {}, (1,)),
+        ("cos", {"B": 0.3}, ALL),
+        ("elu", {}, ALL),
+        ("rbf", {}, ALL),
+        ("normalized_gaussian", {}, ALL),
+        ("polynomial", {"coefficients": (1.0, 2.0)}, (0, 1)),
     ],
-)  # fmt: skip
+)
 def test_degrees_that_vanish_at_every_length_are_known(name, parameters, degrees):
     sigma = activations.get(name, **parameters)
     assert active_degrees(sigma, 6) == degrees

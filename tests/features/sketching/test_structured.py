@@ -84,8 +84,12 @@ def test_rows_do_not_depend_on_their_batch_nor_on_threads():
     directions = structured_directions(1, (), 700, 5000, x)
     with threads.limited(1):
         one = directions.into(x, np.empty((300, 5000), "float32"), RELU)
-        parts = np.concatenate([directions.into(x[i : i + 77], np.empty((min(77, 300 - i), 5000), "float32"), RELU)
-                                for i in range(0, 300, 77)])  # fmt: skip
+        parts = np.concatenate(
+            [
+                directions.into(x[i : i + 77], np.empty((min(77, 300 - i), 5000), "float32"), RELU)
+                for i in range(0, 300, 77)
+            ]
+        )
     with threads.limited(2):
         two = directions.into(x, np.empty((300, 5000), "float32"), RELU)
     np.testing.assert_array_equal(one, two)

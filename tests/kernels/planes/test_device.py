@@ -150,31 +150,73 @@ NETWORKS = {
     "even filter": (convolutional(2, (2, 4), activation=LEAKY), (5, 9), [True]),
     "depth 0": (convolutional(0), (3, 4), [True]),
     "LayerNorm": (
-        Network((Conv(), LayerNorm(), Activation(), Conv((3, 1)), Activation(), GlobalAvgPool(), Dense())), (5, 17), [True]
+        Network((Conv(), LayerNorm(), Activation(), Conv((3, 1)), Activation(), GlobalAvgPool(), Dense())),
+        (5, 17),
+        [True],
     ),
     "myrtle": (myrtle(5, trainable_ends=False), (8, 12), [True, True, True]),
     "windows": (
-        Network((Conv(), Activation(), AvgPool((3, 2)), Conv(padding="circular"), Activation(LEAKY), AvgPool((1, 3)),
-                 Conv(), Activation(), GlobalAvgPool(), Dense())),
-        (6, 12), [True, True, True],
+        Network(
+            (
+                Conv(),
+                Activation(),
+                AvgPool((3, 2)),
+                Conv(padding="circular"),
+                Activation(LEAKY),
+                AvgPool((1, 3)),
+                Conv(),
+                Activation(),
+                GlobalAvgPool(),
+                Dense(),
+            )
+        ),
+        (6, 12),
+        [True, True, True],
     ),
     "pooled flatten": (
-        Network((Conv(), Activation(), AvgPool(2), Conv(), Activation(), AvgPool(2), Conv(), Activation(), Flatten(), Dense())),
-        (8, 8), [False, False, True],
+        Network(
+            (
+                Conv(),
+                Activation(),
+                AvgPool(2),
+                Conv(),
+                Activation(),
+                AvgPool(2),
+                Conv(),
+                Activation(),
+                Flatten(),
+                Dense(),
+            )
+        ),
+        (8, 8),
+        [False, False, True],
     ),
     "residual": (resnet(), (8, 6), [False]),
     "residual, odd strides": (resnet(), (7, 5), [False]),
     "residual, circular": (resnet(padding="circular"), (6, 4), [False]),
     "valid": (
-        Network((Conv(2, "valid"), Activation(), AvgPool((2, 1)), Conv(3, "valid", stride=(1, 2)), Activation(), GlobalAvgPool(),
-                 Dense())),
-        (7, 8), [False, False],
+        Network(
+            (
+                Conv(2, "valid"),
+                Activation(),
+                AvgPool((2, 1)),
+                Conv(3, "valid", stride=(1, 2)),
+                Activation(),
+                GlobalAvgPool(),
+                Dense(),
+            )
+        ),
+        (7, 8),
+        [False, False],
     ),
     "wide": (
-        Network((Conv(3, stride=(1, 5)), Activation(), AvgPool((1, 2)), Conv(), Activation(), GlobalAvgPool(), Dense())),
-        (3, 40), [False, True],
+        Network(
+            (Conv(3, stride=(1, 5)), Activation(), AvgPool((1, 2)), Conv(), Activation(), GlobalAvgPool(), Dense())
+        ),
+        (3, 40),
+        [False, True],
     ),
-}  # fmt: skip
+}
 
 
 def images(shape, dtype, n=3, seed=0, channels=3):

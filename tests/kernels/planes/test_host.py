@@ -12,23 +12,9 @@ from ntkdask.kernels.planes import host as plane_pass
 from ntkdask.kernels.planes import reference as planes
 from ntkdask.kernels.planes import stage as plane_stage
 from ntkdask.kernels.planes.program import program
-from ntkdask.networks import (
-    Activation as A,
-)
-from ntkdask.networks import (
-    AvgPool,
-    Dense,
-    Flatten,
-    GlobalAvgPool,
-    LayerNorm,
-    Network,
-    Residual,
-    convolutional,
-    myrtle,
-)
-from ntkdask.networks import (
-    Conv as C,
-)
+from ntkdask.networks import Activation as A
+from ntkdask.networks import AvgPool, Dense, Flatten, GlobalAvgPool, LayerNorm, Network, Residual, convolutional, myrtle
+from ntkdask.networks import Conv as C
 
 ab = activations.get("abrelu", A=0.3, B=1.2)
 NETWORKS = {

@@ -170,9 +170,7 @@ FALLBACK = {
     "functional use": (VECTOR, FunctionalUse, {"layer.weight"}),
     "weight norm": (
         VECTOR,
-        lambda: nn.Sequential(
-            nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.Tanh(), nn.Linear(4, OUTPUTS)
-        ),
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), nn.Tanh(), nn.Linear(4, OUTPUTS)),
         {"0.parametrizations.weight.original0", "0.parametrizations.weight.original1", "0.bias"},
     ),
     "old weight norm": (VECTOR, old_weight_norm, {"0.weight_g", "0.weight_v"}),
@@ -183,7 +181,9 @@ FALLBACK = {
     ),
     "recurrent": (
         SEQUENCE,
-        lambda: Forward(lambda m, x: m.out(m.cell(x)[0][:, -1]), cell=nn.GRU(6, 4, batch_first=True), out=nn.Linear(4, 3)),
+        lambda: Forward(
+            lambda m, x: m.out(m.cell(x)[0][:, -1]), cell=nn.GRU(6, 4, batch_first=True), out=nn.Linear(4, 3)
+        ),
         {"cell.weight_ih_l0", "cell.weight_hh_l0", "cell.bias_ih_l0", "cell.bias_hh_l0"},
     ),
     "attention": (
@@ -197,21 +197,27 @@ FALLBACK = {
     ),
     "rows last": (
         SEQUENCE,
-        lambda: Forward(lambda m, x: m.out(m.layer(x.transpose(0, 1)).transpose(0, 1)), layer=nn.Linear(6, 6), out=head(24)),
+        lambda: Forward(
+            lambda m, x: m.out(m.layer(x.transpose(0, 1)).transpose(0, 1)), layer=nn.Linear(6, 6), out=head(24)
+        ),
         {"layer.weight", "layer.bias"},
     ),
     "rows folded": (
         SEQUENCE,
-        lambda: Forward(lambda m, x: m.out(m.layer(x.reshape(-1, 6)).reshape(len(x), -1)), layer=nn.Linear(6, 6), out=head(24)),
+        lambda: Forward(
+            lambda m, x: m.out(m.layer(x.reshape(-1, 6)).reshape(len(x), -1)), layer=nn.Linear(6, 6), out=head(24)
+        ),
         {"layer.weight", "layer.bias"},
     ),
     "input overwritten": (
         VECTOR,
-        lambda: Forward(lambda m, x: overwriting(m, torch.tanh(m.first(x))), first=nn.Linear(6, 6), layer=nn.Linear(6, 3)),
+        lambda: Forward(
+            lambda m, x: overwriting(m, torch.tanh(m.first(x))), first=nn.Linear(6, 6), layer=nn.Linear(6, 3)
+        ),
         {"layer.weight"},
     ),
     "a parameter of captured and other layers": (VECTOR, lambda: shared_with_bare(), {"again"}),
-}  # fmt: skip
+}
 
 
 def overwriting(m, h):
@@ -336,10 +342,16 @@ def test_patterns_and_frozen_parameters():
 
 def state_of(module):
     return (
-        {name: (t.clone(), t.data_ptr(), t.requires_grad, t._version) for name, t in module.state_dict(keep_vars=True).items()},
+        {
+            name: (t.clone(), t.data_ptr(), t.requires_grad, t._version)
+            for name, t in module.state_dict(keep_vars=True).items()
+        },
         {name: p.grad for name, p in module.named_parameters()},
-        [(name, part.training, len(part._forward_hooks), len(part._backward_hooks)) for name, part in module.named_modules()],
-    )  # fmt: skip
+        [
+            (name, part.training, len(part._forward_hooks), len(part._backward_hooks))
+            for name, part in module.named_modules()
+        ],
+    )
 
 
 def assert_untouched(before, after):

@@ -162,8 +162,11 @@ def test_addresses_are_equal_in_other_processes():
     def found(seed, power=2, form="self.act(x)"):
         return subprocess.run(
             [sys.executable, "-c", code.replace("{power}", str(power)).replace("{form}", form)],
-            capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": str(seed)},
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+        ).stdout
 
     first = found(1)
     assert first == found(2)
@@ -188,11 +191,7 @@ def test_what_has_no_structure_or_numbers_is_refused():
         shipping.described(nn.Linear(3, 2, device="meta"))
 
 
-RECORDED = {
-    "fcn": "41626e0b3328022c",
-    "resnet": "3c8eef5368c440c9",
-    "wide": "3e34a77be26e9870",
-}
+RECORDED = {"fcn": "41626e0b3328022c", "resnet": "3c8eef5368c440c9", "wide": "3e34a77be26e9870"}
 """Digests of structures as the first release recorded them: stored runs are found again by these."""
 
 

@@ -31,9 +31,13 @@ def put(path, matrix, tile, symmetric=True):
     tile_cols = tile if isinstance(tile, int) else tile[1]
     tile = tile if isinstance(tile, int) else tile[0]
     store = TileStore.create(
-        path, shape=matrix.shape, tile_shape=(tile, tile_cols), dtype=matrix.dtype.name, fingerprint={"of": path.name},
+        path,
+        shape=matrix.shape,
+        tile_shape=(tile, tile_cols),
+        dtype=matrix.dtype.name,
+        fingerprint={"of": path.name},
         triangle="symmetric" if symmetric else None,
-    )  # fmt: skip
+    )
     for t in TileGrid(*matrix.shape, tile, tile_cols, symmetric=symmetric):
         block = matrix[t.start : t.stop, t.col_start : t.col_stop]
         store.record(store.commit(t.index, np.ascontiguousarray(block), 0.0))
@@ -51,8 +55,11 @@ def assert_same(found, theta, pseudo, tolerance=1e-12):
 def test_arrays_in_either_layout():
     theta, pseudo = kernels()
     for full, own, outputs in (
-        (theta, pseudo, None), (theta, None, None), (stacked(theta), pseudo, None), (stacked(theta), None, 3),
-    ):  # fmt: skip
+        (theta, pseudo, None),
+        (theta, None, None),
+        (stacked(theta), pseudo, None),
+        (stacked(theta), None, 3),
+    ):
         found = compare_kernels(full, own, outputs=outputs)
         assert_same(found, theta, pseudo)
         for ends, matrix in ((found.pseudo, pseudo), (found.full, stacked(theta))):

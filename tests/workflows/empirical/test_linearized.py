@@ -254,9 +254,17 @@ def test_of_a_module(tmp_path, kernel, where):
     net = Small().eval()
     expected, f0_test = expected_of(net, x, x_test, np.eye(3)[labels], 0.2, kernel)
     found = predict_linearized(
-        net, x, labels, x_test, kernel=kernel, alpha=0.2, n_classes=3, test_targets=labels_test,
-        url=None if where == "memory" else tmp_path / "run", plan=Plan(tile_rows=6, tile_cols=6) if where == "stored" else None,
-    )  # fmt: skip
+        net,
+        x,
+        labels,
+        x_test,
+        kernel=kernel,
+        alpha=0.2,
+        n_classes=3,
+        test_targets=labels_test,
+        url=None if where == "memory" else tmp_path / "run",
+        plan=Plan(tile_rows=6, tile_cols=6) if where == "stored" else None,
+    )
     assert found.full == (kernel == "entk")
     np.testing.assert_allclose(found.prior, f0_test, atol=1e-12)
     np.testing.assert_allclose(found.predictions, expected, atol=1e-8)

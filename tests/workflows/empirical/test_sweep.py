@@ -142,9 +142,12 @@ def test_cells_of_another_sweep_are_refused(finished, tmp_path):
     start = sweep(networks={"FCN": {24: fcn(24)}}, seeds=(0,), protocol=None)
     run_pntk_sweep(start, data(), tmp_path)
     for changes, other, key in (
-        ({"alpha": 0.1}, data(), "alpha"), ({"dtype": "float32"}, data(), "dtype"), ({}, data(seed=1), "data"),
-        ({"networks": {"FCN": {24: fcn(25)}}}, data(), "description.width"), ({"kernels": ("pntk",)}, data(), "kernels"),
-    ):  # fmt: skip
+        ({"alpha": 0.1}, data(), "alpha"),
+        ({"dtype": "float32"}, data(), "dtype"),
+        ({}, data(seed=1), "data"),
+        ({"networks": {"FCN": {24: fcn(25)}}}, data(), "description.width"),
+        ({"kernels": ("pntk",)}, data(), "kernels"),
+    ):
         with pytest.raises(FingerprintError, match=key):
             run_pntk_sweep(PntkSweep(**({**vars(start)} | changes)), other, tmp_path)
     (path,) = (tmp_path / "cells").glob("*.json")
@@ -276,8 +279,10 @@ KEYS = ("network", "width", "seed", "epoch", "frobenius", "pntk_accuracy")
 
 def test_figures_against_width_name_the_power():
     rows = [
-        {"network": "N", "width": w, "seed": s, "epoch": 0, "frobenius": w**-0.5 * (1 + 0.1 * s)} for w in (4, 16, 64) for s in (0, 1)
-    ]  # fmt: skip
+        {"network": "N", "width": w, "seed": s, "epoch": 0, "frobenius": w**-0.5 * (1 + 0.1 * s)}
+        for w in (4, 16, 64)
+        for s in (0, 1)
+    ]
     figure = against_width(rows, MEASURES["figure-3-frobenius"])
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["N, slope -0.50"]
 

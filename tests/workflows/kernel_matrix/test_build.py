@@ -104,9 +104,15 @@ def test_the_view_slices_like_an_array(tmp_path):
     x = rows()
     found, expected = kernel_matrix(kernel(), x, url=tmp_path / "k", plan=Plan(17)), kernel()(x)
     for key in (
-        np.s_[3:40, ::3], np.s_[5], np.s_[:, 59], np.s_[-1, 0], np.s_[::-1, 10:12], np.s_[30:30], np.s_[[50, 1, 20]],
+        np.s_[3:40, ::3],
+        np.s_[5],
+        np.s_[:, 59],
+        np.s_[-1, 0],
+        np.s_[::-1, 10:12],
+        np.s_[30:30],
+        np.s_[[50, 1, 20]],
         np.s_[:, [3, 60 - 1, 3]],
-    ):  # fmt: skip
+    ):
         assert np.allclose(found[key].compute(), expected[key], rtol=0, atol=1e-12)
         assert found[key].compute().shape == expected[key].shape
     assert np.allclose(found[[50, 1]][:, [3, 40]].compute(), expected[[50, 1]][:, [3, 40]])

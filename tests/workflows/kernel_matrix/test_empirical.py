@@ -41,9 +41,14 @@ def network(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2), nn.ReLU(),
-            nn.Flatten(), nn.Linear(24, OUTPUTS),
-        )  # fmt: skip
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 6, 3, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(24, OUTPUTS),
+        )
     return module.eval()
 
 
@@ -427,8 +432,14 @@ dtype = "float32"
 def write_job(tmp_path, weights="", **changes):
     data = tmp_path / "d.zarr"
     if not data.exists():
-        stored(tmp_path, np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype(np.float32), classes(32), "d.zarr",
-               kind="classification", class_names=["a", "b", "c"])  # fmt: skip
+        stored(
+            tmp_path,
+            np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype(np.float32),
+            classes(32),
+            "d.zarr",
+            kind="classification",
+            class_names=["a", "b", "c"],
+        )
     text = JOB.format(data=data, weights=f', weights = "{weights}"' if weights else "")
     for old, new in changes.items():
         text = text.replace(old, new)

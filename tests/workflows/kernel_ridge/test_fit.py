@@ -43,8 +43,16 @@ WEIGHTS = RNG.uniform(0.2, 2.0, N)
 WEIGHTS[[0, 17, N - 1]] = 0.0
 GROUPS = RNG.integers(0, 3, N).astype(np.int16)
 SOLVERS = ("eigh", "cholesky", "tiled_cholesky", "cg")
-STORED = [("eigh", "loop"), ("cholesky", "loop"), ("tiled_cholesky", "loop"), ("cg", "loop"), ("eigh", "cluster"),
-          ("cholesky", "cluster"), ("tiled_cholesky", "cluster"), ("cg", "cluster")]  # fmt: skip
+STORED = [
+    ("eigh", "loop"),
+    ("cholesky", "loop"),
+    ("tiled_cholesky", "loop"),
+    ("cg", "loop"),
+    ("eigh", "cluster"),
+    ("cholesky", "cluster"),
+    ("tiled_cholesky", "cluster"),
+    ("cg", "cluster"),
+]
 PLACES = [("eigh", "memory"), ("cholesky", "memory"), ("cg", "memory"), *STORED]
 
 
@@ -54,8 +62,14 @@ def options(solver, alphas=(0.1,), **keywords):
 
 def plan_of(choices, n=N, k=2, tile=45, rank=20, dtype="float64", batch_rows=30, **changes):
     """Ragged tiles, and a preconditioner of so low a rank that gradients iterate."""
-    plan = plan_kernel_ridge(KernelShape(n, n, (3,), 24, k, 1, 3), KERNEL, choices, (), plan=Plan(tile_cols=tile, dtype=dtype),
-                             resources=ONE_THREAD)  # fmt: skip
+    plan = plan_kernel_ridge(
+        KernelShape(n, n, (3,), 24, k, 1, 3),
+        KERNEL,
+        choices,
+        (),
+        plan=Plan(tile_cols=tile, dtype=dtype),
+        resources=ONE_THREAD,
+    )
     return replace(plan, rank=rank, batch_rows=batch_rows, tile_rows=30, **{"cache_bytes": 2**30, **changes})
 
 
@@ -71,9 +85,15 @@ def fitted(
     data = stored(folder, x, y, f"{len(list(folder.iterdir()))}.zarr", weights=weights)
     parts_url = None if groups is None else save_state(folder / "parts", state_of(groups))
     return fit_kernel_ridge(
-        DatasetRows(data.url, parts_url, digest=data.digest), parts, choices, plan, kernel=kernel, url=folder / "run",
-        client=client if place == "cluster" else None, **keywords,
-    )  # fmt: skip
+        DatasetRows(data.url, parts_url, digest=data.digest),
+        parts,
+        choices,
+        plan,
+        kernel=kernel,
+        url=folder / "run",
+        client=client if place == "cluster" else None,
+        **keywords,
+    )
 
 
 def naive(kernel, y, alpha, weights=None, intercept=True):
@@ -124,8 +144,16 @@ def test_loop_and_cluster_give_the_same_bits(tmp_path, client, solver):
     fits = []
     for place in ("loop", "cluster"):
         (tmp_path / place).mkdir()
-        fits.append(fitted(options(solver, ALPHAS, selection="holdout"), place, tmp_path / place, client, groups=GROUPS,
-                           weights=WEIGHTS))  # fmt: skip
+        fits.append(
+            fitted(
+                options(solver, ALPHAS, selection="holdout"),
+                place,
+                tmp_path / place,
+                client,
+                groups=GROUPS,
+                weights=WEIGHTS,
+            )
+        )
     one, two = fits
     np.testing.assert_array_equal(one.model.coefficients, two.model.coefficients)
     np.testing.assert_array_equal(one.model.intercept, two.model.intercept)
@@ -198,8 +226,16 @@ def test_a_linear_kernel_is_ridge_on_the_rows(tmp_path, solver, weights):
     np.testing.assert_allclose(linear(X), 2 * X @ X.T, rtol=1e-12)
     alphas = tuple(2 * a for a in ALPHAS)
     groups = np.where(WEIGHTS > 0, GROUPS, 0).astype(np.int16)
-    fit = fitted(options(solver, alphas, selection=selection), "loop", tmp_path, None, kernel=linear, weights=weights, groups=groups,
-                 plan=plan_of(options(solver), rank=2))  # fmt: skip
+    fit = fitted(
+        options(solver, alphas, selection=selection),
+        "loop",
+        tmp_path,
+        None,
+        kernel=linear,
+        weights=weights,
+        groups=groups,
+        plan=plan_of(options(solver), rank=2),
+    )
     plan = plan_of(options(solver))
     primal = fit_ridge(
         MemoryRows(X, Y, weights, groups),
@@ -429,8 +465,17 @@ def test_float32_rounding_below_zero(tmp_path, client, solver, words):
 
 def test_gradients_that_got_nowhere():
     """No iterate is better than zero: an error, since a model of zeros has no intercept either."""
-    nothing = Solved(np.zeros((1, 3, 2)), np.array([0.1]), np.array([[1.0, 0.5]]), np.zeros((1, 2), bool), np.ones((5, 1)), 5, 10,
-                     ("max_iterations=5 reached",), np.array([np.nan]))  # fmt: skip
+    nothing = Solved(
+        np.zeros((1, 3, 2)),
+        np.array([0.1]),
+        np.array([[1.0, 0.5]]),
+        np.zeros((1, 2), bool),
+        np.ones((5, 1)),
+        5,
+        10,
+        ("max_iterations=5 reached",),
+        np.array([np.nan]),
+    )
     with pytest.raises(
         InputError, match=r"got nowhere at alpha=0.1: max_iterations=5 reached. Use a larger alpha, more max_iter"
     ):

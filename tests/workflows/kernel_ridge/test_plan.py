@@ -33,8 +33,19 @@ def shape(n=34_298, row_shape=(9,), k=1, n_runs=1):
     return KernelShape(n + n // 3, n, row_shape, 4 * math.prod(row_shape), k, n_runs, 5)
 
 
-def planned(n=34_298, memory=2 * GIB, alphas=(1.0,), selection="auto", solver="auto", plan=None, steps=(), stored=True, slots=2,
-            threads=1, **changes):  # fmt: skip
+def planned(
+    n=34_298,
+    memory=2 * GIB,
+    alphas=(1.0,),
+    selection="auto",
+    solver="auto",
+    plan=None,
+    steps=(),
+    stored=True,
+    slots=2,
+    threads=1,
+    **changes,
+):
     choices = KernelRidgeOptions(alphas, selection=selection, solver=solver)
     resources = Resources(memory, 0, threads, 2, slots)
     sizes = shape(n, **changes)
@@ -214,12 +225,23 @@ def test_zca_is_counted():
 @pytest.mark.parametrize(
     "change",
     [
-        {"alphas": ()}, {"alphas": (-1.0,)}, {"alphas": (np.nan,)}, {"alphas": "many"}, {"alphas": ((1.0, 2.0), (3.0, 4.0))},
-        {"alphas": None}, {"tolerance": 0.0}, {"tolerance": 1.0}, {"tolerance": "small"}, {"tolerance": np.nan},
-        {"max_iterations": 0}, {"max_iterations": 2.5}, {"max_iterations": True}, {"max_iterations": "many"},
+        {"alphas": ()},
+        {"alphas": (-1.0,)},
+        {"alphas": (np.nan,)},
+        {"alphas": "many"},
+        {"alphas": ((1.0, 2.0), (3.0, 4.0))},
+        {"alphas": None},
+        {"tolerance": 0.0},
+        {"tolerance": 1.0},
+        {"tolerance": "small"},
+        {"tolerance": np.nan},
+        {"max_iterations": 0},
+        {"max_iterations": 2.5},
+        {"max_iterations": True},
+        {"max_iterations": "many"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_cannot_be(change):
     (name,) = change
     with pytest.raises(InputError, match=rf"^{name} (is|are) .*expected"):
@@ -228,10 +250,14 @@ def test_options_that_cannot_be(change):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"solver": "eig"}, "unknown solver 'eig'; did you mean 'eigh'"), ({"solver": None}, "unknown solver None; there are"),
-     ({"solver": "cholesk"}, "did you mean 'cholesky'"), ({"selection": "gvc"}, "unknown selection 'gvc'; did you mean 'gcv'"),
-     ({"selection": ["gcv"]}, "unknown selection")],
-)  # fmt: skip
+    [
+        ({"solver": "eig"}, "unknown solver 'eig'; did you mean 'eigh'"),
+        ({"solver": None}, "unknown solver None; there are"),
+        ({"solver": "cholesk"}, "did you mean 'cholesky'"),
+        ({"selection": "gvc"}, "unknown selection 'gvc'; did you mean 'gcv'"),
+        ({"selection": ["gcv"]}, "unknown selection"),
+    ],
+)
 def test_unknown_names(change, words):
     with pytest.raises(InputError, match=words):
         KernelRidgeOptions(**change)
@@ -252,9 +278,16 @@ def kernel_job(folder, n, d, solver, selection="holdout", dtype="float32", steps
     y = np.sin(x[:, 0]) + 0.1 * rng.normal(size=n)
     options = KernelRidgeOptions((0.1, 1.0), selection=selection, solver=solver, tolerance=1e-3)
     return KernelRidgeJob(
-        "tiny", stored(folder, x, y), None, SplitRule(test=0.1), steps, kernel or NTK(fully_connected(1)), options,
-        plan=Plan(None, tile, dtype=dtype), **changes,
-    )  # fmt: skip
+        "tiny",
+        stored(folder, x, y),
+        None,
+        SplitRule(test=0.1),
+        steps,
+        kernel or NTK(fully_connected(1)),
+        options,
+        plan=Plan(None, tile, dtype=dtype),
+        **changes,
+    )
 
 
 @pytest.mark.parametrize(

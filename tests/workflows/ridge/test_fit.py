@@ -50,8 +50,13 @@ def naive_errors(phi, y, alpha, train, test, weights=None):
 def naive_loo(phi, y, alpha, weights=None):
     n = len(phi)
     every = np.ones(n) if weights is None else weights
-    errors = [naive_errors(phi, y, alpha, np.arange(n) != i, [i]) if weights is None else
-              naive_errors(phi, y, alpha, np.arange(n) != i, [i], weights) for i in range(n) if every[i] > 0]  # fmt: skip
+    errors = [
+        naive_errors(phi, y, alpha, np.arange(n) != i, [i])
+        if weights is None
+        else naive_errors(phi, y, alpha, np.arange(n) != i, [i], weights)
+        for i in range(n)
+        if every[i] > 0
+    ]
     return np.average(errors, weights=every[every > 0])
 
 
@@ -164,9 +169,13 @@ def test_classes_are_zero_mean_one_hot(tmp_path):
 def test_one_alpha_by_any_factorisation(tmp_path, solver, intercept):
     x, y = data()
     found = fit_ridge(
-        rows_in("memory", tmp_path, x, y), FOLDS, RidgeOptions((0.3,), intercept, "kfold", solver), ridge_plan(),
-        features=None, k=2,
-    )  # fmt: skip
+        rows_in("memory", tmp_path, x, y),
+        FOLDS,
+        RidgeOptions((0.3,), intercept, "kfold", solver),
+        ridge_plan(),
+        features=None,
+        k=2,
+    )
     w, b = naive_ridge(x[TRAIN], y[TRAIN], 0.3, intercept=intercept)
     assert found.path == []
     assert found.model.alpha == 0.3
@@ -179,11 +188,15 @@ def test_folds_by_cholesky_are_those_by_eigh(tmp_path):
     x, y = data()
     found = [
         fit_ridge(
-            rows_in("memory", tmp_path, x, y), FOLDS, RidgeOptions(ALPHAS, True, "kfold", solver), ridge_plan(),
-            features=None, k=2,
+            rows_in("memory", tmp_path, x, y),
+            FOLDS,
+            RidgeOptions(ALPHAS, True, "kfold", solver),
+            ridge_plan(),
+            features=None,
+            k=2,
         )
         for solver in ("cholesky", "eigh")
-    ]  # fmt: skip
+    ]
     assert np.allclose([r["score"] for r in found[0].path], [r["score"] for r in found[1].path], rtol=1e-9)
     assert np.allclose(found[0].model.weights, found[1].model.weights, rtol=1e-8)
 

@@ -214,9 +214,14 @@ def test_features_that_saw_rows_alone_are_fitted_once():
     x, y = data()
     counter = Counter()
     fit_ridge(
-        MemoryRows(x, y, None, PARTS, ()), FOLDS, RidgeOptions(ALPHAS, selection="kfold"), ridge_plan(slab_rows=N),
-        features=landmarks(), k=2, listener=counter,
-    )  # fmt: skip
+        MemoryRows(x, y, None, PARTS, ()),
+        FOLDS,
+        RidgeOptions(ALPHAS, selection="kfold"),
+        ridge_plan(slab_rows=N),
+        features=landmarks(),
+        k=2,
+        listener=counter,
+    )
     assert counter.count("features-slab") == 1
     assert counter.count("gram-slab") == 3
 

@@ -109,8 +109,12 @@ def test_labels_become_zero_mean_one_hot_targets():
 
 @pytest.mark.parametrize(
     ("steps", "shape", "dtype"),
-    [(["standardize"], (6,), "float64"), (["zca"], (4, 4, 3), "uint8"), (["standardize_channels", "unit_norm"], (4, 4, 3), "uint8")],
-)  # fmt: skip
+    [
+        (["standardize"], (6,), "float64"),
+        (["zca"], (4, 4, 3), "uint8"),
+        (["standardize_channels", "unit_norm"], (4, 4, 3), "uint8"),
+    ],
+)
 def test_preprocessed_images_and_tables(tmp_path, client, steps, shape, dtype):
     """Fitted over slabs of the selected rows, in this process and on workers, against one fit of the rows in memory."""
     rng = np.random.default_rng(2)

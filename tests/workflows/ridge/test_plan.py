@@ -21,8 +21,16 @@ MIB, GIB = 2**20, 2**30
 
 
 def shape(m: int = 2048, **changes) -> RidgeShape:
-    values = {"n_total": 50_000, "n_train": 40_000, "row_shape": (100,), "row_bytes": 400, "m": m, "k": 10,
-              "n_groups": 1, "selection": "gcv"}  # fmt: skip
+    values = {
+        "n_total": 50_000,
+        "n_train": 40_000,
+        "row_shape": (100,),
+        "row_bytes": 400,
+        "m": m,
+        "k": 10,
+        "n_groups": 1,
+        "selection": "gcv",
+    }
     return RidgeShape(**{**values, **changes})
 
 
@@ -128,9 +136,14 @@ def test_workers_stay_below_the_plan(tmp_path, selection, dtype, m, steps):
     n, d = (1500, 1024) if "zca" in steps else (6000, 64)
     x, labels = class_data(n, d)
     job = ridge_job(
-        stored(tmp_path, x, labels), split=SplitRule(test=0.1), steps=parse_steps(steps), features=feature_map(m),
-        options=RidgeOptions((0.1, 10.0), selection=selection), inner_folds=3, plan=Plan(dtype=dtype),
-    )  # fmt: skip
+        stored(tmp_path, x, labels),
+        split=SplitRule(test=0.1),
+        steps=parse_steps(steps),
+        features=feature_map(m),
+        options=RidgeOptions((0.1, 10.0), selection=selection),
+        inner_folds=3,
+        plan=Plan(dtype=dtype),
+    )
     with cluster.connect(n_workers=1, cuda=False, worker_memory="2 GiB") as client:
         metrics = run_job(job, tmp_path / "run", resources=workers.resources(client), client=client)
     memory = metrics["memory"]
