@@ -66,7 +66,8 @@ def set_openmp(threads: int) -> None:
 
 def on_threads(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """[call(item) for item in items], as many at a time as the task has threads, each with one BLAS thread: for calls that let go
-    of the interpreter and are too small for BLAS to share out."""
+    of the interpreter and are too small for BLAS to share out.
+    """
     count = min(current(), len(items))
     if count < 2:
         return [call(item) for item in items]

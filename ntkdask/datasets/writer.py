@@ -63,7 +63,8 @@ def rows_per_chunk(row_shape: tuple[int, ...], dtype: np.dtype) -> int:
 
 def stored_dtype(dtype: np.dtype, name: str = "x") -> np.dtype:
     """The dtype that x is stored in: uint8, float32 and float64 as they are, float16 as float32, bool as uint8, other
-    integers as int64; InputError for the rest."""
+    integers as int64; InputError for the rest.
+    """
     if dtype.name in ("uint8", "float32", "float64"):
         return np.dtype(dtype.name)
     if dtype.name == "float16":

@@ -172,7 +172,8 @@ def fitted_here(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -
 
 def fitted_map(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -> FeatureMap | None:
     """`features` fitted to x and targets where it depends on data: a dataset is streamed and brings its own targets, a dask array is
-    computed into memory. InputError for targets that are missing, or given beside a dataset."""
+    computed into memory. InputError for targets that are missing, or given beside a dataset.
+    """
     if not learns(features):
         return fitted_here(features, x, targets, dtype)
     if not isinstance(x, Dataset):

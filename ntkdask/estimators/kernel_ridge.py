@@ -63,7 +63,8 @@ class _KernelRidge(RidgeBase):
     @property
     def dual_coef_(self) -> np.ndarray:
         """Coefficients of the training rows, (n, n_targets) or, for one target (or two classes), (n,), float64; rows in the order
-        of the fit: with selection="kfold" or "holdout" group after group."""
+        of the fit: with selection="kfold" or "holdout" group after group.
+        """
         check_is_fitted(self)
         return self._coefficients(self.model_.coefficients.T).T
 

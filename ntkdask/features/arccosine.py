@@ -154,7 +154,8 @@ def product_bytes(n: int, d: int, itemsize: int, sampling: str) -> int:
 
 def drawing_bytes(d: int, m: int, sampling: str = "gaussian") -> int:
     """Bytes beside (d, m) weights while they are drawn: one block of columns as bits and in float64 steps; for the Gibbs sampler also
-    the state of the sweep and its uniforms."""
+    the state of the sweep and its uniforms.
+    """
     if sampling == "structured":
         d = padded_size(d)
         m = -(-m // d)

@@ -127,7 +127,8 @@ class CNTKSketch(FeatureMapBase):
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
         """Result, one block of images at its widest layer, each thread's rows and the random vectors; the result alone without a
-        row's shape. InputError for rows that the network does not take."""
+        row's shape. InputError for rows that the network does not take.
+        """
         result = n * self.n_components * itemsize
         if row_shape is None:
             return result

@@ -43,7 +43,8 @@ and on `Training`, never on the rows."""
 class Training(NamedTuple):
     """What a map is told of the training rows before it sees one: shape of a row, dtype of the rows, columns of the targets (0:
     there are none), how many row numbers there are (rows of the whole dataset, of which the training rows are a part), and whether
-    rows and features lie on a GPU, where `finish` may compute too."""
+    rows and features lie on a GPU, where `finish` may compute too.
+    """
 
     row_shape: tuple[int, ...]
     dtype: str
@@ -54,7 +55,8 @@ class Training(NamedTuple):
 
 class TrainingBatch(NamedTuple):
     """Training rows x (b, *row_shape) float32 or float64, targets y (b, n_targets) float64 or None, weights (b,) float64 or None
-    (all 1), and their row numbers (b,) in the whole dataset, on the host."""
+    (all 1), and their row numbers (b,) in the whole dataset, on the host.
+    """
 
     x: Array
     y: Array | None

@@ -110,7 +110,8 @@ class NTKRandomFeatures(DataDependentMap):
     @functools.cached_property
     def widths(self) -> Widths:
         """The numbers of step, ReLU and sketched features (optimised: the most there may be); InputError where n_components does not
-        leave room."""
+        leave room.
+        """
         denses = self._layers.denses
         bias = int(denses[-1].bias_variance > 0)
         if not any(layer.trainable for layer in denses):
@@ -155,7 +156,8 @@ class NTKRandomFeatures(DataDependentMap):
 
     def _drawn(self, x: Array) -> list[LayerWeights]:
         """The weights of every hidden layer, held for a whole call: drawing them again for each block could take
-        longer than using them. The process's cache keeps them between calls where it may."""
+        longer than using them. The process's cache keeps them between calls where it may.
+        """
         shared.reserve(2 * self._weights_bytes(x.dtype.itemsize, x.shape[1]))
         w, layers, out = self.widths, self._layers, []
         for h in range(layers.depth):

@@ -117,7 +117,8 @@ class Nystrom(DataDependentMap):
 
     def finish(self, index: int, learned: Learned, sums: Sums, training: Training) -> Mapping[str, np.ndarray]:
         """`landmarks` (s, *row_shape) of the rows' dtype and `whitening` (s, components) float64; after the first pass of leverage
-        scores those of the preliminary rows, with ridge."""
+        scores those of the preliminary rows, with ridge.
+        """
         order = np.lexsort((sums["numbers"], sums["priorities"]))
         order = order[np.isfinite(sums["numbers"][order])]
         if not len(order):
@@ -194,7 +195,8 @@ class Nystrom(DataDependentMap):
 
 def _exponentials(seed: int, index: int, numbers: np.ndarray) -> np.ndarray:
     """(b,) independent draws of the exponential law, one for each row number: the least of E_i/p_i is row i with probability
-    p_i/Σp, and the s least are a sample without replacement (Efraimidis & Spirakis 2006)."""
+    p_i/Σp, and the s least are a sample without replacement (Efraimidis & Spirakis 2006).
+    """
     numbers = np.asarray(numbers, np.int64)
     out = np.empty(len(numbers))
     blocks = numbers // PRIORITY_BLOCK

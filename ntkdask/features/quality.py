@@ -1,5 +1,6 @@
 """How well the inner products of a feature map approximate a kernel: Frobenius and spectral error, and the constants of spectral
-approximation, on rows that fit in memory. `workflows/approximation.py` samples them from datasets."""
+approximation, on rows that fit in memory. `workflows/approximation.py` samples them from datasets.
+"""
 
 from __future__ import annotations
 

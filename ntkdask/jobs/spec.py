@@ -52,7 +52,8 @@ class SplitSpec:
 @dataclass(frozen=True, config=STRICT)
 class DataSpec:
     """`url` of a dataset (with parts train and test, or to be split), or `train` and `test` urls. train_rows, test_rows: how many of
-    each are taken, at random by the seed; all without."""
+    each are taken, at random by the seed; all without.
+    """
 
     url: str | None = None
     train: str | None = None
@@ -66,7 +67,8 @@ class DataSpec:
 @dataclass(frozen=True, config=STRICT)
 class SolverSpec:
     """alphas: a list, or { logspace = [from exponent, to exponent, count] }; the others as in RidgeOptions, with a [kernel] as in
-    KernelRidgeOptions, where tolerance and max_iterations belong. selection: "gcv" for features, "auto" for a kernel."""
+    KernelRidgeOptions, where tolerance and max_iterations belong. selection: "gcv" for features, "auto" for a kernel.
+    """
 
     alphas: float | tuple[float, ...] | dict[str, Any] = (1.0,)
     selection: str | None = None
@@ -81,7 +83,8 @@ class SolverSpec:
 @dataclass(frozen=True, config=STRICT)
 class RunSpec:
     """Seed, dtype and where things run; worker_memory as "2 GiB". folder: where the run's results go. slab_rows: of a reduction over
-    features; tile_rows: of a kernel matrix's tiles."""
+    features; tile_rows: of a kernel matrix's tiles.
+    """
 
     seed: int = 0
     dtype: str = "float32"
@@ -99,7 +102,8 @@ SHARED_TABLES: Tables = {("data",): DataSpec, ("data", "split"): SplitSpec, ("ru
 @dataclass(frozen=True, config=STRICT)
 class JobSpec:
     """A whole job: ridge on [features] (without, on the rows), or on a [kernel]. They and [network] stay tables here; `build_job`
-    makes the objects."""
+    makes the objects.
+    """
 
     name: str
     data: DataSpec

@@ -45,7 +45,8 @@ class Fold(NamedTuple):
 @dataclass(frozen=True)
 class Site:
     """Where a fit runs and what it tells: its folder, the cluster (None: here), who listens, what earlier runs finished, and
-    what its stages' names begin with."""
+    what its stages' names begin with.
+    """
 
     url: Path
     client: Any

@@ -20,7 +20,8 @@ class Kernel(Protocol):
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
         """Bytes that a call on (n, ·), (m, ·) holds at its peak beyond its inputs: result, temporaries and, given a row's
-        shape, copies of the rows."""
+        shape, copies of the rows.
+        """
 
 
 def flat_rows(x: Array, name: str = "x") -> Array:

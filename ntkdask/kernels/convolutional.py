@@ -71,7 +71,8 @@ def _readout(
     network: Network, x: Array, y: Array | None, maps_x: list[Array], maps_y: list[Array], tangent: bool
 ) -> tuple[Array, Array | None]:
     """(S, T) (n, m) float64 at the readout, T when `tangent`: the one place that chooses how. The diagonal of a symmetric call may be
-    anything finite."""
+    anything finite.
+    """
     program = stages.program(network, (x.shape[1], x.shape[2]))
     divisor = planes.divisor(network, x)
     if program is not None and is_device_array(x) and plane_device.supports(program, x.dtype.itemsize, tangent):
@@ -86,7 +87,8 @@ def workspace_bytes(
     network: Network, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None, parts: int, tangent: bool
 ) -> int:
     """Results, variance maps, S and T, and each thread's pairs, on the CPU; see `Kernel.workspace_bytes`. Without a row's shape,
-    results, S and T alone. InputError for rows that the network does not take."""
+    results, S and T alone. InputError for rows that the network does not take.
+    """
     results = n * m * parts * itemsize
     if row_shape is None:
         return results + 8 * (1 + tangent) * n * m

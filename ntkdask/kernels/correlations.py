@@ -40,7 +40,8 @@ DEVICE_ROW_ELEMENTS = 2**22
 @dataclass(frozen=True)
 class UnitRows:
     """Rows and their lengths. rows: (n, d) as given. unit: rows/‖rows‖ in the dtype of products, zero rows stay zero; None where
-    products are taken in float64 from the rows themselves. squares: (n,) float64 ‖x_i‖²."""
+    products are taken in float64 from the rows themselves. squares: (n,) float64 ‖x_i‖².
+    """
 
     rows: Array
     unit: Array | None
@@ -167,7 +168,8 @@ def correlations(v: Array) -> Array:
 
 def product_bytes(rows: int, columns: int, d: int) -> int:
     """Temporaries of `wide_products` on a block of (rows, columns) with d features: the sum, a product, its operands, and NumPy's
-    buffer for casts."""
+    buffer for casts.
+    """
     return 8 * (2 * rows * columns + (rows + columns) * min(d, WIDE_FEATURES)) + 2**16
 
 

@@ -42,7 +42,8 @@ class Block:
 @dataclass(frozen=True)
 class FactorizePlan:
     """Sizes of a factorisation: tiles along a block's side, right-hand sides of one substitution, peak bytes by kind of task (the
-    process's own included), peak bytes on a device, flops n³/3, tasks, bytes read and written."""
+    process's own included), peak bytes on a device, flops n³/3, tasks, bytes read and written.
+    """
 
     n: int
     tile_rows: int
@@ -140,7 +141,8 @@ def blocks_of(n_tiles: int, block: int, pending: Iterable[tuple[int, ...]] | Non
 
 def reads_of(block: Block, column: int) -> list[int]:
     """Rows r whose tile (r, column) a task for `block` reads: those that its targets right of the column need, and the
-    diagonal one for its targets in the column; without the targets themselves."""
+    diagonal one for its targets in the column; without the targets themselves.
+    """
     needed = {r for i, j in block.targets if j > column for r in (j, i)}
     if any(j == column and i > column for i, j in block.targets):
         needed.add(column)
@@ -149,7 +151,8 @@ def reads_of(block: Block, column: int) -> list[int]:
 
 def feeding(blocks: Iterable[Block]) -> dict[Block, list[Block]]:
     """For every block those among `blocks` that must be committed before it: left of it in its row, and in the rows of its
-    columns up to the diagonal."""
+    columns up to the diagonal.
+    """
     by_index = {b.index: b for b in blocks}
     found = {}
     for b in by_index.values():

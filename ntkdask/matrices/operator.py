@@ -258,7 +258,8 @@ class StoredKernel:
 
     def task_bytes(self, k: int) -> int:
         """Peak bytes of a product's task with k right-hand sides beside the cache: vectors, pieces, and per thread a tile, its
-        checksummed file and the strips."""
+        checksummed file and the strips.
+        """
         rows, columns = self.matrix.tile_shape
         threads = self._threads or current()
         tile = rows * columns * self.matrix.dtype.itemsize
@@ -292,7 +293,8 @@ class StoredKernel:
 
     def _is_kept(self, number: int) -> bool:
         """The panels of a worker, round and round, fill its cache; the same ones stay for every product. A cache that is walked
-        in a circle and is too small for the circle would keep none."""
+        in a circle and is too small for the circle would keep none.
+        """
         workers = 1 if self._client is None else max(1, len(self._client.nthreads()))
         return (number // workers + 1) * PANEL_BYTES <= self._cache_bytes
 

@@ -125,7 +125,8 @@ class FinitePlan:
 
     def _residual(self, layer: Residual, signal: Signal, where: Where) -> Signal:
         """Sums of equal signals; where one path is no Gaussian of the network's width (Flatten, the input), both side by side, which
-        has the same inner products."""
+        has the same inner products.
+        """
         left = self._follow(layer.branch, signal, (*where, "branch"))
         right = self._follow(layer.shortcut, signal, (*where, "shortcut"))
         if left == right:

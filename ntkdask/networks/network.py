@@ -61,7 +61,8 @@ class Network:
 
     def image_shapes(self, shape: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         """(H, W) of the image before every layer up to the readout and before it; InputError, naming the layer, where one does
-        not fit."""
+        not fit.
+        """
         return tuple(_shapes(self.layers[: self.readout_position], shape, ""))
 
 
@@ -103,7 +104,8 @@ def _shapes(layers: tuple[Layer, ...], shape: tuple[int, int], where: str) -> li
 @dataclass(frozen=True)
 class _State:
     """What the layers so far leave. gaussian: an Activation may follow. direct: the last layer is a Dense or Conv. fresh: so, and it
-    is of this residual path, so that other paths do not share its output. seen: there was one."""
+    is of this residual path, so that other paths do not share its output. seen: there was one.
+    """
 
     gaussian: bool = False
     direct: bool = False

@@ -89,7 +89,8 @@ class Pace:
 @dataclass(frozen=True)
 class RowPace:
     """A feature map's measured speed in one task, while every slot runs one: seconds of a row, on batches of `rows` with `threads`
-    threads; product_rate: flops a second of Gram sums, counted as m² a row of m features."""
+    threads; product_rate: flops a second of Gram sums, counted as m² a row of m features.
+    """
 
     row_seconds: float
     product_rate: float

@@ -1,6 +1,7 @@
 """What a plan may count on and what it chose: resources of a cluster, sizes of a run, peak bytes of its tasks.
 
-Pure numbers; every workflow makes its plan of these, and asks the same questions of it before it starts."""
+Pure numbers; every workflow makes its plan of these, and asks the same questions of it before it starts.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ BATCH_ROWS = 4096
 class Resources:
     """What a plan may count on: the smallest worker's memory for one task (None: unknown), its device memory (0: no GPU),
     threads of a task among others and of one alone on its host, how many tasks run at once, and the measured pace of the kernel, or of
-    the map, at hand (None: not measured)."""
+    the map, at hand (None: not measured).
+    """
 
     memory_bytes: int | None = None
     device_bytes: int = 0

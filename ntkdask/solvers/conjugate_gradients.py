@@ -162,7 +162,8 @@ class State:
 
 def conjugate_gradients_bytes(n: int, k: int, n_alphas: int, preconditioned: bool) -> int:
     """Bytes of (n, ·) blocks at the peak, without the preconditioner's own: three iterates and the directions of every alpha,
-    the basis of every process, and a product with its operand in which all iterates ride along."""
+    the basis of every process, and a product with its operand in which all iterates ride along.
+    """
     processes = n_alphas if preconditioned else 1
     return 8 * n * k * (5 * n_alphas + 6 * processes + 2 * (processes + n_alphas))
 

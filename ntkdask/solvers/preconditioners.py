@@ -73,7 +73,8 @@ class LowRankPreconditioner:
 
 def _orthonormal(factor: Array) -> tuple[Array, Array]:
     """(Q (n, r), R (r, r)) of F: Cholesky QR twice, three products in place of Householder's panels; those where F is too near
-    to rank deficiency for it. Source: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015."""
+    to rank deficiency for it. Source: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015.
+    """
     if namespace(factor) is not np or factor.shape[1] == 0:
         return namespace(factor).linalg.qr(factor)
     q, triangle = np.array(factor, order="C"), np.eye(factor.shape[1])

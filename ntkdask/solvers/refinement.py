@@ -21,7 +21,8 @@ from ntkdask.errors import InputError
 @dataclass(frozen=True)
 class Refinement:
     """solution (n,) or (n, k) float64; residuals (k,): the true ‖b − (A + αI)x‖/‖b‖ per column, from A and x themselves;
-    iterations: steps beyond the factor's own solution; converged: whether every residual is within the tolerance."""
+    iterations: steps beyond the factor's own solution; converged: whether every residual is within the tolerance.
+    """
 
     solution: np.ndarray
     residuals: np.ndarray

@@ -168,7 +168,8 @@ def _save(
 @dataclass(frozen=True)
 class RidgeFit:
     """A fitted model, the path of scores over alphas (smaller is better; empty for one alpha), where the model lies, and what
-    else the metrics of its fold should say."""
+    else the metrics of its fold should say.
+    """
 
     model: Any
     path: list[dict[str, float]]

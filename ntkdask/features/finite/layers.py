@@ -101,7 +101,8 @@ def patches(layer: Conv, h: Array) -> tuple[Array, Backward]:
 
 def _runs(length: int, padded: int, before: int, circular: bool) -> list[tuple[slice, slice]]:
     """Where an axis of `length` lies in one of `padded` entries, its entry 0 at `before`: (in the padded one, in it), as runs; around
-    and around when circular."""
+    and around when circular.
+    """
     runs, position = [], 0
     while position < padded:
         source = (position - before) % length if circular else position - before

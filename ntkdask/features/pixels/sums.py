@@ -30,7 +30,8 @@ SHIFT_UNITS = 64
 @dataclass(frozen=True, eq=False)
 class Neighbours:
     """The pixels under a filter. pixels, filter: (H'·W', q²) int32, input pixel and number of the filter's entry, the first
-    counts[p] of each row used; counts: (H'·W',) int32. rows_in = H·W, rows_out = H'·W'."""
+    counts[p] of each row used; counts: (H'·W',) int32. rows_in = H·W, rows_out = H'·W'.
+    """
 
     pixels: Array
     filter: Array

@@ -49,7 +49,8 @@ def around(d: int, length: int) -> list[int]:
 
 def sweep(offsets: Iterable[int], length: int, wraps: bool) -> list[int]:
     """The offsets in the order in which they are read: ascending, or where circular layers read them those that are equal modulo the
-    image one after the other."""
+    image one after the other.
+    """
     return sorted(offsets, key=lambda d: (d % length, d) if wraps else (0, d))
 
 
@@ -150,7 +151,8 @@ def _box(plane: Array, axis: int, start: int, wanted: tuple[int, int], q: int, s
 
 class Activated:
     """S ← k_σ(√v, √v', c), T ← T·k_σ'(√v, √v', c), c = S/√(vv'). left, right: variances, (*batch, H, W) each; own: of images with
-    themselves, where c = 1 on plane 0."""
+    themselves, where c = 1 on plane 0.
+    """
 
     def __init__(
         self, source: PlaneSource, layer: Activation, left: Array, right: Array, own: bool, tangent: bool
@@ -199,7 +201,8 @@ class Normalised:
 
 class Pooled:
     """Means over both windows of a pair. One sweep over the source's planes, at the first `get`, makes every plane that will be
-    wanted: those with offsets in `rows` × `columns`. They are held until the source goes."""
+    wanted: those with offsets in `rows` × `columns`. They are held until the source goes.
+    """
 
     def __init__(
         self, source: PlaneSource, layer: AvgPool, rows: frozenset[int], columns: frozenset[int], wraps: bool

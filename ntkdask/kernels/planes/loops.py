@@ -220,7 +220,8 @@ def affine(s, t, k, bias, trainable, tangent):
 
 def _root(x: Any) -> Any:
     """(√x, doubt) of x = 1 − c². In float32 √x is at least that of rounding and the doubt is 1/√x; in float64 √x = 0 for what is
-    rounding, and the doubt is 1 where x < NEAR, else 0."""
+    rounding, and the doubt is 1 where x < NEAR, else 0.
+    """
     if isinstance(x, np.float32):
         x = max(x, np.float32(NEAREST))
         return math.sqrt(x), 1 / math.sqrt(x)
@@ -247,7 +248,8 @@ def _compiled_root(x):
 @inlined_on_views
 def _step(c):
     """(κ₀(c), √(1 − c²), doubt of `_root`). The sign of c enters by its bit: comparisons share their ports with
-    multiplications, additions do not."""
+    multiplications, additions do not.
+    """
     half, one = type(c)(0.5), type(c)(1)
     root, inverse = _root(one - c * c)
     return half + math.copysign(half - root * _angle(abs(c)), c), root, inverse

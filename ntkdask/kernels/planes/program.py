@@ -82,7 +82,8 @@ class Stage:
 @dataclass(frozen=True)
 class Program:
     """Stages, the variance maps (n, *shape) that they read, one a node, and the layers after the readout. gap: the readout is a
-    GlobalAvgPool, otherwise a Flatten."""
+    GlobalAvgPool, otherwise a Flatten.
+    """
 
     stages: tuple[Stage, ...]
     nodes: tuple[Shape, ...]
@@ -92,7 +93,8 @@ class Program:
 
 def program(network: Network, shape: Shape) -> Program | None:
     """The stages for images of (H, W); None where a layer is not for the passes: an activation without slopes, a pooling within a
-    Residual. InputError, naming the layer, where the images do not fit."""
+    Residual. InputError, naming the layer, where the images do not fit.
+    """
     network.image_shapes(shape)
     readout = network.readout_position
     builder = _Builder(shape)

@@ -53,7 +53,8 @@ Node: TypeAlias = Callable[[PlaneSource], tuple[Array, Array]]
 @dataclass(frozen=True)
 class _Chains:
     """Sources for layers. node: asked before every Activation and LayerNorm, in order. own: of images with themselves. wraps: the
-    network has circular convolutions."""
+    network has circular convolutions.
+    """
 
     node: Node
     own: bool
@@ -84,7 +85,8 @@ class _Chains:
 
 def variance_maps(network: Network, x: Array) -> list[Array]:
     """(n, H, W, C) → (n, H_k, W_k) float64 each: S(p, p) of every image with itself just before every Activation and LayerNorm of the
-    image part, in order, branches before shortcuts. InputError, naming the layer, where the images do not fit."""
+    image part, in order, branches before shortcuts. InputError, naming the layer, where the images do not fit.
+    """
     return [s for s, _ in _node_maps(network, x, tangent=False)]
 
 
@@ -191,7 +193,8 @@ def map_bytes(network: Network, shape: Shape) -> int:
 
 def image_bytes(network: Network, n: int, row_shape: tuple[int, int, int], tangent: bool, read_out: bool = True) -> int:
     """Bytes that every thread's batch takes when n images (H, W, C) meet themselves, in the variance maps and, when `read_out`, to
-    the readout."""
+    the readout.
+    """
     found = []
     for wanted in (ALONE, _read(network, row_shape[:2])) if read_out else (ALONE,):
         size = _batch_size(network, row_shape[:2], wanted)

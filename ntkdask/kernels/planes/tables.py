@@ -129,7 +129,8 @@ def compiled_stages(program: Program) -> tuple[CompiledStage, ...]:
 
 class _Tables:
     """Rows of the tables of a stage. A 3×3 convolution without bias before a normalised ReLU only sums: its σ_w²/q² and the ReLU's
-    curve become part of the unit in which S and T are counted, unless residual paths have to agree on one."""
+    curve become part of the unit in which S and T are counted, unless residual paths have to agree on one.
+    """
 
     def __init__(self, stage: Stage) -> None:
         self.ops: list[tuple[int, ...]] = []

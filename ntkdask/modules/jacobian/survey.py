@@ -48,7 +48,8 @@ class Site:
 @dataclass(frozen=True)
 class Survey:
     """outputs: O. sites: {captured parameter: its uses}. columns: {parameter: scalars}. sweep_bytes: of one row, forward and one
-    backward pass. gradient_bytes: of a row's output gradients of all layers. calls: {layer that was watched: its calls}."""
+    backward pass. gradient_bytes: of a row's output gradients of all layers. calls: {layer that was watched: its calls}.
+    """
 
     outputs: int
     columns: Mapping[str, int]
@@ -184,7 +185,8 @@ def _weights(outputs: int, x: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class _Exact:
     """Autograd's own gradients of two rows: {parameter: (rows, columns)}, the norm of each row's whole gradient, and the parameters
-    that are `silent`: the outputs depend on them, with a gradient of zero in every row in which it is finite."""
+    that are `silent`: the outputs depend on them, with a gradient of zero in every row in which it is finite.
+    """
 
     outputs: int
     of: Mapping[str, Tensor]

@@ -39,7 +39,8 @@ PASS_FLOPS = 200
 @dataclass(frozen=True)
 class Output:
     """What is differentiated: "pseudo" (Σ_o y_o/√O), "trace" (the mean over logits of their kernels), "full" (every pair of logits),
-    or the number of one logit."""
+    or the number of one logit.
+    """
 
     kind: str | int
 
@@ -65,7 +66,8 @@ class Output:
 @dataclass(frozen=True)
 class Piece:
     """One parameter in a call: `terms` T > 0 where products of terms beat products of formed gradients, of T·depth inputs and T·units
-    output gradients a row."""
+    output gradients a row.
+    """
 
     part: Part
     terms: int = 0

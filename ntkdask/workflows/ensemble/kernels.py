@@ -190,10 +190,10 @@ def open_matrices(
     nngp_tt, digest = _test_prior(matrices.nngp_tt, k_td, training, folder)
     last = training.last_layer
     kernels = StoredKernels(
-        k_dd if last else found["ntk_dd"],
+        k_dd if last else found["ntk_dd"],  # type: ignore[arg-type]
         None if last else k_dd,
         k_td if last else found["ntk_td"],
-        None if last else k_td,  # type: ignore[arg-type]
+        None if last else k_td,
         nngp_tt,
         plan.tile_cols or min(k_dd.shape[0], WIDTH),
     )

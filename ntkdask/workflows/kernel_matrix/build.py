@@ -177,7 +177,8 @@ class _Wanted:
 @dataclass(frozen=True, eq=False)
 class _KernelTileTask:
     """Compute one tile of every part and commit those that are wanted. run: a key of this call's own, under which a process
-    keeps stores and rows: rows of equal place in other data are never taken for these."""
+    keeps stores and rows: rows of equal place in other data are never taken for these.
+    """
 
     kernel: Kernel
     x: FeatureStream
@@ -292,7 +293,8 @@ def _require_free(path: Path, kernel: Kernel) -> None:
 
 def _stored_tiles(path: Path, kernel: Kernel, plan: Plan, row_shape: tuple[int, ...]) -> Plan:
     """`plan` with the tile sizes of the matrix that is already there, unless it states its own: a resumed run keeps the first
-    one's tiles, whatever memory its workers have."""
+    one's tiles, whatever memory its workers have.
+    """
     first = _store_paths(path, kernel)[0]
     if plan.tile_rows or plan.tile_cols or not (first / "zarr.json").exists():
         return plan

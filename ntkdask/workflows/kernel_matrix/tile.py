@@ -47,7 +47,8 @@ def compute_tile(kernel: Kernel, x: Array, y: Array | None = None) -> tuple[tupl
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library says that the device's memory is too small, or an error that it caused does: CuPy's and torch's
-    OutOfMemoryError, cuBLAS's refusal."""
+    OutOfMemoryError, cuBLAS's refusal.
+    """
     if any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__):
         return True
     text = str(error)

@@ -31,7 +31,8 @@ EIGH_FLOPS, EIGH_SHARE, TILED_SHARE = 9.0, 0.2, 0.7
 @dataclass(frozen=True)
 class Sizes:
     """What a solver's needs follow from: training rows, targets, bytes of a matrix entry, rows of its tiles, inner folds, bytes of
-    training rows that stay in a worker's cache."""
+    training rows that stay in a worker's cache.
+    """
 
     n: int
     k: int
@@ -129,7 +130,8 @@ def _why_not(other: Candidate, limit: int | None) -> str:
 
 def product_bytes(sizes: Sizes, columns: int, threads: int) -> int:
     """A product's task: the vectors in, a panel's pieces out, and per thread a tile, its checksummed file and float64 strips; and
-    what the allocator keeps of tiles that came and went beside those in the cache."""
+    what the allocator keeps of tiles that came and went beside those in the cache.
+    """
     tile = sizes.tile_rows**2
     passing = min(ALLOCATOR_KEEPS, sizes.n * sizes.n * sizes.itemsize // 2)
     return 4 * 8 * sizes.n * columns + threads * (3 * sizes.itemsize + 2) * tile + passing

@@ -296,7 +296,8 @@ def measured(
     client: Any = None,
 ) -> Resources:
     """`resources` with the pace of the kernel of a kernel ridge run, measured with their threads, on their slots, within the tiles
-    that memory allows. Errors as of `plan_kernel_ridge`."""
+    that memory allows. Errors as of `plan_kernel_ridge`.
+    """
     within = plan_kernel_ridge(shape, kernel, options, steps, plan=plan, resources=resources)
     pace = calibrate(
         kernel,

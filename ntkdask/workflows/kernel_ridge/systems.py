@@ -273,7 +273,8 @@ def _turns(alphas: list[float], n: int, columns: int) -> Iterator[list[float]]:
 
 def _checked(result: Solved, alphas: list[float], matrix: Any, dtype: Any) -> tuple[np.ndarray, list[Facts]]:
     """(solutions, facts) per alpha; InputError where S K S + αI turned out not to be positive definite, or no iterate is better than
-    zero. matrix: S K S, dtype: K's."""
+    zero. matrix: S K S, dtype: K's.
+    """
     facts: list[Facts] = []
     for i, alpha in enumerate(alphas):
         if np.isfinite(result.curvatures[i]):

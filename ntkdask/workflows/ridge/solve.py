@@ -154,7 +154,8 @@ def solve_on_cluster(
     folds: Sequence[HeldOut] = (),
 ) -> dict[str, Any]:
     """{"model": url, "path": scores}, as `solve`: the factorisation as one task with the whole host's threads; leave-one-out adds
-    its streamed pass and a choice."""
+    its streamed pass and a choice.
+    """
     states = str(url / "state")
 
     def alone(task: Any) -> dict[str, Any]:

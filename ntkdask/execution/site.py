@@ -1,0 +1,229 @@
+"""Where the stages of a workflow run and what they tell: folder, cluster, listener and record in one object.
+
+A workflow makes its `Site` at its door, asks it once for resources, plans, and then runs its stages on it: one task (`alone`), many
+(`map`), tiles of a store (`fill`, `commit`), a sum over tiles (`reduce`). Nothing of a site is handed on by hand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from ntkdask import threads as thread_pools
+from ntkdask.errors import InputError
+from ntkdask.execution.map_reduce import Done, map_tiles, reduce_tiles
+from ntkdask.execution.progress import Listener, Record, Silent
+from ntkdask.execution.tree import Node, tree_nodes
+from ntkdask.files import local_path
+from ntkdask.planning.resources import Resources
+from ntkdask.store import Receipt, TileStore
+
+T = TypeVar("T")
+
+MOST_SAMPLES = 16
+"""Slots that measure at the same time, at most."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where stages run, and what they tell.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Where results are kept. None: nothing is stored, everything happens in this process.
+    client : distributed.Client or None
+        Whose workers run the tasks. None: a loop in this process.
+    listener : Listener
+        Hears of stages and of every finished task.
+    record : Record
+        What earlier runs finished, and what this one does.
+    name : str
+        What the names of stages begin with in the record.
+    threads : int or None
+        BLAS, OpenMP and Numba threads of each task. None: what its process has.
+    """
+
+    folder: Path | None = None
+    client: Any = None
+    listener: Listener = field(default_factory=Silent)
+    record: Record = field(default_factory=Record)
+    name: str = ""
+    threads: int | None = None
+
+    @classmethod
+    def at(
+        cls,
+        url: str | os.PathLike[str] | None,
+        client: Any = None,
+        listener: Listener | None = None,
+        threads: int | None = None,
+    ) -> Self:
+        """The site of a workflow whose results go to `url` (None: nowhere); without a client and a number of threads, all of this
+        process's.
+        """
+        folder = None if url is None else local_path(url)
+        return cls(
+            folder,
+            client,
+            listener or Silent(),
+            threads=threads or (thread_pools.current() if client is None else None),
+        )
+
+    @property
+    def home(self) -> Path:
+        """The folder; InputError where there is none and a cluster needs one."""
+        if self.folder is None:
+            raise InputError(
+                "what workers compute goes through a folder that they share with this process: give a url."
+            )
+        return self.folder
+
+    @property
+    def states(self) -> Path:
+        """Where arrays that tasks share are kept."""
+        return self.home / "state"
+
+    @property
+    def slots(self) -> int:
+        """How many tasks run at once."""
+        return 1 if self.client is None else max(1, sum(self.client.nthreads().values()))
+
+    def resources(self) -> Resources:
+        """What every task may count on: the smallest worker's share, asked now; without a client this process alone."""
+        if self.client is None:
+            return Resources.here()
+        from ntkdask.execution.workers import resources
+
+        return resources(self.client)
+
+    def within(self, name: str) -> Self:
+        """The site of a part of the workflow: a folder in this one, stages under its name."""
+        return replace(self, folder=None if self.folder is None else self.folder / name, name=f"{self.name}{name}/")
+
+    def once(self, stage: str, make: Callable[[], T]) -> T:
+        """The result of a stage, ready for JSON: an earlier run's, or made now and recorded."""
+        return self.record.once(f"{self.name}{stage}", make)
+
+    def alone(self, task: Callable[[Any], T], label: str, argument: Any = 0, threads: int | None = None) -> T:
+        """What task(argument) returns, run as the one task of stage `label`. threads: its own (None: as every task's)."""
+        return self.map(task, [argument], label, threads=threads)[0]
+
+    def map(
+        self,
+        task: Callable[[Any], T],
+        tiles: Iterable[Any],
+        label: str,
+        *,
+        earlier: int = 0,
+        threads: int | None = None,
+    ) -> list[T]:
+        """What the task returns for every tile, in the order of the tiles. earlier: tiles of the stage that are done already."""
+        tiles, found = list(tiles), {}
+
+        def receive(tile: Any, done: Done[T]) -> None:
+            found[tile] = done.value
+
+        self._run(task, tiles, label, receive, earlier, threads)
+        return [found[tile] for tile in tiles]
+
+    def fill(self, store: TileStore, task: Callable[[Any], Receipt], tiles: Sequence[Any], label: str) -> None:
+        """Compute the tiles of `store` that are pending; the task commits one and returns its receipt."""
+        pending, axes = set(store.pending()), len(store.grid)
+        # rows of a map cut one axis; the others are one tile wide
+        todo = [t for t in tiles if (*t.index, *[0] * (axes - len(t.index))) in pending]
+        self.commit(lambda tile: [store], task, todo, label, earlier=len(tiles) - len(todo))
+
+    def commit(
+        self,
+        stores: Callable[[Any], Sequence[TileStore]],
+        task: Callable[[Any], Any],
+        tiles: Sequence[Any],
+        label: str,
+        *,
+        earlier: int = 0,
+        needs: Callable[[Any], Iterable[Any]] | None = None,
+    ) -> None:
+        """Run tasks that commit tiles, and record the receipts that they return.
+
+        Parameters
+        ----------
+        stores : function of a tile
+            The store of each receipt that its task returns, in their order; surplus stores are ignored.
+        task : function of a tile
+            Commits and returns a Receipt or a sequence of them. Receipts of one task share its seconds by store.
+        tiles : sequence
+            What the task is called with.
+        label : str
+            The stage.
+        earlier : int
+            Tiles of the stage that are done already.
+        needs : function of a tile or None
+            The tiles that must be committed before; see `map_tiles`.
+        """
+
+        def receive(tile: Any, done: Done[Any]) -> None:
+            receipts = [done.value] if isinstance(done.value, Receipt) else list(done.value)
+            pairs = list(zip(stores(tile), receipts, strict=False))
+            for store, receipt in pairs:
+                share = done.seconds / sum(other is store for other, _ in pairs)
+                store.record(replace(receipt, seconds=share, peak_bytes=done.peak_bytes, worker=done.worker))
+
+        self._run(task, tiles, label, receive, earlier, None, needs)
+
+    def reduce(
+        self,
+        task: Callable[[Any], T],
+        combine: Callable[[Node, T, T], T],
+        tiles: Sequence[Any],
+        label: str,
+        *,
+        sum_label: str | None = None,
+    ) -> T:
+        """The values of all tiles combined in a fixed binary tree; see `reduce_tiles`."""
+        self.listener.stage(label, len(tree_nodes(len(tiles))))
+        return reduce_tiles(
+            task,
+            combine,
+            tiles,
+            self.client,
+            label=label,
+            sum_label=sum_label,
+            threads=self.threads,
+            receive=lambda node, done: self.listener.task(label, done),
+        )
+
+    def on_slots(self, task: Callable[[int], T], slots: int) -> list[T]:
+        """What a measuring task gives: here, or on each of the client's slots at the same time, MOST_SAMPLES at most."""
+        count = 1 if self.client is None else max(1, min(slots, MOST_SAMPLES))
+        found: list[T] = []
+        map_tiles(
+            task,
+            range(count),
+            self.client,
+            label="calibrate",
+            threads=self.threads,
+            receive=lambda tile, done: found.append(done.value),
+        )
+        return found
+
+    def _run(
+        self,
+        task: Callable[[Any], Any],
+        tiles: Sequence[Any],
+        label: str,
+        receive: Callable[[Any, Done], None],
+        earlier: int,
+        threads: int | None,
+        needs: Callable[[Any], Iterable[Any]] | None = None,
+    ) -> None:
+        self.listener.stage(label, earlier + len(tiles), earlier)
+
+        def heard(tile: Any, done: Done) -> None:
+            receive(tile, done)
+            self.listener.task(label, done)
+
+        map_tiles(task, tiles, self.client, label=label, receive=heard, threads=threads or self.threads, needs=needs)
