@@ -6,9 +6,9 @@ skipped after reading. Row numbers always are those of the whole dataset, so err
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -44,17 +44,29 @@ class Rows(Protocol):
     def dtype(self) -> str:
         """Stored dtype."""
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The parts whose rows are selected, where rows have part numbers."""
+
     def part_numbers(self) -> np.ndarray | None:
         """(n_total,) int16 part of each row; None when all are selected."""
+
+    def select(self, *parts: int) -> Self:
+        """The same rows, those of other parts selected."""
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[Batch]:
         """Selected rows of [start, stop) in batches of at most `size`; empty batches are left out."""
 
 
-def selected_count(rows: Rows, parts: tuple[int, ...]) -> int:
+def rows_of_groups(rows: Rows, groups: Sequence[tuple[int, ...]]) -> Rows:
+    """The rows whose part is in any of the groups; as they are where there are no groups."""
+    return rows.select(*sorted({part for group in groups for part in group})) if groups else rows
+
+
+def selected_count(rows: Rows) -> int:
     """How many rows are selected."""
     numbers = rows.part_numbers()
-    return rows.n_total if numbers is None else int(np.isin(numbers, parts).sum())
+    return rows.n_total if numbers is None else int(np.isin(numbers, rows.parts).sum())
 
 
 @dataclass(frozen=True)

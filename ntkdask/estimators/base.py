@@ -21,21 +21,23 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from ntkdask import threads
-from ntkdask.arrays import device_memory_bytes, is_device_array
+from ntkdask.arrays import device_memory_bytes, is_dask, is_device_array
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.dataset import require_labels
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import InputError, nearest
-from ntkdask.estimators.inputs import as_input, check_targets, check_weights, check_x, is_lazy, locate, to_memory
-from ntkdask.execution.progress import Record
+from ntkdask.estimators.inputs import as_input, check_targets, check_weights, check_x, locate, numerics_dtype, to_memory
+from ntkdask.execution.progress import NUMERICS, Record
+from ntkdask.execution.site import Site
 from ntkdask.execution.workers import resources
-from ntkdask.files import exclusive, local_path, sweep
-from ntkdask.planning.resources import Resources, RidgePlan
+from ntkdask.files import exclusive, local_path, require_disk, sweep
+from ntkdask.planning.resources import Resources, RidgePlan, require_memory
 from ntkdask.states import save_state
 from ntkdask.workflows.model import RidgeFit
 from ntkdask.workflows.predict import predict
+from ntkdask.workflows.recipe import FitRequest, Recipe
 from ntkdask.workflows.ship import restored
-from ntkdask.workflows.split import HOLDOUT, deal_inner, group_rows, state_of
+from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS, deal_inner, group_rows, state_of
 
 SEED = 0
 """Of the folds that selection="kfold" and "holdout" deal; features have their own."""
@@ -139,12 +141,38 @@ class RidgeBase(WithParts):
         """Whether rows may have more than one axis: of the fitted model, or in a fit to come."""
 
     @abstractmethod
-    def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
-        """Fit to located rows; the source's folder is held."""
+    def _recipe(self, source: Source, dtype: str) -> Recipe[Any]:
+        """What is fitted, from the estimator's parameters."""
 
     @abstractmethod
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
         """Sizes for predicting `rows`."""
+
+    def _fitted(self, fit: RidgeFit, plan: Any) -> RidgeFit:
+        """The fit, once it is there, with what the estimator tells of it."""
+        return fit
+
+    def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
+        """Fit to located rows; the source's folder is held."""
+        dtype, folder = numerics_dtype(source.x), source.folder
+        recipe = self._recipe(source, dtype)
+        request = FitRequest.of_rows(source.rows, k, dtype)
+        # in memory nothing is recorded, and a map or a kernel need not be describable
+        record = Record.open(folder, {} if folder is None else _fingerprint(recipe, source, n_classes, dtype))
+        site, found = Site(folder, self.client, record=record), found_resources(self.client, source.x)
+        if folder is None:
+            plan = recipe.plan(request, found, stored=False)
+        else:
+
+            def planned() -> dict[str, Any]:
+                first = recipe.plan(request, recipe.measured(request, found, site))
+                require_disk(folder, recipe.costs(request, first).disk_bytes, "the fit", "or choose another url")
+                return first.to_json()
+
+            plan = recipe.stored_plan(site.once("plan", planned))
+            require_memory(recipe.costs(request, plan), found)
+        rows, groups = source.dealt(recipe.selection(plan), recipe.n_groups(plan, INNER_FOLDS), record)
+        return self._fitted(recipe.fit(rows, groups, plan, site, n_classes=n_classes, n_targets=k), plan)
 
     def _fit(self, x: Any, targets: Any, weights: Any, n_classes: int | None, k: int) -> Self:
         """Fit to checked x; targets None: those of the dataset x."""
@@ -164,13 +192,14 @@ class RidgeBase(WithParts):
         """(n, k) float64 outputs of the model."""
         check_is_fitted(self)
         x = check_x(self, as_input(X), reset=False, allow_images=self._takes_images(fitted=True))
-        if is_lazy(x) and self.client is None:
+        if is_dask(x) and self.client is None:
             return np.concatenate([self._scores(x.blocks[i].compute()) for i in range(x.numblocks[0])])
         client = self.client
         with _folder(client, self.url) if client is not None else contextlib.nullcontext() as folder:
             rows, _ = locate(x, folder=folder, client=client)
             model = self.model_ if folder is None else self.model_.save(folder / "state", client)
-            scores = predict(model, rows, self._predict_plan(rows, x), k=self.model_.intercept.size, client=client)
+            plan = self._predict_plan(rows, x)
+            scores = predict(model, rows, plan, self.model_.intercept.size, Site(client=client, threads=plan.threads))
         return np.asarray(scores)
 
     def _truth(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
@@ -209,6 +238,20 @@ def _folder(client: Any, url: Any) -> Iterator[Path | None]:
             yield Path(folder)
     else:
         yield None
+
+
+def _fingerprint(recipe: Recipe[Any], source: Source, n_classes: int | None, dtype: str) -> dict[str, Any]:
+    """Everything that decides a fit."""
+    config = recipe.config()
+    dealt = {"folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED}
+    return {
+        "data": source.digest,
+        "n_classes": n_classes,
+        **config,
+        "dtype": dtype,
+        "solver": {**config["solver"], **dealt},
+        "numerics": NUMERICS,
+    }
 
 
 def found_resources(client: Any, x: Any) -> Resources:

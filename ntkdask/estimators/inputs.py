@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from ntkdask.arrays import Array, as_array, is_device_array, to_host
+from ntkdask.arrays import Array, as_array, is_dask, is_device_array, to_host
 from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import InputError
@@ -28,13 +27,7 @@ from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.states import content_digest
 from ntkdask.workflows.ridge.fit_features import fit_to_rows
-from ntkdask.workflows.sources import store_input
-
-
-def is_lazy(x: Any) -> bool:
-    """Whether x is a dask array; does not import dask.array."""
-    dask_array = sys.modules.get("dask.array")
-    return dask_array is not None and isinstance(x, dask_array.Array)
+from ntkdask.workflows.sources import row_shape_of, store_input
 
 
 def as_input(x: Any) -> Any:
@@ -48,13 +41,8 @@ def as_input(x: Any) -> Any:
 
 def to_memory(x: Any) -> Any:
     """x on the host, computed when it is a dask array; lists and data frames as they are."""
-    x = as_input(x.compute() if is_lazy(x) else x)
+    x = as_input(x.compute() if is_dask(x) else x)
     return to_host(x) if is_device_array(x) else x
-
-
-def row_shape_of(x: Any) -> tuple[int, ...]:
-    """Shape of one row of an array or a dataset."""
-    return x.row_shape if isinstance(x, Dataset) else tuple(x.shape[1:])
 
 
 def numerics_dtype(x: Any) -> str:
@@ -73,7 +61,7 @@ def check_x(estimator: Any, x: Any, *, reset: bool, allow_images: bool) -> Any:
     """
     if isinstance(x, Dataset):
         return _agreeing(estimator, x, reset, allow_images)
-    if not is_lazy(x) and not is_device_array(x):
+    if not is_dask(x) and not is_device_array(x):
         if getattr(x, "ndim", 2) <= 2 or not allow_images:
             x = validate_data(estimator, x, reset=reset, dtype="numeric")
             if reset:
@@ -140,9 +128,9 @@ def locate(
     """
     if isinstance(x, Dataset):
         return DatasetRows(x.url, digest=x.digest), x.digest
-    if is_lazy(x) and folder is None:
+    if is_dask(x) and folder is None:
         x = check_array(x.compute(), allow_nd=True, dtype="numeric", input_name="X")
-    if not is_lazy(x):
+    if not is_dask(x):
         x = to_host(x)
         if targets is not None:
             check_consistent_length(x, targets)
@@ -156,7 +144,7 @@ def locate(
     if keywords["kind"] == "classification" and targets is not None:
         keywords["class_names"] = [str(label) for label in range(int(targets.max()) + 1)]
     dataset = store_input(folder / "inputs", x, targets, weights=weights, **keywords)
-    return DatasetRows(dataset.url, digest=dataset.digest), dataset.digest if is_lazy(x) else Path(dataset.url).name
+    return DatasetRows(dataset.url, digest=dataset.digest), dataset.digest if is_dask(x) else Path(dataset.url).name
 
 
 def fitted_here(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -> FeatureMap | None:
@@ -165,7 +153,7 @@ def fitted_here(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -
     Maps of the package that learn are not fitted here: `fit_ridge` streams the rows to them.
     """
     fit = getattr(features, "fit", None)
-    if fit is None or isinstance(features, FeatureMapBase) or isinstance(x, Dataset) or is_lazy(x):
+    if fit is None or isinstance(features, FeatureMapBase) or isinstance(x, Dataset) or is_dask(x):
         return features
     return fit(prepared(x, dtype), targets)
 
@@ -177,7 +165,7 @@ def fitted_map(features: FeatureMap | None, x: Any, targets: Any, dtype: str) ->
     if not learns(features):
         return fitted_here(features, x, targets, dtype)
     if not isinstance(x, Dataset):
-        x = x.compute() if is_lazy(x) else x
+        x = x.compute() if is_dask(x) else x
         return cast(DataDependentMap, features).fit(prepared(x, dtype), None if targets is None else to_memory(targets))
     if targets is not None:
         raise InputError(f"dataset {x.url} brings its own targets: leave y out, or give arrays (dataset.x, y).")

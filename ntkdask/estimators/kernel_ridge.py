@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from ntkdask import registry
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.rows import Rows
 from ntkdask.errors import InputError
-from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
-from ntkdask.estimators.inputs import numerics_dtype
+from ntkdask.estimators.base import RidgeBase, Source, found_resources
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
-from ntkdask.execution.progress import NUMERICS, Record
-from ntkdask.files import require_disk
+from ntkdask.execution.site import Site
 from ntkdask.kernels import NTK, Kernel
-from ntkdask.kernels.base import is_slow
 from ntkdask.networks import fully_connected
 from ntkdask.planning.resources import RidgePlan
-from ntkdask.planning.tiles import Plan
-from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import convergence_note
-from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, kernel_costs, measured, plan_kernel_ridge
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
+from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe, predictions_plan
 from ntkdask.workflows.model import KernelRidgeModel, RidgeFit
-from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
 
 class _KernelRidge(RidgeBase):
@@ -77,7 +71,7 @@ class _KernelRidge(RidgeBase):
     def _takes_images(self, fitted: bool) -> bool:
         return True
 
-    def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
+    def _recipe(self, source: Source, dtype: str) -> KernelRidgeRecipe:
         kernel = NTK(fully_connected(1)) if self.kernel is None else self.kernel
         if isinstance(kernel, type) or not callable(kernel) or not hasattr(kernel, "workspace_bytes"):
             raise InputError(
@@ -87,61 +81,17 @@ class _KernelRidge(RidgeBase):
         options = KernelRidgeOptions(
             alphas, self.fit_intercept, self.selection, self.solver, self.tolerance, self.max_iterations
         )
-        dtype, folder = numerics_dtype(source.x), source.folder
-        # in memory nothing is recorded, and a kernel need not be describable
-        fingerprint = (
-            {}
-            if folder is None
-            else {
-                "data": source.digest,
-                "n_classes": n_classes,
-                "kernel": registry.to_config(kernel),
-                "dtype": dtype,
-                "solver": {**asdict(options), "folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED},
-                "numerics": NUMERICS,
-            }
-        )
-        record = Record.open(folder, fingerprint)
-        found = found_resources(self.client, source.x)
-        shape, asked = _shape(source.rows, k), Plan(dtype=dtype)
-        if folder is not None and is_slow(kernel) and "plan" not in record.stages:
-            found = measured(found, kernel, shape, options, (), plan=asked, client=self.client)
-        plan = plan_kernel_ridge(shape, kernel, options, (), plan=asked, resources=found, stored=folder is not None)
-        if folder is not None:
-            require_disk(
-                folder, kernel_costs(shape, kernel, options, (), plan).disk_bytes, "the fit", "or choose another url"
-            )
-            plan = KernelRidgePlan(**record.once("plan", plan.to_json))
-        selection = options.selection_of(plan.solver)
-        rows, groups = source.dealt(selection, options.n_groups(plan.solver, INNER_FOLDS), record)
-        fit = fit_kernel_ridge(
-            rows,
-            groups,
-            options,
-            plan,
-            kernel=kernel,
-            n_classes=n_classes,
-            url=folder,
-            client=self.client,
-            record=record,
-        )
+        return KernelRidgeRecipe(kernel, options)
+
+    def _fitted(self, fit: RidgeFit, plan: KernelRidgePlan) -> RidgeFit:
         self.solver_, self.fit_facts_ = plan.solver, fit.facts
         note = convergence_note(fit.facts)
         if note:
-            warnings.warn(f"{type(self).__name__}: {note}", ConvergenceWarning, stacklevel=4)
+            warnings.warn(f"{type(self).__name__}: {note}", ConvergenceWarning, stacklevel=5)
         return fit if self.url is not None else _in_memory(fit)
 
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
-        model, found = self.model_, found_resources(self.client, x)
-        shape = KernelShape(
-            rows.n_total, len(model.coefficients), rows.row_shape, _row_bytes(rows), model.intercept.size
-        )
-        dtype = model.preprocessor.dtype
-        # the sizes of predictions do not depend on how the model was solved
-        options, asked = KernelRidgeOptions(solver="cg"), Plan(dtype=dtype)
-        if self.client is not None and is_slow(model.kernel):
-            found = measured(found, model.kernel, shape, options, (), plan=asked, client=self.client)
-        return plan_kernel_ridge(shape, model.kernel, options, (), plan=asked, resources=found)
+        return predictions_plan(self.model_, rows, found_resources(self.client, x), Site(client=self.client))
 
     def _coefficients(self, values: np.ndarray) -> Any:
         raise NotImplementedError
@@ -190,11 +140,3 @@ def _in_memory(fit: RidgeFit) -> RidgeFit:
     if not isinstance(model, KernelRidgeModel) or not isinstance(model.points, Dataset):
         return fit
     return replace(fit, model=replace(model, points=model.points.rows(0, model.points.n)))
-
-
-def _row_bytes(rows: Rows) -> int:
-    return int(np.prod(rows.row_shape, dtype=int)) * np.dtype(rows.dtype).itemsize
-
-
-def _shape(rows: Rows, k: int) -> KernelShape:
-    return KernelShape(rows.n_total, rows.n_total, rows.row_shape, _row_bytes(rows), k, inner_folds=INNER_FOLDS)

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ntkdask import registry
 from ntkdask.datasets.rows import Rows
-from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
-from ntkdask.estimators.inputs import fitted_here, numerics_dtype
+from ntkdask.estimators.base import RidgeBase, Source, found_resources
+from ntkdask.estimators.inputs import fitted_here
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
-from ntkdask.execution.progress import NUMERICS, Record
 from ntkdask.features.base import FeatureMap
-from ntkdask.files import require_disk
-from ntkdask.planning.resources import Resources, RidgePlan
-from ntkdask.planning.tiles import Plan
-from ntkdask.workflows.model import RidgeFit
-from ntkdask.workflows.ridge.fit import RidgeOptions, fit_ridge
-from ntkdask.workflows.ridge.plan import RidgeShape, costs_of, plan_ridge
-from ntkdask.workflows.ship import shipped
-from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
+from ntkdask.planning.resources import RidgePlan
+from ntkdask.workflows.ridge.options import RidgeOptions
+from ntkdask.workflows.ridge.recipe import RidgeRecipe, predictions_plan
 
 
 class _Ridge(RidgeBase):
@@ -65,45 +56,12 @@ class _Ridge(RidgeBase):
     def _takes_images(self, fitted: bool) -> bool:
         return (self.model_.map if fitted else self.features) is not None
 
-    def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
+    def _recipe(self, source: Source, dtype: str) -> RidgeRecipe:
         options = RidgeOptions(tuple(np.atleast_1d(self.alphas)), self.fit_intercept, self.selection, self.solver)
-        dtype, folder = numerics_dtype(source.x), source.folder
-        features = fitted_here(self.features, source.x, source.targets, dtype)
-        # in memory nothing is recorded, and a map need not be describable
-        fingerprint = (
-            {}
-            if folder is None
-            else {
-                "data": source.digest,
-                "n_classes": n_classes,
-                "features": registry.to_config(features),
-                "dtype": dtype,
-                "solver": {**asdict(options), "folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED},
-                "numerics": NUMERICS,
-            }
-        )
-        if folder is not None:
-            features = shipped(features, folder / "state", self.client)
-        record = Record.open(folder, fingerprint)
-        plan = _plan(source.rows, features, options, k, dtype, found_resources(self.client, source.x), record, folder)
-        rows, groups = source.dealt(options.selection, options.n_groups(INNER_FOLDS), record)
-        return fit_ridge(
-            rows,
-            groups,
-            options,
-            plan,
-            features=features,
-            n_classes=n_classes,
-            k=k,
-            url=folder,
-            client=self.client,
-            record=record,
-        )
+        return RidgeRecipe(fitted_here(self.features, source.x, source.targets, dtype), options)
 
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
-        model = self.model_
-        found = found_resources(self.client, x)
-        return _plan(rows, model.map, RidgeOptions(), model.intercept.size, model.preprocessor.dtype, found)
+        return predictions_plan(self.model_, rows, found_resources(self.client, x))
 
     def _coefficients(self, values: np.ndarray) -> Any:
         raise NotImplementedError
@@ -151,37 +109,3 @@ class RidgeRegressor(RegressorPart, _Ridge):
     >>> RidgeRegressor(alphas=(1e-9,)).fit(X, 2 * X[:, 0] + 1).predict([[3.0]]).round(3)
     array([7.])
     """
-
-
-def _plan(
-    rows: Rows,
-    features: FeatureMap | None,
-    options: RidgeOptions,
-    k: int,
-    dtype: str,
-    found: Resources,
-    record: Record | None = None,
-    folder: Path | None = None,
-) -> RidgePlan:
-    """Sizes that fit; those of the first run when the record has them."""
-    d = int(np.prod(rows.row_shape, dtype=int))
-    shape = RidgeShape(
-        rows.n_total,
-        rows.n_total,
-        rows.row_shape,
-        d * np.dtype(rows.dtype).itemsize,
-        d if features is None else features.n_components,
-        k,
-        options.n_groups(INNER_FOLDS),
-        options.selection,
-    )
-    plan = plan_ridge(shape, features, (), plan=Plan(dtype=dtype), resources=found)
-    if folder is None or record is None:
-        return plan
-    require_disk(
-        folder,
-        costs_of(shape, features, (), plan).disk_bytes,
-        "the fit",
-        "choose another url, or use fewer n_components",
-    )
-    return RidgePlan(**record.once("plan", plan.to_json))

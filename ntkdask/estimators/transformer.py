@@ -7,10 +7,10 @@ from typing import Any, Self
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ntkdask.arrays import Array
+from ntkdask.arrays import Array, is_dask
 from ntkdask.datasets import Dataset
 from ntkdask.estimators.base import WithParts
-from ntkdask.estimators.inputs import as_input, check_x, fitted_map, is_lazy, numerics_dtype, prepared
+from ntkdask.estimators.inputs import as_input, check_x, fitted_map, numerics_dtype, prepared
 from ntkdask.features.base import FeatureMap
 from ntkdask.planning.tiles import Plan
 from ntkdask.workflows.featurize import featurize
@@ -47,7 +47,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, With
         check_is_fitted(self)
         x = check_x(self, as_input(X), reset=False, allow_images=self.map_ is not None)
         dtype = numerics_dtype(x)
-        if isinstance(x, Dataset) or is_lazy(x):
+        if isinstance(x, Dataset) or is_dask(x):
             if self.map_ is None:
                 return (x.x if isinstance(x, Dataset) else x).astype(dtype)
             return featurize(self.map_, x, plan=Plan(dtype=dtype))

@@ -21,8 +21,6 @@ from ntkdask import activations, networks, registry
 from ntkdask.errors import JobError, UserError, nearest
 from ntkdask.features.base import FeatureMap
 from ntkdask.jobs.data import open_job_data
-from ntkdask.jobs.kernel_ridge import KernelRidgeJob
-from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.tables import STRICT, Tables, read_tables, require_name, validated
 from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import Kernel
@@ -31,7 +29,9 @@ from ntkdask.networks import Network
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Step, parse_steps
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
-from ntkdask.workflows.ridge.fit import SELECTIONS, RidgeOptions
+from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
+from ntkdask.workflows.ridge.options import SELECTIONS, RidgeOptions
+from ntkdask.workflows.ridge.recipe import RidgeRecipe
 
 PRESETS: dict[str, Callable[..., Network]] = {
     "fully_connected": networks.fully_connected,
@@ -116,13 +116,26 @@ class JobSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A job with everything built and checked."""
+    """A job with everything built and checked: its tables, preprocessing, and the recipe that is fitted."""
 
     spec: JobSpec
-    features: FeatureMap | None
-    kernel: Kernel | None
     steps: tuple[Step, ...]
-    options: RidgeOptions | KernelRidgeOptions
+    recipe: RidgeRecipe | KernelRidgeRecipe
+
+    @property
+    def features(self) -> FeatureMap | None:
+        """The map of ridge on features; None for a kernel, and for ridge on the rows themselves."""
+        return self.recipe.features if isinstance(self.recipe, RidgeRecipe) else None
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The kernel of kernel ridge."""
+        return self.recipe.kernel if isinstance(self.recipe, KernelRidgeRecipe) else None
+
+    @property
+    def options(self) -> RidgeOptions | KernelRidgeOptions:
+        """Alphas, how to choose among them, how to solve."""
+        return self.recipe.options
 
     def to_config(self) -> dict[str, Any]:
         """The resolved job as its file would spell it, every default written out: for the report."""
@@ -181,10 +194,11 @@ def build_job(table: Mapping[str, Any]) -> Job:
     _check(spec)
     steps = parse_steps(spec.data.preprocess)
     if spec.kernel is None:
-        return Job(spec, _features(spec), None, steps, _options(spec.solver))
+        return Job(spec, steps, RidgeRecipe(_features(spec), _options(spec.solver)))
     if spec.features is not None:
         raise JobError("[features] and [kernel] are both there: a job fits one of them.")
-    return Job(spec, None, _object(spec, spec.kernel, "kernel"), steps, _kernel_options(spec.solver))
+    recipe = KernelRidgeRecipe(_object(spec, spec.kernel, "kernel"), _kernel_options(spec.solver))
+    return Job(spec, steps, recipe)
 
 
 def _check(spec: JobSpec) -> None:
@@ -354,8 +368,4 @@ def to_training_job(job: Job) -> TrainingJob:
         "test_rows": spec.data.test_rows,
         "plan": Plan(spec.run.slab_rows, spec.run.tile_rows, dtype=spec.run.dtype),
     }
-    if job.kernel is not None:
-        assert isinstance(job.options, KernelRidgeOptions)
-        return KernelRidgeJob(spec.name, train, test, rule, job.steps, job.kernel, job.options, **common)
-    assert isinstance(job.options, RidgeOptions)
-    return RidgeJob(spec.name, train, test, rule, job.steps, job.features, job.options, **common)
+    return TrainingJob(spec.name, train, test, rule, job.steps, job.recipe, **common)

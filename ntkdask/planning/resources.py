@@ -11,6 +11,7 @@ from typing import Any
 from ntkdask.arrays import host_cores
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.planning.pace import Pace, RowPace
+from ntkdask.planning.tiles import slab_rows
 from ntkdask.wording import format_bytes
 
 BASE_BYTES = 320 * 2**20
@@ -19,6 +20,10 @@ BASE_BYTES = 320 * 2**20
 
 BATCH_ROWS = 4096
 """Rows of a batch: more float32 products before they are added in float64 cost accuracy, fewer cost rate."""
+
+
+PREDICT_TILE = 8192
+"""Rows that one task predicts, at most."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,20 @@ class RidgePlan:
     threads: int
     solve_threads: int
     device: bool
+
+    @classmethod
+    def unbounded(cls, n_total: int, dtype: str, resources: Resources, slab: int | None = None) -> RidgePlan:
+        """Sizes for n_total rows where memory says nothing. slab: rows of a slab that was asked for."""
+        slab = slab or slab_rows(n_total)
+        return cls(
+            dtype=dtype,
+            slab_rows=slab,
+            batch_rows=min(slab, BATCH_ROWS),
+            tile_rows=min(slab, PREDICT_TILE),
+            threads=resources.threads,
+            solve_threads=resources.solve_threads,
+            device=resources.device_bytes > 0,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As a table."""

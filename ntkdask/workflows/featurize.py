@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask import registry, threads
+from ntkdask import registry
 from ntkdask.arrays import Array, to_host
 from ntkdask.datasets import Dataset
-from ntkdask.execution.map_reduce import Done, map_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.datasets.rows import Rows
+from ntkdask.errors import MemoryBudgetError
+from ntkdask.execution.progress import Listener
+from ntkdask.execution.site import Site
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import FittedMap, require_fitted
-from ntkdask.files import local_path
+from ntkdask.planning.resources import BASE_BYTES
 from ntkdask.planning.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.store import Receipt, TileStore
+from ntkdask.wording import format_bytes
 from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.sources import as_source, rows_of
 from ntkdask.workflows.stream import FeatureStream, store_map
@@ -47,28 +50,53 @@ def featurize(
     plan: Plan | None = None,
     listener: Listener | None = None,
 ) -> Any:
-    """map(x) as a dask array (n, n_components), in blocks of whole rows.
+    """Features of rows, map(x), as a dask array (n, n_components) in blocks of whole rows.
 
-    x: an array, a dask array, a Dataset or its url; integers and uint8 images are cast (uint8 divided by 255). url=None:
-    lazy, nothing is computed or stored. url: every tile is computed now, stored there and resumed; equal tiles are not
-    computed again, and a store of another map, seed, dtype or data is refused. client: a Dask client, or None for a loop here.
-    A map that depends on data is fitted first (InputError otherwise): map.fit, or FeatureTransformer(map).fit for what is stored.
+    Parameters
+    ----------
+    map : FeatureMap
+        One that depends on data is fitted first: `map.fit`, or `FeatureTransformer(map).fit` for what is stored.
+    x : array, dask array, Dataset or url, (n, *s)
+        Integers and bool are cast, uint8 images divided by 255.
+    url : str, Path or None
+        Where the tiles are stored: every tile is computed now, and equal tiles are not computed again. None: lazy, nothing is
+        computed or stored.
+    client : distributed.Client or None
+        Whose workers compute the tiles; None: a loop here.
+    plan : Plan or None
+        tile_rows of a tile; memory_bytes that a task may take beside the process itself (None: the smallest worker's share);
+        dtype "float32" or "float64" (None: float64 for float64 rows, else float32).
+    listener : Listener or None
+        Hears of every tile.
+
+    Returns
+    -------
+    dask.array.Array, (n, n_components)
+        Lazy, or over the stored tiles.
+
+    Raises
+    ------
+    InputError
+        For a map that is not fitted, and rows that are not finite, naming them.
+    FingerprintError
+        Where url holds features of another map, seed, dtype, data or tile size, with the keys that differ.
+    MemoryBudgetError
+        Where no tile fits a task, with the numbers, before anything runs.
+
+    >>> import numpy as np
+    >>> from ntkdask import features, networks
+    >>> featurize(features.NTKRandomFeatures(networks.fully_connected(1), n_components=64), np.eye(5, 3)).shape
+    (5, 64)
     """
-    plan, listener = plan or Plan(), listener or Silent()
+    plan = plan or Plan()
     require_fitted(map)
     if url is None:
         return _lazy(map, x, plan)
-    path = local_path(url)
+    site = Site.at(url, client, listener)
+    path = site.home
     rows, digest = rows_of(x, path.with_name(path.name + ".inputs"), client is not None)
     dtype = plan.dtype or ("float64" if rows.dtype == "float64" else "float32")
-    itemsize = np.dtype(dtype).itemsize
-    tile_rows = plan.tile_rows or _tile_rows(map, rows.row_shape, rows.n_total, itemsize, plan.memory_bytes)
-    # tasks carry no arrays: what a map learned, and the weights of a torch module in it, lie beside the store
-    addressed: Any = map if client is None else shipped(map, f"{path}.state", client)
-    if isinstance(addressed, FittedMap) and client is not None:
-        addressed = store_map(f"{path}.state", addressed)
-    fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
-    stream = FeatureStream(rows, fitted, addressed, None, tile_rows)
+    tile_rows = _stored_tile_rows(map, rows, dtype, plan, site)
     store = TileStore.create(
         path,
         shape=(rows.n_total, map.n_components),
@@ -76,17 +104,13 @@ def featurize(
         dtype=dtype,
         fingerprint={"map": registry.to_config(map), "data": digest},
     )
-    pending = set(store.pending())
-    tiles = [t for t in row_tiles(rows.n_total, tile_rows) if (t.index[0], 0) in pending]
-    listener.stage("featurize", len(store.indices()), len(store.indices()) - len(tiles))
-
-    def receive(tile: Tile, done: Done[Receipt]) -> None:
-        r = done.value
-        store.record(Receipt(r.index, r.checksum, done.seconds, done.peak_bytes, done.worker))
-        listener.task("featurize", done)
-
-    n_threads = threads.current() if client is None else None
-    map_tiles(_FeaturizeTask(stream, str(path)), tiles, client, label="featurize", receive=receive, threads=n_threads)
+    # tasks carry no arrays: what a map learned, and the weights of a torch module in it, lie beside the store
+    addressed: Any = map if client is None else shipped(map, f"{path}.state", client)
+    if isinstance(addressed, FittedMap) and client is not None:
+        addressed = store_map(f"{path}.state", addressed)
+    fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
+    stream = FeatureStream(rows, fitted, addressed, None, tile_rows)
+    site.fill(store, _FeaturizeTask(stream, str(path)), row_tiles(rows.n_total, tile_rows), "featurize")
     import dask.array as da
 
     return da.from_zarr(store.zarr_array())
@@ -117,9 +141,33 @@ def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
     )
 
 
-def _tile_rows(map: FeatureMap, row_shape: tuple[int, ...], n: int, itemsize: int, budget: int | None) -> int:
-    """Rows whose features fill about 64 MiB, fewer where the memory of a task says so."""
-    rows = max(1, min(n, TILE_BYTES // (itemsize * map.n_components)))
+def _stored_tile_rows(map: FeatureMap, rows: Rows, dtype: str, plan: Plan, site: Site) -> int:
+    """Rows of a tile: those that were asked for, those of the store that is there, or what fits a task.
+
+    MemoryBudgetError, with the numbers, where they do not fit the smallest worker.
+    """
+    itemsize, budget = np.dtype(dtype).itemsize, plan.memory_bytes
+    if budget is None and site.client is not None and (share := site.resources().memory_bytes) is not None:
+        budget = max(0, share - BASE_BYTES)
+    asked = plan.tile_rows
+    if asked is None and (site.home / "zarr.json").exists():
+        # a run that goes on keeps the first one's tiles, whatever memory its workers have
+        asked = TileStore.open(site.home).tile_shape[0]
+    fitting = _tile_rows(map, rows.row_shape, asked or rows.n_total, itemsize, budget, whole=asked is not None)
+    if asked is not None and fitting < min(asked, rows.n_total):
+        raise MemoryBudgetError(
+            f"featurize with {type(map).__name__}(n_components={map.n_components}, {dtype}) needs more than a task has for tiles of "
+            f"{asked} rows: {format_bytes(budget or 0)} beside the process itself. Use tile_rows <= {fitting} and another url, or give "
+            "each worker more memory."
+        )
+    return asked or fitting
+
+
+def _tile_rows(
+    map: FeatureMap, row_shape: tuple[int, ...], n: int, itemsize: int, budget: int | None, *, whole: bool = False
+) -> int:
+    """Rows whose features fill about 64 MiB (whole: as many as n), fewer where the memory of a task says so."""
+    rows = n if whole else max(1, min(n, TILE_BYTES // (itemsize * map.n_components)))
     if budget is None:
         return rows
     return largest_rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ import numpy as np
 
 from ntkdask.arrays import to_host
 from ntkdask.datasets.rows import DatasetRows, Rows
-from ntkdask.execution.map_reduce import Done, map_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.site import Site
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.preprocessing.targets import decode, encode_targets
-from ntkdask.store import Receipt, TileStore
+from ntkdask.store import TileStore
 from ntkdask.workflows.model import Model, load_model
 
 SCATTER_ROWS = 1000
@@ -48,45 +47,46 @@ def predict(
     model: Model | str,
     rows: Rows,
     plan: RidgePlan,
-    *,
     k: int,
-    url: Path | None = None,
-    client: Any = None,
-    listener: Listener | None = None,
-    fingerprint: dict[str, Any] | None = None,
+    site: Site,
+    *,
+    store: Path | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
 ) -> np.ndarray | TileStore:
-    """(n_total, k) float64 scores, NaN for rows that are not selected: in memory, or (url) in a resumable tile store.
+    """Scores of the selected rows, tile by tile; NaN for rows that are not selected.
 
-    model: itself, or the url it is stored at (needed with a client).
+    Parameters
+    ----------
+    model : Model or str
+        Itself, or the url it is stored at (needed with a client).
+    rows : Rows
+        What is predicted.
+    plan : RidgePlan
+        Rows of a tile and of a batch, threads, device.
+    k : int
+        Outputs of the model.
+    site : Site
+        Where the tiles are computed.
+    store : Path or None
+        The store of the scores, resumed. None: they are returned and kept nowhere.
+    fingerprint : mapping or None
+        Everything that decides the stored scores.
+
+    Returns
+    -------
+    array (n_total, k) float64, or TileStore
+        The scores, or the complete store of them.
     """
-    listener = listener or Silent()
     tiles = row_tiles(rows.n_total, plan.tile_rows)
-    if url is None:
-        out = np.empty((rows.n_total, k))
-        listener.stage("predict", len(tiles))
-
-        def place(tile: Tile, done: Done) -> None:
-            out[tile.start : tile.stop] = done.value
-            listener.task("predict", done)
-
-        task = _PredictTask(rows, model, plan.batch_rows, plan.device, None)
-        map_tiles(task, tiles, client, label="predict", receive=place, threads=plan.threads)
-        return out
-    store = TileStore.create(
-        url, shape=(rows.n_total, k), tile_shape=(plan.tile_rows, k), dtype="float64", fingerprint=fingerprint or {}
+    task = _PredictTask(rows, model, plan.batch_rows, plan.device, None if store is None else str(store))
+    if store is None:
+        found = site.map(task, tiles, "predict")
+        return np.concatenate(found) if found else np.empty((0, k))
+    scores = TileStore.create(
+        store, shape=(rows.n_total, k), tile_shape=(plan.tile_rows, k), dtype="float64", fingerprint=fingerprint or {}
     )
-    pending = set(store.pending())
-    listener.stage("predict", len(tiles), len(tiles) - len(pending))
-
-    def receive(tile: Tile, done: Done[Receipt]) -> None:
-        r = done.value
-        store.record(Receipt(r.index, r.checksum, done.seconds, done.peak_bytes, done.worker))
-        listener.task("predict", done)
-
-    task = _PredictTask(rows, model, plan.batch_rows, plan.device, str(store.path))
-    wanted = [t for t in tiles if (t.index[0], 0) in pending]
-    map_tiles(task, wanted, client, label="predict", receive=receive, threads=plan.threads)
-    return store
+    site.fill(scores, task, tiles, "predict")
+    return scores
 
 
 def evaluate(scores: TileStore, rows: DatasetRows, class_names: Sequence[str] | None) -> dict[str, Any]:

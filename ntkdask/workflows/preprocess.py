@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ntkdask.datasets.rows import Rows
-from ntkdask.execution.map_reduce import map_tiles, reduce_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.site import Site
 from ntkdask.execution.tree import Node
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
@@ -48,41 +46,40 @@ class _MergeTask:
         return _put(b if a is None else a if b is None else a.merge(b), self.step, self.states)
 
 
-def fit_preprocessing(
-    rows: Rows,
-    steps: tuple[Step, ...],
-    plan: RidgePlan,
-    *,
-    states: Path | None = None,
-    client: Any = None,
-    listener: Listener | None = None,
-) -> FittedPreprocessor:
-    """The chain fitted to the selected rows; InputError naming rows with NaN or infinite values.
+def fit_preprocessing(rows: Rows, steps: tuple[Step, ...], plan: RidgePlan, site: Site) -> FittedPreprocessor:
+    """Fit the chain to the selected rows.
 
-    states: folder for what is too large to travel (covariances), needed with a client.
+    Parameters
+    ----------
+    rows : Rows
+        The training rows.
+    steps : tuple of Step
+        In the order in which they are applied; each is fitted to the output of the earlier ones.
+    plan : RidgePlan
+        dtype, rows of a slab and of a batch, threads of the step that decomposes a covariance.
+    site : Site
+        Where the slabs run. Its folder keeps what is too large to travel (covariances); a client needs one.
+
+    Raises
+    ------
+    InputError
+        For rows with NaN or infinite values, naming them.
     """
-    listener = listener or Silent()
     fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, plan.dtype)
-    tiles = row_tiles(rows.n_total, plan.slab_rows)
-    root = None if states is None else str(states)
+    slabs = row_tiles(rows.n_total, plan.slab_rows)
     for step in steps:
-        statistics: Any = None
-        if step.needs != "nothing":
-            listener.stage("preprocess-slab", 2 * len(tiles) - 1)
-            carried = fitted if client is None or states is None else store_preprocessor(states, fitted)
-            task = _StatisticsTask(rows, carried, step, plan.batch_rows, root if client is not None else None)
-            statistics = reduce_tiles(
-                task,
-                _MergeTask(step, task.states),
-                tiles,
-                client,
-                label="preprocess-slab",
-                sum_label="preprocess-sum",
-                receive=lambda node, done: listener.task("preprocess-slab", done),
-                threads=plan.threads,
-            )
-        if isinstance(statistics, str) and states is not None:
-            fitted = _extend_on_cluster(store_preprocessor(states, fitted), step, statistics, plan, states, client)
+        if step.needs == "nothing":
+            fitted = fitted.extend(step)
+            continue
+        on_cluster = site.client is not None
+        carried = store_preprocessor(site.states, fitted) if on_cluster else fitted
+        states = str(site.states) if on_cluster else None
+        task = _StatisticsTask(rows, carried, step, plan.batch_rows, states)
+        statistics = site.reduce(task, _MergeTask(step, states), slabs, "preprocess-slab", sum_label="preprocess-sum")
+        if isinstance(statistics, str):
+            extend = _ExtendTask(store_preprocessor(site.states, fitted), step, str(site.states))
+            url = site.alone(extend, "preprocess-fit", statistics, plan.solve_threads)
+            fitted = FittedPreprocessor.from_state(*load_state(url))
         else:
             fitted = fitted.extend(step, statistics)
     return fitted
@@ -99,21 +96,6 @@ class _ExtendTask:
     def __call__(self, statistics: str) -> str:
         chain = FittedPreprocessor.from_state(*load_state(self.fitted))
         return store_preprocessor(self.states, chain.extend(self.step, _get(statistics)))
-
-
-def _extend_on_cluster(
-    fitted: str, step: Step, statistics: str, plan: RidgePlan, states: Path, client: Any
-) -> FittedPreprocessor:
-    urls: list[str] = []
-    map_tiles(
-        _ExtendTask(fitted, step, str(states)),
-        [statistics],
-        client,
-        label="preprocess-fit",
-        receive=lambda tile, done: urls.append(done.value),
-        threads=plan.solve_threads,
-    )
-    return FittedPreprocessor.from_state(*load_state(urls[0]))
 
 
 def _put(total: Statistics | None, step: Step, states: str | None) -> Any:

@@ -57,7 +57,7 @@ class FeatureStream:
 
     def select(self, *parts: int) -> FeatureStream:
         """The same stream over other parts of the rows."""
-        return replace(self, rows=self.rows.select(*parts))  # type: ignore[attr-defined]
+        return replace(self, rows=self.rows.select(*parts))
 
     def batches(self, start: int, stop: int, with_targets: bool = True) -> Iterator[Featured]:
         """Features of the selected rows in [start, stop). InputError naming the rows that hold NaN or infinite values."""
@@ -68,7 +68,7 @@ class FeatureStream:
     @property
     def n_selected(self) -> int:
         """How many rows are selected."""
-        return selected_count(self.rows, self._parts)
+        return selected_count(self.rows)
 
     def selected_rows(self, start: int, stop: int, name: str = "x") -> Array:
         """Preprocessed rows number `start` to `stop` − 1 of the selected ones: (stop − start, *row_shape), not flattened.
@@ -78,14 +78,10 @@ class FeatureStream:
         preprocess, numbers = self._prepared(), self.rows.part_numbers()
         first, last = start, stop
         if numbers is not None:
-            chosen = np.flatnonzero(np.isin(numbers, self._parts))[start:stop]
+            chosen = np.flatnonzero(np.isin(numbers, self.rows.parts))[start:stop]
             first, last = int(chosen[0]), int(chosen[-1]) + 1
         found = [self._preprocessed(preprocess, b, name) for b in self.rows.batches(first, last, self.batch_rows)]
         return found[0] if len(found) == 1 else namespace(found[0]).concatenate(found)
-
-    @property
-    def _parts(self) -> tuple[int, ...]:
-        return self.rows.parts  # type: ignore[attr-defined]
 
     def _preprocessed(self, preprocess: FittedPreprocessor, batch: Batch, name: str = "x") -> Array:
         x = preprocess(to_device(np.asarray(batch.x), self.device))

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ntkdask.arrays import to_device, to_host
-from ntkdask.datasets.rows import Rows
-from ntkdask.execution.progress import Listener, Record, Silent
+from ntkdask.datasets.rows import Rows, rows_of_groups
+from ntkdask.execution.site import Site
 from ntkdask.kernels import Kernel
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor, Step
@@ -47,11 +46,7 @@ def fit_kernel_ridge(
     kernel: Kernel,
     steps: tuple[Step, ...] = (),
     n_classes: int | None = None,
-    url: Path | None = None,
-    client: Any = None,
-    listener: Listener | None = None,
-    record: Record | None = None,
-    name: str = "",
+    site: Site | None = None,
 ) -> RidgeFit:
     """Fit on the selected rows, which are the union of `groups` (parts of the rows): the folds, or one group of all.
 
@@ -59,11 +54,12 @@ def fit_kernel_ridge(
     points, tiles, states and the model, needed with a client; a run there is resumed through `record`, whose stage names begin
     with `name`. Raises InputError when K + αI is not positive definite, saying by how much.
     """
-    listener, record = listener or Silent(), record or Record()
-    everything = rows.select(*sorted({p for g in groups for p in g})) if groups else rows  # type: ignore[attr-defined]
+    site = site or Site(threads=plan.threads)
+    url, client, listener, record, name = site.folder, site.client, site.listener, site.record, site.name
+    everything = rows_of_groups(rows, groups)
     score_name = SCORE_NAMES[options.selection_of(plan.solver)]
     if url is None:
-        fitted = fit_preprocessing(everything, steps, plan, listener=listener)
+        fitted = fit_preprocessing(everything, steps, plan, site)
         stream = FeatureStream(everything, fitted, ROWWISE, n_classes, plan.batch_rows)
         points, labels = gather_in_memory(stream, groups)
         matrix = kernel(to_device(points, plan.device))
@@ -74,10 +70,7 @@ def fit_kernel_ridge(
     states = url / "state"
     kernel = shipped(kernel, states, client)
     preprocessor = record.once(
-        f"{name}preprocess",
-        lambda: store_preprocessor(
-            states, fit_preprocessing(everything, steps, plan, states=states, client=client, listener=listener)
-        ),
+        f"{name}preprocess", lambda: store_preprocessor(states, fit_preprocessing(everything, steps, plan, site))
     )
     stream = FeatureStream(everything, preprocessor, ROWWISE, n_classes, plan.batch_rows)
     gathered = Gathered(**record.once(f"{name}gather", lambda: asdict(gather(stream, groups, url, client, listener))))

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from ntkdask import seeds, threads
 from ntkdask.arrays import Array, to_device, to_host
+from ntkdask.execution.site import Site
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import learns
 from ntkdask.planning.pace import RowPace
 from ntkdask.solvers.gram import GramSums
-from ntkdask.workflows.kernel_matrix.calibrate import on_slots
 
 SECONDS = 1.0
 """Of measuring the map, what the first call compiles and draws not counted."""
@@ -82,25 +81,48 @@ def calibrate_features(
     batch_rows: int,
     n_components: int,
     *,
-    client: Any = None,
+    site: Site,
     slots: int = 1,
-    n_threads: int | None = None,
     device: bool = False,
 ) -> RowPace | None:
-    """The map's `RowPace` for rows of this shape and dtype: in this process, or (client) as the mean over its slots, at most 16.
+    """Measure a map's `RowPace` for a second: in this process, or as the mean over the slots of the site's cluster, at most 16.
 
-    features: None is the rows themselves. batch_rows: the most that are measured, within which a task's memory is planned.
-    n_threads: of each task (None leaves them). device: compute on the GPU. None for a map that has yet to learn from rows. Errors are
-    those of the map: InputError for rows that it does not take.
+    Parameters
+    ----------
+    features : FeatureMap or None
+        None: the rows themselves.
+    row_shape : tuple of int
+        Shape of a row.
+    dtype : str
+        Of the rows, "float32" or "float64".
+    batch_rows : int
+        Rows of the largest batch that is measured; a task's memory is planned for it.
+    n_components : int
+        Features of a row.
+    site : Site
+        Where tasks run, with how many threads.
+    slots : int
+        How many tasks the cluster runs at once.
+    device : bool
+        Compute on the GPU.
+
+    Returns
+    -------
+    RowPace or None
+        None for a map that has yet to learn from rows.
+
+    Raises
+    ------
+    InputError
+        For rows that the map does not take.
     """
     if learns(features):
         return None
-    task = _CalibrateTask(features, tuple(row_shape), dtype, batch_rows, n_components, device)
-    found = on_slots(task, client, slots, n_threads)
+    found = site.on_slots(_CalibrateTask(features, tuple(row_shape), dtype, batch_rows, n_components, device), slots)
     count = len(found)
     return RowPace(
-        sum(p.row_seconds for p in found) / count,
-        sum(p.product_rate for p in found) / count,
-        min(p.rows for p in found),
-        min(p.threads for p in found),
+        row_seconds=sum(p.row_seconds for p in found) / count,
+        product_rate=sum(p.product_rate for p in found) / count,
+        rows=min(p.rows for p in found),
+        threads=min(p.threads for p in found),
     )

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ntkdask.execution.map_reduce import reduce_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.site import Site
 from ntkdask.execution.slabs import reduce_slabs
-from ntkdask.execution.tree import Node, tree_nodes
-from ntkdask.planning.resources import RidgePlan
+from ntkdask.execution.tree import Node
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.solvers.gram import GramSums, packed_length
 from ntkdask.store import TileStore
@@ -73,45 +70,43 @@ def accumulate(stream: FeatureStream, tile: Tile, k: int) -> GramSums:
 
 
 def gram(
-    stream: FeatureStream,
-    k: int,
-    plan: RidgePlan,
-    *,
-    url: Path | None = None,
-    client: Any = None,
-    listener: Listener | None = None,
-    fingerprint: dict[str, Any] | None = None,
-    label: str = "gram",
+    stream: FeatureStream, k: int, slab_rows: int, site: Site, *, label: str = "gram", name: str | None = None
 ) -> GramSums | SumsAddress:
     """Gram sums of every selected row of the stream.
 
-    url: the store of partial sums; they are resumed from it and the result is its address. None: sums are returned, and
-    nothing survives this process. k: number of targets.
+    Parameters
+    ----------
+    stream : FeatureStream
+        Rows, preprocessing and map.
+    k : int
+        Columns of the targets.
+    slab_rows : int
+        Rows of a slab, the stretch that one task sums.
+    site : Site
+        Where the slabs run. With a folder, partial sums are kept and resumed there and the result is an address; without, the sums
+        themselves are returned and nothing survives this process.
+    label : str
+        The stages are `label`-slab and `label`-sum.
+    name : str or None
+        The store of partial sums in the site's folder; the label where None.
+
+    Returns
+    -------
+    GramSums or SumsAddress
+        ΦᵀΦ (m, m), ΦᵀY (m, k), sums of features and targets, float64; or where they are stored.
     """
-    listener = listener or Silent()
-    if url is None:
-        tiles, slab_label = row_tiles(stream.rows.n_total, plan.slab_rows), f"{label}-slab"
-        listener.stage(slab_label, len(tree_nodes(len(tiles))))
-        return reduce_tiles(
-            _Slab(stream, k, packed=False),
-            _add,
-            tiles,
-            client,
-            label=slab_label,
-            sum_label=f"{label}-sum",
-            receive=lambda node, done: listener.task(slab_label, done),
-            threads=plan.threads,
-        )
+    slabs = row_tiles(stream.rows.n_total, slab_rows)
+    if site.folder is None:
+        task = _Slab(stream, k, packed=False)
+        return site.reduce(task, _add, slabs, f"{label}-slab", sum_label=f"{label}-sum")
     store, index = reduce_slabs(
         _Slab(stream, k, packed=True),
         operator.iadd,
-        stream.rows.n_total,
+        slabs,
         packed_length(stream.n_components, k),
-        plan,
-        url=url,
-        client=client,
-        listener=listener,
-        fingerprint=fingerprint or {},
+        site,
         label=label,
+        store=site.folder / (name or label),
+        fingerprint=dict(site.record.fingerprint),
     )
     return SumsAddress(store, index, stream.n_components, k)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ntkdask.arrays import to_host
 from ntkdask.cache import shared
-from ntkdask.execution.map_reduce import reduce_tiles
-from ntkdask.execution.progress import Listener
+from ntkdask.execution.site import Site
 from ntkdask.execution.tree import Node
-from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.solvers.ridge import EighRidge
 from ntkdask.states import load_state
@@ -49,23 +46,12 @@ def _add(node: Node, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def leave_one_out(
-    stream: FeatureStream,
-    ridge: EighRidge | str,
-    alphas: Sequence[float],
-    plan: RidgePlan,
-    client: Any,
-    listener: Listener,
+    stream: FeatureStream, ridge: EighRidge | str, alphas: Sequence[float], slab_rows: int, site: Site
 ) -> list[float]:
-    """Mean squared leave-one-out error per target and unit of weight, for every alpha. ridge: itself or its state's url."""
-    tiles = row_tiles(stream.rows.n_total, plan.slab_rows)
-    listener.stage("loo-slab", 2 * len(tiles) - 1)
-    total = reduce_tiles(
-        _SlabTask(stream, ridge, tuple(alphas)),
-        _add,
-        tiles,
-        client,
-        label="loo-slab",
-        threads=plan.threads,
-        receive=lambda node, done: listener.task("loo-slab", done),
-    )
+    """Mean squared leave-one-out error per target and unit of weight, for every alpha.
+
+    ridge: the factorisation, or its state's url (with a cluster). One task sums slab_rows rows.
+    """
+    tiles = row_tiles(stream.rows.n_total, slab_rows)
+    total = site.reduce(_SlabTask(stream, ridge, tuple(alphas)), _add, tiles, "loo-slab")
     return (total[:-1] / total[-1]).tolist()

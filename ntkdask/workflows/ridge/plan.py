@@ -7,7 +7,7 @@ what is planned here.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -15,16 +15,34 @@ import numpy as np
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import DataDependentMap, learns, uses_targets
-from ntkdask.planning.resources import BASE_BYTES, BATCH_ROWS, Costs, Resources, RidgePlan
-from ntkdask.planning.tiles import Plan, largest_rows, slab_rows
+from ntkdask.planning.resources import BASE_BYTES, Costs, Resources, RidgePlan
+from ntkdask.planning.tiles import Plan, largest_rows
 from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.solvers.gram import packed_length
 from ntkdask.wording import format_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RidgeShape:
-    """What the sizes depend on: rows, a row's shape and stored bytes, features, targets, selection, how often a Gram is summed."""
+    """What the sizes of a ridge run depend on.
+
+    Parameters
+    ----------
+    n_total, n_train : int
+        Rows of the dataset, and of one fit.
+    row_shape : tuple of int
+        Shape of a row.
+    row_bytes : int
+        Stored bytes of a row.
+    m, k : int
+        Features, and columns of the targets.
+    n_groups : int
+        Groups of rows whose Gram sums are kept apart, for choosing alpha.
+    selection : str
+        How alpha is chosen.
+    n_runs : int
+        Fits: how often every Gram is summed.
+    """
 
     n_total: int
     n_train: int
@@ -42,11 +60,7 @@ def plan_ridge(
 ) -> RidgePlan:
     """Choose slab, batch and tile rows so that every task fits; MemoryBudgetError with the numbers when none does."""
     dtype = plan.dtype or "float32"
-    slab = plan.tile_rows or slab_rows(shape.n_total)
-    device = resources.device_bytes > 0
-    sizes = RidgePlan(
-        dtype, slab, min(slab, BATCH_ROWS), min(slab, 8192), resources.threads, resources.solve_threads, device
-    )
+    sizes = RidgePlan.unbounded(shape.n_total, dtype, resources, plan.tile_rows)
     limit = plan.memory_bytes or resources.memory_bytes
     if limit is None:
         return sizes
@@ -68,7 +82,7 @@ def plan_ridge(
     rows = largest_rows(limit, bytes_of, sizes.batch_rows, "a batch of features")
     fitting = _with_batch(sizes, rows)
     on_device = costs_of(shape, feature_map, steps, fitting).device_memory
-    if on_device > 0.9 * resources.device_bytes and device:
+    if sizes.device and on_device > 0.9 * resources.device_bytes:
         raise MemoryBudgetError(
             f"gram-slab needs {format_bytes(on_device)} on the device (rows={rows}, n_components={shape.m}, {dtype}) but a GPU has "
             f"{format_bytes(resources.device_bytes)}. Use fewer n_components or a smaller Plan.memory_bytes."
@@ -91,7 +105,7 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
         "gram-sum": 2 * packed + max(packed, commit),
         # LAPACK's evd: 2 m² of workspace beside the matrix; the packed sums are still there while they are unpacked
         "solve": folds * gram + max(3 * gram, packed),
-        "predict": batch + 8 * m * k + 8 * plan.batch_rows * k,
+        "predict": predict_bytes(shape, feature_map, steps, plan),
     }
     if shape.selection == "loo":
         memory["loo-slab"] = gram + itemsize * m * m + batch + 3 * 8 * plan.batch_rows * m
@@ -122,6 +136,24 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
     return Costs(memory, (gram + batch + scratch) if plan.device else 0, flops, tasks, disk)
 
 
+def plan_predictions(shape: RidgeShape, feature_map: FeatureMap | None, dtype: str, resources: Resources) -> RidgePlan:
+    """Sizes for predicting rows with a fitted model of such a shape; MemoryBudgetError, with the numbers, when no batch fits."""
+    sizes = RidgePlan.unbounded(shape.n_total, dtype, resources)
+    if resources.memory_bytes is None:
+        return sizes
+
+    def bytes_of(rows: int) -> int:
+        return BASE_BYTES + predict_bytes(shape, feature_map, (), _with_batch(sizes, rows))
+
+    what = f"predicting with {shape.m} features ({dtype})"
+    return _with_batch(sizes, largest_rows(resources.memory_bytes, bytes_of, sizes.batch_rows, what))
+
+
+def predict_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:
+    """Bytes of a task of predictions: a batch, the weights, the scores."""
+    return batch_bytes(shape, feature_map, steps, plan) + 8 * shape.m * shape.k + 8 * plan.batch_rows * shape.k
+
+
 def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:
     """Bytes of one batch on its way from stored rows to features, weights of the map and preprocessing states included."""
     itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows
@@ -146,7 +178,7 @@ def rows_bytes(shape: RidgeShape, steps: tuple[Step, ...], plan: RidgePlan) -> i
 
 
 def _with_batch(plan: RidgePlan, rows: int) -> RidgePlan:
-    return RidgePlan(**{**plan.to_json(), "batch_rows": rows})
+    return replace(plan, batch_rows=rows)
 
 
 def _largest_components(shape: RidgeShape, limit: int, dtype: str) -> int:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ntkdask.errors import InputError
-from ntkdask.execution.map_reduce import map_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.site import Site
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.solvers.gram import GramSums
@@ -42,7 +40,7 @@ def solve(
     options: RidgeOptions,
     stream: FeatureStream,
     plan: RidgePlan,
-    listener: Listener | None = None,
+    site: Site | None = None,
     folds: Sequence[HeldOut] = (),
 ) -> tuple[Solution, list[dict[str, float]]]:
     """(solution at the chosen alpha, path of scores) from the sums of every group, in this process.
@@ -56,10 +54,8 @@ def solve(
         return _solve_folds(sums, options, pairs)
     centred = Centred.of(_total(sums), options.fit_intercept)
     if options.leaves_one_out:
-        spectral = EighRidge.factorise(centred)
-        return choose(
-            spectral, options.alphas, leave_one_out(stream, spectral, options.alphas, plan, None, listener or Silent())
-        )
+        spectral, here = EighRidge.factorise(centred), site or Site(threads=plan.threads)
+        return choose(spectral, options.alphas, leave_one_out(stream, spectral, options.alphas, plan.slab_rows, here))
     ridge = _factorise(centred, options)
     if len(options.alphas) == 1:
         return ridge.solve(options.alphas[0]), []
@@ -144,37 +140,26 @@ class _ChooseTask:
 
 
 def solve_on_cluster(
-    sums: Any,
+    sums: Sequence[SumsAddress],
     options: RidgeOptions,
     stream: FeatureStream,
     plan: RidgePlan,
-    url: Path,
-    client: Any,
-    listener: Listener,
+    site: Site,
     folds: Sequence[HeldOut] = (),
 ) -> dict[str, Any]:
-    """{"model": url, "path": scores}, as `solve`: the factorisation as one task with the whole host's threads; leave-one-out adds
-    its streamed pass and a choice.
+    """`solve` as tasks of the site's cluster: {"model": url, "path": scores}.
+
+    The factorisation is one task with the whole host's threads; leave-one-out adds its streamed pass and a choice.
     """
-    states = str(url / "state")
-
-    def alone(task: Any) -> dict[str, Any]:
-        results: list[dict[str, Any]] = []
-        listener.stage("solve", 1)
-
-        def receive(tile: Any, done: Any) -> None:
-            results.append(done.value)
-            listener.task("solve", done)
-
-        map_tiles(task, [0], client, label="solve", receive=receive, threads=plan.solve_threads)
-        return results[0]
-
-    result = alone(_SolveTask(tuple(sums), options, stream, plan, states, tuple(folds)))
+    states = str(site.states)
+    task = _SolveTask(tuple(sums), options, stream, plan, states, tuple(folds))
+    result = site.alone(task, "solve", threads=plan.solve_threads)
     if not options.leaves_one_out:
         return result
     spectrum = result["spectrum"]
-    scores = leave_one_out(stream, spectrum, options.alphas, plan, client, listener)
-    return alone(_ChooseTask(stream, spectrum, options.alphas, scores, states))
+    scores = leave_one_out(stream, spectrum, options.alphas, plan.slab_rows, site)
+    choice = _ChooseTask(stream, spectrum, options.alphas, scores, states)
+    return site.alone(choice, "solve", threads=plan.solve_threads)
 
 
 def ridge_model(stream: FeatureStream, solution: Solution) -> RidgeModel:
