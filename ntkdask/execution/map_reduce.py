@@ -371,8 +371,7 @@ def reduce_tiles(
     task : function of a tile
         Gives a small value: an address, a receipt, a few moments. Picklable and below 1 MiB, as `combine` is.
     combine : function of (node, left, right)
-        Gives the value of a node = (level, index) from those of its children. Level 0 are the tiles; an odd node passes upwards
-        unchanged.
+        Gives the value of node (level, index) from those of its children; level 0 are the tiles, an odd node passes upwards unchanged.
     tiles : sequence
         At least one.
     client, label, threads
