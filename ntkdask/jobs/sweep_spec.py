@@ -134,7 +134,7 @@ def _validated(table: Mapping[str, Any]) -> SweepSpec:
         or (data.train is None) != (data.test is None)
     ):
         raise JobError(
-            "[data] of a sweep needs either url, a dataset with parts train and test, or train and test, and no split."
+            "[data] of a sweep needs url, a dataset with parts train and test, or both train and test, and no split."
         )
     memory_bytes(spec.run.worker_memory)
     repeated = [n.name for n in spec.networks if sum(n.name == other.name for other in spec.networks) > 1]
