@@ -19,7 +19,7 @@ from ntkdask.workflows.ridge.recipe import RidgeRecipe, predictions_plan
 
 
 class _Ridge(RidgeBase):
-    """What the two ridge estimators share; see their texts."""
+    """What the two ridge estimators share; see their docstrings."""
 
     _parts = ("features",)
 
@@ -43,7 +43,7 @@ class _Ridge(RidgeBase):
 
     @property
     def coef_(self) -> np.ndarray:
-        """Weights of the features, (n_targets, n_components) or, for one target, (n_components,), float64."""
+        """Weights of the features, (n_targets, n_components) or, for one target or two classes, (n_components,), float64."""
         check_is_fitted(self)
         return self._coefficients(self.model_.weights.T)
 
@@ -73,26 +73,64 @@ class RidgeClassifier(ClassifierPart, _Ridge):
     min_W ‖Y − Φ(x)W − 1bᵀ‖² + α‖W‖², Y = 1 − 1/C in the column of the class, −1/C elsewhere. α multiplies the identity
     beside the unnormalised ΦᵀΦ, as in scikit-learn.
 
-    features: a feature map such as `NTKRandomFeatures`; None takes X as it is.
-    alphas: one α > 0, or several to choose from by `selection`: "gcv" (generalised cross-validation), "loo" (exact
-    leave-one-out), "kfold" (5 folds) or "holdout" (a fifth of the rows), by squared error. Rows that repeat share a fold.
-    solver: "eigh", "tridiagonal" (not for "loo"), "cholesky" (one α, or folds), or "auto".
-    client: a Dask client, see `connect`; None computes here. With a client X is written once to `<url>/inputs`; without a
-    url to a temporary folder of this machine for as long as fit or predict takes, which the workers must see: local
-    clusters do. Pickles leave the client out, clones share it.
-    url: a folder that keeps partial results: an equal fit, even after a crash, goes on from there; one of other data or
-    parameters raises FingerprintError.
+    Parameters
+    ----------
+    features : FeatureMap or None
+        Feature map φ, such as `NTKRandomFeatures`. None: X as it is, (n, d). Its parameters are set as `features__n_components`.
+        A map that depends on data is fitted to X and y, batch by batch; a map that is fitted already is used as it is.
+    alphas : float or sequence of float
+        One α > 0, or several, of which `selection` chooses one.
+    fit_intercept : bool
+        Whether to fit the intercept b, which is not penalised. False: b = 0.
+    selection : {"gcv", "loo", "kfold", "holdout"}
+        How one of several alphas is chosen, by squared error: "gcv" generalised cross-validation, "loo" exact leave-one-out, "kfold"
+        5 folds, "holdout" a fifth of the rows. Rows that repeat share a fold.
+    solver : {"auto", "eigh", "tridiagonal", "cholesky"}
+        Factorisation of the Gram matrix: "eigh" the whole spectrum, "tridiagonal" (not for "loo"), "cholesky" (for one α, or with
+        folds). "auto": Cholesky for one α, tridiagonal where rows outnumber features, else the whole spectrum.
+    client : distributed.Client or None
+        The cluster that computes; see `connect`. None: everything happens in this process. With a client, X in memory is written
+        once to `<url>/inputs`; without a url, to a temporary folder of this machine for as long as `fit` or `predict` takes.
+        Workers must see that folder: those of a local cluster do. Pickles leave the client out; clones share it.
+    url : str, Path or None
+        Folder that keeps partial results. An equal fit, even after a crash, goes on from there. None: nothing is kept.
 
-    X: (n, d), images (n, h, w, c) when there are features, NumPy, CuPy, data frames, dask arrays, or a dataset or its url,
-    which brings its own labels 0..C−1 and weights (leave y out). float64, integers and bool compute in float64, float32 and
-    float16 in float32, uint8 images in float32 after division by 255. Without client and url, dask arrays are computed
-    into memory. Feature maps that depend on data are fitted to X and y, batch by batch; a map that is fitted already is used as it is.
-    What such a map learned from y makes "gcv" and "loo" too sanguine; for "kfold" and "holdout" it is fitted anew without each fold.
+    Attributes
+    ----------
+    alpha_ : float
+        The α of the model.
+    alpha_path_ : list of dict
+        A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, for "gcv" and "loo",
+        "effective_dimension". Empty for one α.
+    classes_ : array (C,)
+        The labels, sorted; the number of a label is the column of its target. For a dataset 0 … C − 1.
+    coef_ : array (C, n_components), float64
+        Weights of the features in the decision function; (n_components,) for two classes.
+    intercept_ : array (C,), float64, or float
+        Intercept of the decision function; a number for two classes, 0 without an intercept.
+    model_ : RidgeModel
+        Preprocessing, map and weights of the fit.
+    n_features_in_ : int
+        Numbers in a row of X; for images the product of a row's shape.
 
-    After fit: `alpha_`, `alpha_path_` (a dict with alpha and score per α, smaller is better; empty for one), `classes_`,
-    `coef_`, `intercept_` (of the decision function and the features, (m,) and a number for two classes), `model_`, `n_features_in_`.
-    Predictions are NumPy arrays. Source: Zandieh et al. 2021, §5.1.
+    Notes
+    -----
+    X is (n, d), or (n, *row_shape), such as images (n, h, w, c), when there are features: a NumPy or CuPy array, a torch tensor,
+    a data frame, a dask array, or a dataset or its url. A dataset brings its own labels 0 … C − 1 and weights: leave y and
+    sample_weight out. Rows that are float64, integers or bool are computed in float64; float32 and float16 in float32; uint8
+    images in float32 after division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy
+    arrays.
 
+    A map that learned from y makes the scores of "gcv" and "loo" too good; for "kfold" and "holdout" it is fitted anew without
+    each fold. `fit` raises InputError for data that it cannot use, and FingerprintError where `url` holds a fit of other data or
+    parameters.
+
+    References
+    ----------
+    Zandieh et al. 2021, §5.1.
+
+    Examples
+    --------
     >>> X, y = np.array([[0.0], [1.0], [9.0], [10.0]]), np.array(["low", "low", "high", "high"])
     >>> print(*RidgeClassifier(alphas=(0.1, 1.0)).fit(X, y).predict([[2.0], [8.0]]))
     low high
@@ -100,11 +138,68 @@ class RidgeClassifier(ClassifierPart, _Ridge):
 
 
 class RidgeRegressor(RegressorPart, _Ridge):
-    """Ridge regression of features onto one or several targets: min_W ‖Y − Φ(x)W − 1bᵀ‖² + α‖W‖².
+    """Ridge regression of features onto one or several targets.
 
-    Parameters, inputs and attributes are those of `RidgeClassifier`, without `classes_`; y is (n,) or (n, k), and `coef_`,
-    `intercept_` and predictions have the shapes of scikit-learn's Ridge. One α is chosen for all the targets.
+    min_W ‖Y − Φ(x)W − 1bᵀ‖² + α‖W‖². α multiplies the identity beside the unnormalised ΦᵀΦ, as in scikit-learn; one α is chosen for
+    all the targets.
 
+    Parameters
+    ----------
+    features : FeatureMap or None
+        Feature map φ, such as `NTKRandomFeatures`. None: X as it is, (n, d). Its parameters are set as `features__n_components`.
+        A map that depends on data is fitted to X and y, batch by batch; a map that is fitted already is used as it is.
+    alphas : float or sequence of float
+        One α > 0, or several, of which `selection` chooses one.
+    fit_intercept : bool
+        Whether to fit the intercept b, which is not penalised. False: b = 0.
+    selection : {"gcv", "loo", "kfold", "holdout"}
+        How one of several alphas is chosen, by squared error: "gcv" generalised cross-validation, "loo" exact leave-one-out, "kfold"
+        5 folds, "holdout" a fifth of the rows. Rows that repeat share a fold.
+    solver : {"auto", "eigh", "tridiagonal", "cholesky"}
+        Factorisation of the Gram matrix: "eigh" the whole spectrum, "tridiagonal" (not for "loo"), "cholesky" (for one α, or with
+        folds). "auto": Cholesky for one α, tridiagonal where rows outnumber features, else the whole spectrum.
+    client : distributed.Client or None
+        The cluster that computes; see `connect`. None: everything happens in this process. With a client, X in memory is written
+        once to `<url>/inputs`; without a url, to a temporary folder of this machine for as long as `fit` or `predict` takes.
+        Workers must see that folder: those of a local cluster do. Pickles leave the client out; clones share it.
+    url : str, Path or None
+        Folder that keeps partial results. An equal fit, even after a crash, goes on from there. None: nothing is kept.
+
+    Attributes
+    ----------
+    alpha_ : float
+        The α of the model.
+    alpha_path_ : list of dict
+        A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, for "gcv" and "loo",
+        "effective_dimension". Empty for one α.
+    coef_ : array (n_targets, n_components), float64
+        Weights of the features; (n_components,) for one target, as in scikit-learn's Ridge.
+    intercept_ : array (n_targets,), float64, or float
+        Intercept of every target; a number for one target, 0 without an intercept.
+    model_ : RidgeModel
+        Preprocessing, map and weights of the fit.
+    n_features_in_ : int
+        Numbers in a row of X; for images the product of a row's shape.
+
+    Notes
+    -----
+    y is (n,) or (n, k). Predictions have the shape of y, (n,) for a single column, and are float64.
+
+    X is (n, d), or (n, *row_shape), such as images (n, h, w, c), when there are features: a NumPy or CuPy array, a torch tensor,
+    a data frame, a dask array, or a dataset or its url. A dataset brings its own targets and weights: leave y and sample_weight
+    out. Rows that are float64, integers or bool are computed in float64; float32 and float16 in float32; uint8 images in float32
+    after division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays.
+
+    A map that learned from y makes the scores of "gcv" and "loo" too good; for "kfold" and "holdout" it is fitted anew without
+    each fold. `fit` raises InputError for data that it cannot use, and FingerprintError where `url` holds a fit of other data or
+    parameters.
+
+    References
+    ----------
+    Zandieh et al. 2021, §5.1.
+
+    Examples
+    --------
     >>> X = np.array([[0.0], [1.0], [2.0]])
     >>> RidgeRegressor(alphas=(1e-9,)).fit(X, 2 * X[:, 0] + 1).predict([[3.0]]).round(3)
     array([7.])

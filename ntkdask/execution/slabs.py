@@ -3,7 +3,7 @@
     for every slab (a task):  vector ← slab(rows);  commit
     combine pairs by slab index until one is left (a fixed binary tree: equal plan, equal bits)
 
-A committed slab is a checkpoint: a killed run loses at most the slab that each worker was in.
+A committed slab is a checkpoint: a killed run loses at most the slab that each worker was computing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _SlabTask:
 
 @dataclass(frozen=True)
 class _CombineTask:
-    """Add two nodes of the tree; commit the sum at the node's own place, so that a repeat finds the same operands."""
+    """Add two nodes of the tree; commit the sum in a tile of its own, so that a repeated task reads the same operands."""
 
     combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
     url: str
@@ -61,14 +61,14 @@ def reduce_slabs(
     store: Path,
     fingerprint: Mapping[str, Any],
 ) -> tuple[str, int]:
-    """Sum all slabs through a store of partial sums; what an earlier run committed is not computed again.
+    """Sum all slabs through a store of partial sums; slabs that an earlier run committed are not computed again.
 
     Parameters
     ----------
     slab : function of a tile
-        Sums the selected rows of a slab into (length,) float64. Travels to the workers.
+        Sums the selected rows of a slab into (length,) float64. Sent to the workers.
     combine : function of two vectors
-        Adds two sums; may reuse the left one. Travels to the workers.
+        Adds two sums; may reuse the left one. Sent to the workers.
     slabs : sequence of Tile
         Ranges of rows, in their order.
     length : int
@@ -80,7 +80,7 @@ def reduce_slabs(
     store : Path
         Where partial sums are kept.
     fingerprint : mapping
-        Everything that decides the sums; a store of another one is refused.
+        Everything that decides the sums; a store with another fingerprint is refused.
 
     Returns
     -------

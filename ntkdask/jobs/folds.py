@@ -1,4 +1,4 @@
-"""How a job's rows are dealt into outer folds and, within their training rows, into groups for choosing alpha.
+"""Deal the rows of a job into outer folds and, within their training rows, into groups for choosing alpha.
 
 Every row has one part number, outer·n_inner + inner, dealt once by the seed and kept as a state of the run.
 """
@@ -28,7 +28,7 @@ class Fold(NamedTuple):
 
 
 def outer_folds(job: TrainingJob, plan: Any, site: Site) -> list[Fold]:
-    """The outer folds of a job under a plan of its recipe; one where nothing is cross-validated."""
+    """The outer folds of a job under a plan of its recipe; a single one where the job does not cross-validate."""
     url = site.once("split", lambda: _deal(job, plan, site))
     inner = job.recipe.n_groups(plan, job.inner_folds)
     rows = DatasetRows(job.train.url, url, digest=job.train.digest)
@@ -45,13 +45,13 @@ def outer_folds(job: TrainingJob, plan: Any, site: Site) -> list[Fold]:
 
 
 def stored_parts(folder: Path) -> np.ndarray:
-    """(n,) int16 part of every row of a run's training data (for notebooks and checks)."""
+    """(n,) int16 part of every row of a run's dataset; read by notebooks and checks."""
     stages = json.loads((folder / "record.json").read_text(encoding="utf-8"))["stages"]
     return load_state(stages["split"])[0]["part"]
 
 
 def _deal(job: TrainingJob, plan: Any, site: Site) -> str:
-    """Deal the rows; the url of their part numbers."""
+    """Deal the rows and store their part numbers; the url of the state."""
     groups = group_rows(DatasetRows(job.train.url, digest=job.train.digest), site.client)
     outer = np.zeros(len(groups), np.int16)
     if job.split is not None and job.split.folds:
@@ -70,7 +70,7 @@ def _deal(job: TrainingJob, plan: Any, site: Site) -> str:
 
 
 def _test_rows(job: TrainingJob, test: Dataset, site: Site) -> DatasetRows:
-    """Rows of a test dataset: all, or so many as the job says."""
+    """Rows of a test dataset: all, or as many as the job's test_rows, at random by the seed."""
     if job.test_rows is None:
         return DatasetRows(test.url, digest=test.digest)
 

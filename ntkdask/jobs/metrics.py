@@ -1,4 +1,4 @@
-"""What a finished run says of itself in metrics.json, which its report reads: results, sizes, seconds, memory, versions."""
+"""The metrics of a finished run, metrics.json, which its report reads: results, sizes, seconds, memory, versions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ntkdask.planning.resources import Costs, Resources, RidgePlan
 from ntkdask.workflows.kernel_ridge.path import convergence_note
 
 PACKAGES = ("numpy", "scipy", "dask", "distributed", "zarr", "numba")
-"""Whose versions a run records."""
+"""The packages whose versions a run records."""
 
 
 class Recorder:
-    """A listener that passes on what it hears, and keeps seconds and peaks by label."""
+    """A listener that passes calls on to another one, and keeps seconds and peak bytes by label."""
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
@@ -36,20 +36,20 @@ class Recorder:
         self._current: tuple[str, float] | None = None
 
     def stage(self, label: str, total: int, done: int = 0) -> None:
-        """A stage begins, and the one before ends."""
+        """A stage begins; the stage before it ends."""
         self._end_stage()
         self._current = (label, time.perf_counter())
         self.listener.stage(label, total, done)
 
     def task(self, label: str, done: Done) -> None:
-        """One task finished; steps of the driver count no worker's memory."""
+        """One task finished; the memory of steps that the driver runs itself is not counted."""
         self.seconds[label].append(done.seconds)
         if done.worker != DRIVER:
             self.peaks[label] = max(self.peaks[label], done.peak_bytes)
         self.listener.task(label, done)
 
     def finished(self) -> dict[str, float]:
-        """Seconds by stage, and in all; the last stage ends here."""
+        """End the last stage; seconds by stage, and those of the run as "total"."""
         self._end_stage()
         return {**self.stage_seconds, "total": time.perf_counter() - self._started}
 
@@ -62,14 +62,14 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a run was planned to take, and the workers that there were."""
+    """The plan of a run, its costs, and the resources of the workers."""
 
     plan: RidgePlan
     costs: Costs
     resources: Resources
 
     def to_json(self) -> dict[str, Any]:
-        """The plan's table of the metrics."""
+        """The table "plan" of the metrics."""
         costs = self.costs
         return {
             **self.plan.to_json(),
@@ -89,7 +89,21 @@ def run_metrics(
     recorder: Recorder,
     resolved: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The tables of metrics.json from the tables of the folds. resolved: the job as tables; its fingerprint where None."""
+    """The tables of metrics.json.
+
+    Parameters
+    ----------
+    job : TrainingJob
+        The job that ran.
+    folds : list of dict
+        The table of every outer fold.
+    sizes : Sizes
+        Plan, costs and resources.
+    recorder : Recorder
+        Seconds and peak bytes of the tasks.
+    resolved : mapping or None
+        The job as tables. None: its fingerprint.
+    """
     seconds = recorder.finished()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {

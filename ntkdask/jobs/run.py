@@ -36,22 +36,22 @@ def run_job(
     overwrite: bool = False,
     resolved: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run a job in `folder`, or go on with one that was cut off there.
+    """Run a job in `folder`, or resume one that was interrupted there.
 
     Parameters
     ----------
     job : TrainingJob
-        What is computed.
+        Data, split, preprocessing and the recipe that is fitted.
     folder : Path
-        The run's own folder. Workers must see it under the same path.
+        Folder of this run alone. Workers must see it under the same path.
     resources : Resources or None
-        What a task may count on. None: this process alone.
+        The resources of the workers. None: this process alone.
     client : distributed.Client or None
         Whose workers compute; None: a loop here.
     listener : Listener or None
         Hears of stages and tasks.
     overwrite : bool
-        Delete the run that is there first.
+        First delete the run that is there.
     resolved : mapping or None
         The job as tables, for the report.
 
@@ -68,7 +68,7 @@ def run_job(
         With the numbers, before anything runs.
     """
     recorder = Recorder(listener or Silent())
-    folder = local_path(folder)  # workers of a running scheduler may be at home in another folder
+    folder = local_path(folder)  # workers of a running scheduler may have another working directory
     resources = resources or Resources.here()
     with exclusive(folder):
         if overwrite:
@@ -88,7 +88,7 @@ def run_job(
 
 
 def _sizes(job: TrainingJob, resources: Resources, site: Site) -> Sizes:
-    """The first run's sizes and threads, whatever cluster goes on with it: they decide the bits."""
+    """The sizes and threads that the first run planned: they decide the bits, whatever cluster resumes it."""
     request, recipe = job.request(), job.recipe
 
     def planned() -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _sizes(job: TrainingJob, resources: Resources, site: Site) -> Sizes:
 
 
 def _run_fold(job: TrainingJob, index: int, fold: Fold, plan: RidgePlan, site: Site) -> dict[str, Any]:
-    """Fit to the training rows of an outer fold and predict its test rows; the fold's table of the metrics."""
+    """Fit to the training rows of an outer fold and predict its test rows; returns the fold's table of the metrics."""
     here = site.within(f"fold-{index}")
     fit = job.recipe.fit(
         fold.train, fold.groups, plan, here, steps=job.steps, n_classes=job.n_classes, n_targets=job.n_targets
@@ -131,6 +131,6 @@ def _run_fold(job: TrainingJob, index: int, fold: Fold, plan: RidgePlan, site: S
 
 
 def _constant(fit: RidgeFit) -> dict[str, Any]:
-    """How many constant features preprocessing set to 0, where there were any."""
+    """{"constant_features": how many constant features preprocessing set to 0}, empty where there were none."""
     count = sum(int(state.get("constant", 0)) for state in fit.model.preprocessor.states)
     return {"constant_features": count} if count else {}

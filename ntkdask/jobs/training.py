@@ -1,4 +1,4 @@
-"""What a job computes, whatever file or call it came from: data, split, preprocessing, and the recipe that is fitted to them."""
+"""The training job that a file or a call describes: data, split, preprocessing, and the recipe that is fitted to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How rows are dealt: folds (cross-validation) or a test fraction; neither when train and test are given."""
+    """How rows are split: into folds (cross-validation) or by a test fraction.
+
+    Parameters
+    ----------
+    folds : int or None
+        Outer folds; every one is the test rows of one fit.
+    test : float or None
+        Share of the rows that are test rows.
+    shuffle : bool
+        At random by the seed; False: in contiguous stretches of rows, the last ones to test.
+    """
 
     folds: int | None = None
     test: float | None = None
@@ -32,13 +42,13 @@ class TrainingJob:
     Parameters
     ----------
     name : str
-        Of the run and its report.
+        Name of the run and its report.
     train : Dataset
-        Rows that are split, or the training rows where test is given.
+        Rows that are split; the training rows where `test` is given.
     test : Dataset or None
-        Rows to test on; None: part of train by the split.
+        Rows to test on. None: rows of `train`, by the split.
     split : SplitRule or None
-        None where test is given.
+        How `train` is split. None where `test` is given.
     steps : tuple of Step
         Preprocessing, fitted to training rows alone.
     recipe : Recipe
@@ -48,11 +58,11 @@ class TrainingJob:
     holdout : float
         Share of training rows that selection "holdout" holds out.
     train_rows, test_rows : int or None
-        How many rows of each side are taken, at random by the seed, fewer being part of more; None: all.
+        How many training and test rows are taken, at random by the seed; fewer rows are among more of the same seed. None: all.
     seed : int
-        Of the split.
+        Seed of the split.
     plan : Plan
-        Sizes and dtype that were asked for.
+        Requested sizes and dtype.
     """
 
     name: str
@@ -69,7 +79,7 @@ class TrainingJob:
     plan: Plan = field(default_factory=Plan, kw_only=True)
 
     def request(self) -> FitRequest:
-        """What is asked of the recipe, as far as its plan depends on it."""
+        """The facts of the job on which the plan of its recipe depends."""
         data = self.train
         return FitRequest(
             n_total=data.n,
@@ -108,7 +118,7 @@ class TrainingJob:
 
     @property
     def n_targets(self) -> int:
-        """Columns of the targets."""
+        """Number of columns of the targets."""
         if self.n_classes is not None:
             return self.n_classes
         return int(np.prod(self.train.target_shape or (1,)))

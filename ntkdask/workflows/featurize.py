@@ -1,4 +1,4 @@
-"""Features of a dataset as a dask array: lazily, or stored once, tile by tile, resumably."""
+"""Features of a dataset as a dask array: computed lazily, or stored once in tiles, which a later call resumes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ from ntkdask.workflows.sources import as_source, rows_of
 from ntkdask.workflows.stream import FeatureStream, store_map
 
 TILE_BYTES = 64 * 2**20
+"""Features of a tile, at most, where no number of rows is requested."""
 
 
 @dataclass(frozen=True, eq=False)
 class _FeaturizeTask:
+    """Compute the features of a tile of rows and commit them."""
+
     stream: FeatureStream
     url: str
 
@@ -55,34 +58,36 @@ def featurize(
     Parameters
     ----------
     map : FeatureMap
-        One that depends on data is fitted first: `map.fit`, or `FeatureTransformer(map).fit` for what is stored.
+        A map that depends on data must be fitted: by `map.fit`, or by `FeatureTransformer(map).fit` for stored rows.
     x : array, dask array, Dataset or url, (n, *s)
-        Integers and bool are cast, uint8 images divided by 255.
+        Integers and bool are cast, uint8 images are divided by 255.
     url : str, Path or None
-        Where the tiles are stored: every tile is computed now, and equal tiles are not computed again. None: lazy, nothing is
+        Folder of the tiles: every tile is computed now, except those that an earlier call stored there. None: lazy, nothing is
         computed or stored.
     client : distributed.Client or None
-        Whose workers compute the tiles; None: a loop here.
+        Whose workers compute the tiles. None: a loop in this process.
     plan : Plan or None
-        tile_rows of a tile; memory_bytes that a task may take beside the process itself (None: the smallest worker's share);
-        dtype "float32" or "float64" (None: float64 for float64 rows, else float32).
+        `tile_rows` of a tile; `memory_bytes` of a task beside the process itself (None: the smallest worker's share); `dtype`
+        "float32" or "float64" (None: float64 for float64 rows, else float32).
     listener : Listener or None
-        Hears of every tile.
+        Called when a tile is finished.
 
     Returns
     -------
     dask.array.Array, (n, n_components)
-        Lazy, or over the stored tiles.
+        Lazy, or reading the stored tiles.
 
     Raises
     ------
     InputError
-        For a map that is not fitted, and rows that are not finite, naming them.
+        For a map that is not fitted, and for rows that are not finite, naming them.
     FingerprintError
-        Where url holds features of another map, seed, dtype, data or tile size, with the keys that differ.
+        Where `url` holds features of another map, seed, dtype, data or tile size, with the keys that differ.
     MemoryBudgetError
         Where no tile fits a task, with the numbers, before anything runs.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> from ntkdask import features, networks
     >>> featurize(features.NTKRandomFeatures(networks.fully_connected(1), n_components=64), np.eye(5, 3)).shape
@@ -104,7 +109,7 @@ def featurize(
         dtype=dtype,
         fingerprint={"map": registry.to_config(map), "data": digest},
     )
-    # tasks carry no arrays: what a map learned, and the weights of a torch module in it, lie beside the store
+    # tasks carry no arrays: what a map learned, and the weights of a torch module in it, are stored beside the tiles
     addressed: Any = map if client is None else shipped(map, f"{path}.state", client)
     if isinstance(addressed, FittedMap) and client is not None:
         addressed = store_map(f"{path}.state", addressed)
@@ -142,7 +147,7 @@ def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
 
 
 def _stored_tile_rows(map: FeatureMap, rows: Rows, dtype: str, plan: Plan, site: Site) -> int:
-    """Rows of a tile: those that were asked for, those of the store that is there, or what fits a task.
+    """Rows of a tile: as requested, else as in the existing store, else as many as fit a task.
 
     MemoryBudgetError, with the numbers, where they do not fit the smallest worker.
     """
@@ -151,14 +156,14 @@ def _stored_tile_rows(map: FeatureMap, rows: Rows, dtype: str, plan: Plan, site:
         budget = max(0, share - BASE_BYTES)
     asked = plan.tile_rows
     if asked is None and (site.home / "zarr.json").exists():
-        # a run that goes on keeps the first one's tiles, whatever memory its workers have
+        # a resumed run keeps the tiles of the first one, whatever memory its workers have
         asked = TileStore.open(site.home).tile_shape[0]
     fitting = _tile_rows(map, rows.row_shape, asked or rows.n_total, itemsize, budget, whole=asked is not None)
     if asked is not None and fitting < min(asked, rows.n_total):
         raise MemoryBudgetError(
-            f"featurize with {type(map).__name__}(n_components={map.n_components}, {dtype}) needs more than a task has for tiles of "
-            f"{asked} rows: {format_bytes(budget or 0)} beside the process itself. Use tile_rows <= {fitting} and another url, or give "
-            "each worker more memory."
+            f"featurize with {type(map).__name__}(n_components={map.n_components}, {dtype}) needs more than a task has for tiles "
+            f"of {asked} rows: {format_bytes(budget or 0)} beside the process itself. Use tile_rows <= {fitting} and another url, "
+            "or give each worker more memory."
         )
     return asked or fitting
 
@@ -166,7 +171,7 @@ def _stored_tile_rows(map: FeatureMap, rows: Rows, dtype: str, plan: Plan, site:
 def _tile_rows(
     map: FeatureMap, row_shape: tuple[int, ...], n: int, itemsize: int, budget: int | None, *, whole: bool = False
 ) -> int:
-    """Rows whose features fill about 64 MiB (whole: as many as n), fewer where the memory of a task says so."""
+    """Rows whose features fill about 64 MiB (whole: n rows), fewer where the memory of a task is too small."""
     rows = n if whole else max(1, min(n, TILE_BYTES // (itemsize * map.n_components)))
     if budget is None:
         return rows

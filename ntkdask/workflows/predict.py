@@ -1,4 +1,4 @@
-"""Predictions of a fitted model, tile by tile, and what they are worth."""
+"""Predictions of a fitted model, tile by tile, and their metrics."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ntkdask.store import TileStore
 from ntkdask.workflows.model import Model, load_model
 
 SCATTER_ROWS = 1000
+"""Rows of a regression's scatter plot, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +59,9 @@ def predict(
     Parameters
     ----------
     model : Model or str
-        Itself, or the url it is stored at (needed with a client).
+        The model, or the url where it is stored (required with a client).
     rows : Rows
-        What is predicted.
+        The rows to predict.
     plan : RidgePlan
         Rows of a tile and of a batch, threads, device.
     k : int
@@ -68,7 +69,7 @@ def predict(
     site : Site
         Where the tiles are computed.
     store : Path or None
-        The store of the scores, resumed. None: they are returned and kept nowhere.
+        The store of the scores, which is resumed. None: they are returned and not stored.
     fingerprint : mapping or None
         Everything that decides the stored scores.
 
@@ -90,10 +91,21 @@ def predict(
 
 
 def evaluate(scores: TileStore, rows: DatasetRows, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """Metrics of stored scores on the selected rows that have them, read tile by tile.
+    """Metrics of stored scores on the selected rows, read tile by tile.
 
-    Classification: accuracy, mse (against zero-mean one-hot targets), confusion[true][predicted]. Regression: mse, rmse, r2
-    and a sample for a scatter plot. NaN where there are no rows.
+    Parameters
+    ----------
+    scores : TileStore
+        (n, k) outputs of a model, from `predict`.
+    rows : DatasetRows
+        The rows, with their labels or targets.
+    class_names : sequence of str or None
+        Of a classification. None: a regression.
+
+    Returns
+    -------
+    dict
+        See `classification_metrics` and `regression_metrics`; {"rows": 0} where no rows are selected.
     """
     dataset, truths, predictions = rows.dataset, [], []
     for start in range(0, dataset.n, scores.tile_shape[0]):
@@ -111,7 +123,7 @@ def evaluate(scores: TileStore, rows: DatasetRows, class_names: Sequence[str] | 
 
 
 def classification_metrics(labels: np.ndarray, scores: np.ndarray, n_classes: int) -> dict[str, Any]:
-    """labels (n,), scores (n, C): accuracy, mse against zero-mean one-hot targets, confusion[true][predicted]."""
+    """Accuracy, mse against zero-mean one-hot targets, and confusion[true][predicted], of labels (n,) and outputs (n, C)."""
     found = decode(scores)
     confusion = np.zeros((n_classes, n_classes), np.int64)
     np.add.at(confusion, (labels, found), 1)
@@ -125,7 +137,7 @@ def classification_metrics(labels: np.ndarray, scores: np.ndarray, n_classes: in
 
 
 def regression_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """targets and predicted (n, k): mse and rmse over all, R² against the mean of these targets, a scatter sample."""
+    """Metrics of targets and predictions (n, k): mse, rmse, R² against the mean of these targets, a sample for a scatter plot."""
     mse = float(np.mean((targets - predicted) ** 2))
     variance = float(np.mean((targets - targets.mean(axis=0)) ** 2))
     step = max(1, -(-len(targets) // SCATTER_ROWS))

@@ -1,4 +1,4 @@
-"""Fit preprocessing on training rows: one streamed reduction a step, each on the output of the earlier ones."""
+"""Fit preprocessing to training rows: one streamed reduction for each step, on the output of the earlier steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ntkdask.workflows.stream import require_finite, store_preprocessor
 
 @dataclass(frozen=True, eq=False)
 class _StatisticsTask:
-    """What the next step needs to know of one slab. A covariance is stored as a state and its url returned."""
+    """The statistics of one slab that the next step needs. A covariance is stored as a state and its url returned."""
 
     rows: Rows
     fitted: FittedPreprocessor | str
@@ -38,6 +38,8 @@ class _StatisticsTask:
 
 @dataclass(frozen=True)
 class _MergeTask:
+    """Merge the statistics of two nodes."""
+
     step: Step
     states: str | None
 
@@ -54,11 +56,11 @@ def fit_preprocessing(rows: Rows, steps: tuple[Step, ...], plan: RidgePlan, site
     rows : Rows
         The training rows.
     steps : tuple of Step
-        In the order in which they are applied; each is fitted to the output of the earlier ones.
+        In the order in which they are applied; each is fitted to the output of the earlier steps.
     plan : RidgePlan
         dtype, rows of a slab and of a batch, threads of the step that decomposes a covariance.
     site : Site
-        Where the slabs run. Its folder keeps what is too large to travel (covariances); a client needs one.
+        Where the slabs run. Its folder keeps covariances, which are too large to send; with a client it needs a folder.
 
     Raises
     ------
@@ -87,7 +89,7 @@ def fit_preprocessing(rows: Rows, steps: tuple[Step, ...], plan: RidgePlan, site
 
 @dataclass(frozen=True)
 class _ExtendTask:
-    """Fit a step whose statistics are stored (ZCA: an eigendecomposition), where there are cores for it."""
+    """Fit a step whose statistics are stored (ZCA: an eigendecomposition), alone on a worker with the threads of its host."""
 
     fitted: str
     step: Step
@@ -99,13 +101,14 @@ class _ExtendTask:
 
 
 def _put(total: Statistics | None, step: Step, states: str | None) -> Any:
-    """Moments travel as they are; a covariance (d² numbers) goes to the store when there is one."""
+    """Statistics as tasks return them: moments; a covariance (d² numbers) as the url of its state, where states are kept."""
     if total is None or step.needs != "covariance" or states is None:
         return total
     return save_state(states, {"xtx": total.to_host().xtx}, {"n": total.n})  # type: ignore[union-attr]
 
 
 def _get(value: Any) -> Any:
+    """The statistics that `_put` returned or stored."""
     if not isinstance(value, str):
         return value
     arrays, attributes = load_state(value, keep=False)

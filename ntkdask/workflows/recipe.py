@@ -1,4 +1,4 @@
-"""What is fitted to training rows, as an object that jobs and estimators both hold: its plan, its costs, its fit, its words.
+"""Recipes: what is fitted to training rows, as objects that jobs and estimators hold; they plan, tell the costs, and fit.
 
 `ridge.recipe` fits ridge regression on features, `kernel_ridge.recipe` kernel ridge regression on a kernel matrix.
 """
@@ -26,14 +26,14 @@ P = TypeVar("P", bound=RidgePlan)
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """What a fit is asked to do, as far as its plan depends on it.
+    """The facts of a requested fit on which its plan depends.
 
     Parameters
     ----------
     n_total : int
         Rows of the dataset, selected or not.
     n_train : int
-        Rows of one fit.
+        Training rows of one fit.
     n_predicted : int
         Rows that are predicted in all.
     row_shape : tuple of int
@@ -41,15 +41,15 @@ class FitRequest:
     row_bytes : int
         Stored bytes of a row.
     n_targets : int
-        Columns of the targets.
+        Number of columns of the targets.
     n_fits : int
-        How often a model is fitted: outer folds.
+        How often a model is fitted: the number of outer folds.
     inner_folds : int
-        Groups of rows that k-fold selection deals.
+        Groups of training rows for selection "kfold".
     steps : tuple of Step
         Preprocessing.
     plan : Plan
-        Sizes and dtype that were asked for.
+        Requested sizes and dtype.
     """
 
     n_total: int
@@ -65,7 +65,7 @@ class FitRequest:
 
     @classmethod
     def of_rows(cls, rows: Rows, n_targets: int, dtype: str) -> FitRequest:
-        """The request of one fit to all of these rows, or of predicting them."""
+        """The request of one fit to all of these rows, or of predictions for them."""
         row_bytes = math.prod(rows.row_shape) * np.dtype(rows.dtype).itemsize
         return cls(
             n_total=rows.n_total,
@@ -78,19 +78,37 @@ class FitRequest:
 
 
 class Recipe(ABC, Generic[P]):
-    """A model to be fitted, with the options of its solver; a frozen dataclass. P: the class of its plans."""
+    """A model to be fitted, with the options of its solver.
+
+    Subclasses are frozen dataclasses; P is the class of their plans.
+    """
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """What decides the results, as the fingerprint keeps it; "solver" among its keys."""
+        """The entries of the fingerprint that the recipe decides; one of its keys is "solver"."""
 
     @abstractmethod
     def plan(self, request: FitRequest, resources: Resources, *, stored: bool = True) -> P:
-        """Sizes that fit; MemoryBudgetError, with the numbers, when none do. stored: results go to a folder."""
+        """Choose sizes that fit the workers.
+
+        Parameters
+        ----------
+        request : FitRequest
+            Rows, targets, preprocessing, requested sizes.
+        resources : Resources
+            Memory, threads and slots of the workers.
+        stored : bool
+            Whether partial results are kept in a folder.
+
+        Raises
+        ------
+        MemoryBudgetError
+            When no sizes fit, with the numbers.
+        """
 
     @abstractmethod
     def stored_plan(self, table: Mapping[str, Any]) -> P:
-        """The plan that a run's record holds."""
+        """The plan from the table that a run's record holds."""
 
     @abstractmethod
     def costs(self, request: FitRequest, plan: P) -> Costs:
@@ -102,7 +120,7 @@ class Recipe(ABC, Generic[P]):
 
     @abstractmethod
     def n_groups(self, plan: P, inner_folds: int) -> int:
-        """Into how many groups training rows are dealt for choosing alpha."""
+        """The number of groups into which training rows are dealt for choosing alpha; 1 where none are held out."""
 
     @abstractmethod
     def fit(
@@ -116,16 +134,39 @@ class Recipe(ABC, Generic[P]):
         n_classes: int | None = None,
         n_targets: int = 1,
     ) -> RidgeFit:
-        """Fit to the selected rows, dealt into groups of parts; labels below n_classes, or numbers in n_targets columns."""
+        """Fit to the selected rows.
+
+        Parameters
+        ----------
+        rows : Rows
+            Training rows, targets, weights and part numbers.
+        groups : sequence of tuples of int
+            Parts of the rows: the folds that choose alpha, or one group of all. Empty: every row, one group.
+        plan : P
+            Sizes and threads, which decide the bits.
+        site : Site
+            Where the stages run; a run in its folder is resumed.
+        steps : tuple of Step
+            Preprocessing.
+        n_classes : int or None
+            Labels 0 … n_classes − 1 become zero-mean one-hot targets. None: targets are numbers.
+        n_targets : int
+            Columns of the targets.
+
+        Returns
+        -------
+        RidgeFit
+            The model at the chosen alpha and the path of scores.
+        """
 
     def measured(self, request: FitRequest, resources: Resources, site: Site, *, always: bool = False) -> Resources:
-        """`resources` with the pace of what is computed, where that decides the plan; always: also where it only predicts time."""
+        """`resources` with the measured pace of the kernel or the map, where it decides the plan; always: also to predict time."""
         return resources
 
     def time_words(self, request: FitRequest, plan: P, resources: Resources) -> dict[str, str]:
-        """What a printed plan says of time, at the pace of `resources`."""
+        """{name: text} of the times in a printed plan, at the pace of `resources`; empty where none was measured."""
         return {}
 
     def size_words(self, request: FitRequest, plan: P) -> dict[str, str]:
-        """What a printed plan says of the fit's own sizes."""
+        """{name: text} of the sizes in a printed plan."""
         return {}

@@ -1,4 +1,4 @@
-"""Kernel ridge regression, as jobs and estimators hold it: its plan, its costs, its fit, its words."""
+"""The recipe of kernel ridge regression, which jobs and estimators hold: plan, costs, fit, and texts of a printed plan."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
     Parameters
     ----------
     kernel : Kernel
-        One number a pair of rows.
+        The kernel k(x, y) of two rows.
     options : KernelRidgeOptions
         Alphas, how to choose among them, how to solve.
     """
@@ -44,11 +44,11 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
     options: KernelRidgeOptions
 
     def config(self) -> dict[str, Any]:
-        """Kernel and solver."""
+        """The fingerprint's entries "kernel" and "solver"."""
         return {"kernel": registry.to_config(self.kernel), "solver": asdict(self.options)}
 
     def plan(self, request: FitRequest, resources: Resources, *, stored: bool = True) -> KernelRidgePlan:
-        """Tiles and the solver that fit; MemoryBudgetError, with the numbers, when none do."""
+        """Tiles and a solver that fit; MemoryBudgetError, with the numbers, when none do."""
         return plan_kernel_ridge(
             _shape(request),
             self.kernel,
@@ -60,7 +60,7 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
         )
 
     def stored_plan(self, table: Mapping[str, Any]) -> KernelRidgePlan:
-        """The plan that a run's record holds."""
+        """The plan from the table that a run's record holds."""
         return KernelRidgePlan(**table)
 
     def costs(self, request: FitRequest, plan: KernelRidgePlan) -> Costs:
@@ -68,11 +68,11 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
         return kernel_costs(_shape(request), self.kernel, self.options, request.steps, plan)
 
     def selection(self, plan: KernelRidgePlan) -> str:
-        """How alpha is chosen with the plan's solver."""
+        """How alpha is chosen with the solver of the plan."""
         return self.options.selection_of(plan.solver)
 
     def n_groups(self, plan: KernelRidgePlan, inner_folds: int) -> int:
-        """Into how many groups training rows are dealt for choosing alpha."""
+        """The number of groups into which training rows are dealt for choosing alpha."""
         return self.options.n_groups(plan.solver, inner_folds)
 
     def fit(
@@ -86,7 +86,25 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
         n_classes: int | None = None,
         n_targets: int = 1,
     ) -> RidgeFit:
-        """Preprocessing, kernel matrix and dual solution on the selected rows; see `fit_kernel_ridge`."""
+        """Fit preprocessing, kernel matrix and dual solution to the selected rows; see `fit_kernel_ridge`.
+
+        Parameters
+        ----------
+        rows : Rows
+            Training rows, targets, weights and part numbers.
+        groups : sequence of tuples of int
+            Parts of the rows: the folds that choose alpha, or one group of all. Empty: every row, one group.
+        plan : KernelRidgePlan
+            Solver, sizes and threads, which decide the bits.
+        site : Site
+            Where the stages run; a run in its folder is resumed.
+        steps : tuple of Step
+            Preprocessing.
+        n_classes : int or None
+            Labels 0 … n_classes − 1 become zero-mean one-hot targets. None: targets are numbers.
+        n_targets : int
+            Columns of the targets; the rows tell them, so it is not used.
+        """
         return fit_kernel_ridge(
             rows,
             groups,
@@ -99,7 +117,7 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
         )
 
     def measured(self, request: FitRequest, resources: Resources, site: Site, *, always: bool = False) -> Resources:
-        """`resources` with the pace of the kernel where it is slow: that bounds tiles and tasks of predictions."""
+        """`resources` with the measured pace of a slow kernel, which bounds the tiles and the tasks of predictions."""
         if not (always or is_slow(self.kernel)):
             return resources
         return measured(
@@ -107,7 +125,7 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
         )
 
     def time_words(self, request: FitRequest, plan: KernelRidgePlan, resources: Resources) -> dict[str, str]:
-        """Seconds of tiles, matrix and predictions; solving is not among them."""
+        """Times of tiles, matrix and predictions; that of solving is not predicted."""
         pace = resources.pace
         if pace is None:
             return {}
@@ -123,7 +141,7 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
         }
 
     def size_words(self, request: FitRequest, plan: KernelRidgePlan) -> dict[str, str]:
-        """Matrix, tiles and solver."""
+        """Sizes of matrix and tiles; the solver, and why it was taken."""
         n, tile = request.n_train, plan.matrix_tile
         tiles = -(-n // tile)
         words = {
@@ -137,7 +155,7 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
 
 
 def predictions_plan(model: KernelRidgeModel, rows: Rows, resources: Resources, site: Site) -> KernelRidgePlan:
-    """Sizes for predicting rows with a fitted model; they do not depend on how it was solved."""
+    """Sizes for predicting rows with a fitted model; they do not depend on the solver that fitted it."""
     request = replace(
         FitRequest.of_rows(rows, model.intercept.size, model.preprocessor.dtype), n_train=len(model.coefficients)
     )
@@ -148,7 +166,7 @@ def predictions_plan(model: KernelRidgeModel, rows: Rows, resources: Resources, 
 
 
 def _shape(request: FitRequest) -> KernelShape:
-    """What the plan depends on."""
+    """The facts on which the plan depends."""
     return KernelShape(
         n_total=request.n_total,
         n_train=request.n_train,

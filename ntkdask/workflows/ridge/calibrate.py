@@ -1,7 +1,7 @@
-"""How long a row of a feature map takes here, and its share of the Gram sums: measured in about a second, as tasks will compute it.
+"""Measure the time of a row of a feature map and of its products in the Gram sums, in about a second, as tasks compute them.
 
-Rows are seeded normal ones of the data's shape, as in `calibrate`. The numbers predict time and decide nothing: slabs and batches are
-bounded by memory alone, and enter the bits of a run.
+The rows are seeded normal numbers in the shape of the data, as in `workflows.kernel_matrix.calibrate`. The times serve for predictions
+alone: slabs and batches decide the bits of a run, so they depend on memory and not on times.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ntkdask.planning.pace import RowPace
 from ntkdask.solvers.gram import GramSums
 
 SECONDS = 1.0
-"""Of measuring the map, what the first call compiles and draws not counted."""
+"""Seconds of measuring the map; the first call, which compiles and draws weights, is not counted."""
 MOST_COLUMNS = 1024
-"""Features of the product that is measured: from about there on its rate depends little on them."""
+"""The most features of the product that is measured: with more of them its rate changes little."""
 
 
 @dataclass(frozen=True)
 class _CalibrateTask:
-    """Measure batches of growing size; what a row of the largest took."""
+    """Measure batches of growing size; the pace of the largest."""
 
     features: FeatureMap | None
     row_shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class _CalibrateTask:
     def __call__(self, tile: int) -> RowPace:
         rows, row_seconds = min(self.batch_rows, max(2, threads.current())), 0.0
         if self.features is not None:
-            # what the first call compiles, and the weights
+            # not counted: the first call compiles and draws weights
             self._seconds(self._normals(rows, self.row_shape))
             spent = 0.0
             while True:
@@ -57,7 +57,7 @@ class _CalibrateTask:
         for _ in range(2):
             started = time.perf_counter()
             sums.add(phi, y)
-            # waits for the device
+            # to_host waits for the device
             to_host(sums.features[:1])
             taken.append(time.perf_counter() - started)
         return self.batch_rows * float(m) ** 2 / min(taken)
@@ -69,7 +69,7 @@ class _CalibrateTask:
     def _seconds(self, x: Array) -> float:
         assert self.features is not None
         started = time.perf_counter()
-        # waits for the device
+        # to_host waits for the device
         to_host(self.features(x)[:1])
         return time.perf_counter() - started
 
@@ -96,11 +96,11 @@ def calibrate_features(
     dtype : str
         Of the rows, "float32" or "float64".
     batch_rows : int
-        Rows of the largest batch that is measured; a task's memory is planned for it.
+        Rows of the largest batch that is measured, which fits the memory of a task.
     n_components : int
         Features of a row.
     site : Site
-        Where tasks run, with how many threads.
+        Where tasks run, and their threads.
     slots : int
         How many tasks the cluster runs at once.
     device : bool
@@ -109,12 +109,12 @@ def calibrate_features(
     Returns
     -------
     RowPace or None
-        None for a map that has yet to learn from rows.
+        None for a map that must first be fitted to rows.
 
     Raises
     ------
     InputError
-        For rows that the map does not take.
+        For a shape of rows that the map does not take.
     """
     if learns(features):
         return None

@@ -4,7 +4,7 @@ preprocessing  ← fitted on the training rows
 features       ← fitted on the preprocessed training rows, where the map depends on data
 G, B, s        ← gram sums of the training rows (of every fold, for k-fold and holdout)
 alpha, weights ← one eigendecomposition for all alphas; GCV from it, leave-one-out by one more pass,
-                 k-fold by subtracting each fold's own sums, holdout by one fold (solve_ridge.py)
+                 k-fold by subtracting each fold's own sums, holdout by one fold (ridge/solve.py)
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ def fit_ridge(
 ) -> RidgeFit:
     """Fit ridge regression to the selected rows.
 
-    With k-fold every group is held out in turn, with holdout the last one; the chosen alpha is then fitted on all rows.
-    Preprocessing is fitted once, on all rows, as is usual, and so are features that learn from rows alone. Features that learn from
-    targets are fitted anew for every fold, without its held-out rows: scores of rows whose targets they have seen would be too good
-    (those of GCV and leave-one-out are).
+    With k-fold every group is held out in turn, with holdout the last one; the model is then fitted to all rows with the chosen alpha.
+    Preprocessing is fitted once, to all rows, as is usual, and so are features that learn from rows alone. Features that learn from
+    targets are fitted anew for every fold, without its held-out rows: the scores of rows whose targets they have seen are too good, as
+    those of GCV and leave-one-out are.
 
     Parameters
     ----------
     rows : Rows
         Training rows, targets, weights and part numbers.
     groups : sequence of tuples of int
-        Parts of the rows: the folds, or one group of all. Empty: every row, one group.
+        Parts of the rows: the folds that choose alpha, or one group of all. Empty: every row, one group.
     options : RidgeOptions
         Alphas, how to choose among them, with which factorisation.
     plan : RidgePlan
         Sizes and threads, which decide the bits.
     features : FeatureMap or None
-        Ridge on these features; None: on the rows themselves.
+        The feature map. None: ridge on the rows themselves.
     steps : tuple of Step
         Preprocessing.
     n_classes : int or None
@@ -105,7 +105,7 @@ def _preprocessor(site: Site, rows: Rows, steps: tuple[Step, ...], plan: RidgePl
 
 @dataclass(frozen=True)
 class _Fit:
-    """The passes over rows of one fit."""
+    """The passes over the rows of one fit."""
 
     site: Site
     plan: RidgePlan
@@ -113,7 +113,7 @@ class _Fit:
     features: FeatureMap | None
 
     def mapped(self, stream: FeatureStream, label: str = "") -> FeatureStream:
-        """The stream of the map's features; the map is fitted first to the stream's rows where it depends on data."""
+        """The stream of the map's features; a map that depends on data is first fitted to the stream's rows."""
         return replace(stream, map=fit_features(stream, self.features, self.plan, self.k, self.site, label=label))
 
     def sums(self, stream: FeatureStream, name: str) -> GramSums | SumsAddress:
@@ -121,7 +121,7 @@ class _Fit:
         return gram(stream, self.k, self.plan.slab_rows, self.site, name=name)
 
     def refitted(self, raw: FeatureStream, groups: Sequence[tuple[int, ...]], options: RidgeOptions) -> list[HeldOut]:
-        """Sums of every fold's training rows and of its own, on features that were fitted to the former."""
+        """For every fold, the sums of its training rows and of its held-out rows, on features fitted to its training rows."""
         folds = []
         for fold in options.held_out(len(groups)):
             others = [part for i, group in enumerate(groups) if i != fold for part in group]

@@ -1,9 +1,10 @@
 """Fit a data-dependent feature map to a stream of training rows, out of core.
 
-    for every pass:   for every slab (a task):  S ← 0;  for every batch of its rows:  S += what the map gathers;  commit S
+    for every pass:   for every slab (a task):  S ← 0;  for every batch of its rows:  S += the map's sums;  commit S
                       combine pairs by slab index until one is left;  learned ← learned + map.finish(S)  (a task)
 
-Every pass ends in a state, `state/<digest>`: a killed run goes on in the pass it was in. The protocol is that of features/fitting.py.
+Every pass ends with a stored state, `state/<digest>`: a killed run resumes in the pass it was in. The protocol is that of
+features/fitting.py.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ LABEL = "features"
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """One pass of a map over rows: what it learned before, as the map itself or the url of its state."""
+    """One pass of a map over rows. so_far: the map with what it learned in earlier passes, or the url of its state."""
 
     index: int
     so_far: FittedMap | str
@@ -73,7 +74,7 @@ class _Pass:
 
 @dataclass(frozen=True, eq=False)
 class _Slab:
-    """What one slab's selected rows give, packed."""
+    """The packed sums of the selected rows of one slab."""
 
     work: _Pass
     stream: FeatureStream
@@ -91,6 +92,8 @@ class _Slab:
 
 @dataclass(frozen=True, eq=False)
 class _Merge:
+    """Merge the packed sums of two slabs."""
+
     work: _Pass
 
     def __call__(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -101,7 +104,7 @@ class _Merge:
 
 @dataclass(frozen=True, eq=False)
 class _FinishTask:
-    """End a pass where there are cores for it (landmarks: an eigendecomposition); store what is known now, return its url."""
+    """End a pass (landmarks: an eigendecomposition), alone on a worker; store the map with what it learned, return its url."""
 
     work: _Pass
     sums: tuple[str, int]
@@ -123,7 +126,7 @@ def fit_features(
     stream : FeatureStream
         The training rows, preprocessed. Weighted rows count by their weights.
     feature_map : FeatureMap or None
-        Returned as it is when there is nothing to learn.
+        A map that does not depend on data, or is fitted, is returned as it is.
     plan : RidgePlan
         Rows of a slab and of a batch, threads.
     k : int
@@ -131,7 +134,7 @@ def fit_features(
     site : Site
         Where the passes run. With a folder every pass is kept as a state and resumed; a client needs one.
     label : str
-        What the names of the passes begin with in the record and in the folder.
+        Prefix of the names of the passes in the record and in the folder.
 
     Returns
     -------
@@ -141,7 +144,7 @@ def fit_features(
     Raises
     ------
     InputError
-        For targets that the map needs and the rows do not have.
+        Where the map needs targets and the rows have none.
     """
     if not learns(feature_map):
         if site.folder is not None and isinstance(feature_map, FittedMap):
@@ -163,14 +166,28 @@ def fit_features(
         work, sums = _Pass(index, address, training), site.folder / stage
         run = partial(_stored_pass, work, rows, slabs, sums, site, plan.solve_threads)
         address = site.once(stage, run)
-        remove(sums)  # the state says it all
+        remove(sums)  # the state holds all that the next pass reads
     return address
 
 
 def fit_to_rows(
     feature_map: FeatureMap | None, rows: Rows, dtype: str, k: int, n_classes: int | None = None
 ) -> FeatureMap | None:
-    """`feature_map` fitted to all the selected rows, cast to dtype, in this process; k columns of targets, n_classes for labels."""
+    """Fit a map to the selected rows in this process.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap or None
+        Returned as it is when there is nothing to learn.
+    rows : Rows
+        Rows, and targets where the map needs them.
+    dtype : str
+        To which rows are cast, "float32" or "float64".
+    k : int
+        Columns of the targets, 0 without any.
+    n_classes : int or None
+        Of labels. None: targets are numbers.
+    """
     n_threads = threads.ambient()
     plan = RidgePlan.unbounded(rows.n_total, dtype, Resources(threads=n_threads, solve_threads=n_threads))
     preprocessor = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
@@ -192,7 +209,7 @@ def _pass_here(work: _Pass, rows: FeatureStream, slabs: list[Tile], site: Site) 
 def _stored_pass(
     work: _Pass, rows: FeatureStream, slabs: list[Tile], store: Path, site: Site, solve_threads: int
 ) -> str:
-    """One pass through a store of partial sums; the url of what is learned after it."""
+    """One pass through a store of partial sums; the url of the map with what it has learned."""
     length = sum(a.size for a in work.empty().values())
     before = {"pass": work.index, "learned": Path(str(work.so_far)).name}
     sums = reduce_slabs(

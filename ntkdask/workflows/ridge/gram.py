@@ -4,7 +4,7 @@
                               commit (G, B, s)
     combine pairs by slab index until one is left
 
-Features are never stored. A committed slab is a checkpoint (slabs.py).
+Features are never stored. A committed slab is a checkpoint (execution/slabs.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ntkdask.workflows.stream import FeatureStream
 
 @dataclass(frozen=True)
 class SumsAddress:
-    """Where the sums of a set of rows are stored: tile `index` of the store at `url`, for m features and k targets."""
+    """The address of stored Gram sums: tile `index` of the store at `url`, for m features and k targets."""
 
     url: str
     index: int
@@ -34,13 +34,13 @@ class SumsAddress:
     k: int
 
     def load(self) -> GramSums:
-        """The sums, unpacked."""
+        """Read and unpack the sums."""
         return GramSums.unpack(TileStore.open(self.url).read((self.index, 0))[0], self.m, self.k)
 
 
 @dataclass(frozen=True)
 class _Slab:
-    """The sums of one slab: themselves, or packed for the store."""
+    """The Gram sums of one slab, packed for the store or not."""
 
     stream: FeatureStream
     k: int
@@ -57,7 +57,7 @@ def _add(node: Node, left: GramSums, right: GramSums) -> GramSums:
 
 
 def accumulate(stream: FeatureStream, tile: Tile, k: int) -> GramSums:
-    """The Gram sums of one slab's selected rows, in place from zero."""
+    """The Gram sums of the selected rows of one slab."""
     sums: GramSums | None = None
     product = None
     for batch in stream.batches(tile.start, tile.stop):
@@ -81,14 +81,14 @@ def gram(
     k : int
         Columns of the targets.
     slab_rows : int
-        Rows of a slab, the stretch that one task sums.
+        Rows that one task sums.
     site : Site
-        Where the slabs run. With a folder, partial sums are kept and resumed there and the result is an address; without, the sums
-        themselves are returned and nothing survives this process.
+        Where the slabs run. With a folder, partial sums are kept there and resumed, and the result is an address. Without one,
+        the sums themselves are returned and nothing is stored.
     label : str
         The stages are `label`-slab and `label`-sum.
     name : str or None
-        The store of partial sums in the site's folder; the label where None.
+        Name of the store of partial sums in the site's folder. None: the label.
 
     Returns
     -------

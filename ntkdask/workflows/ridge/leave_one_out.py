@@ -1,4 +1,4 @@
-"""Leave-one-out scores of every alpha by one more streamed pass over the rows: 2·n·m² flops."""
+"""Leave-one-out scores of every alpha, by one more streamed pass over the rows of 2·n·m² flops."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ntkdask.workflows.stream import FeatureStream
 
 
 def load_spectrum(url: str) -> EighRidge:
-    """The factorisation stored at `url`, once per process."""
+    """The factorisation stored at `url`, loaded once per process."""
     return shared.get(("spectrum", url), lambda: EighRidge.from_state(*load_state(url)))
 
 
 @dataclass(frozen=True, eq=False)
 class _SlabTask:
-    """(n_alphas + 2,): squared errors of one slab for every alpha, its weight, its number of targets times its rows."""
+    """(n_alphas + 1,): the squared errors of one slab for every alpha, then its weight times the number of targets."""
 
     stream: FeatureStream
     ridge: EighRidge | str
@@ -50,7 +50,23 @@ def leave_one_out(
 ) -> list[float]:
     """Mean squared leave-one-out error per target and unit of weight, for every alpha.
 
-    ridge: the factorisation, or its state's url (with a cluster). One task sums slab_rows rows.
+    Parameters
+    ----------
+    stream : FeatureStream
+        Features and targets of the training rows.
+    ridge : EighRidge or str
+        The factorisation, or the url of its state (required with a client).
+    alphas : sequence of float
+        The ridges.
+    slab_rows : int
+        Rows that one task sums.
+    site : Site
+        Where the tasks run.
+
+    Returns
+    -------
+    list of float
+        A score for each alpha.
     """
     tiles = row_tiles(stream.rows.n_total, slab_rows)
     total = site.reduce(_SlabTask(stream, ridge, tuple(alphas)), _add, tiles, "loo-slab")

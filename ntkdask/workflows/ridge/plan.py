@@ -1,7 +1,7 @@
-"""How large the pieces of a ridge run are: memory of every task against the budget, tasks, flops, bytes on disk.
+"""Plan a ridge run: sizes whose tasks fit the memory of a worker; flops, tasks and bytes on disk.
 
-Pure arithmetic over declared workspaces. Refuses, with the numbers, before anything runs. A test measures the peak against
-what is planned here.
+Pure arithmetic over declared workspaces. A plan that does not fit is refused, with the numbers, before anything runs. A test compares
+measured peaks with these numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ntkdask.wording import format_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class RidgeShape:
-    """What the sizes of a ridge run depend on.
+    """The facts on which the sizes of a ridge run depend.
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ class RidgeShape:
     m, k : int
         Features, and columns of the targets.
     n_groups : int
-        Groups of rows whose Gram sums are kept apart, for choosing alpha.
+        Groups of rows with separate Gram sums, for choosing alpha.
     selection : str
         How alpha is chosen.
     n_runs : int
-        Fits: how often every Gram is summed.
+        Number of fits: how often every Gram matrix is summed.
     """
 
     n_total: int
@@ -58,7 +58,26 @@ class RidgeShape:
 def plan_ridge(
     shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], *, plan: Plan, resources: Resources
 ) -> RidgePlan:
-    """Choose slab, batch and tile rows so that every task fits; MemoryBudgetError with the numbers when none does."""
+    """Choose slab, batch and tile rows so that every task fits.
+
+    Parameters
+    ----------
+    shape : RidgeShape
+        Rows, features, targets, groups, fits.
+    feature_map : FeatureMap or None
+        Declares its workspace. None: the rows themselves.
+    steps : tuple of Step
+        Preprocessing.
+    plan : Plan
+        Requested sizes, memory and dtype (None: float32).
+    resources : Resources
+        Memory, threads and GPU of a task.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When not even batches of one row fit a worker, or the batches do not fit the GPU; with the numbers.
+    """
     dtype = plan.dtype or "float32"
     sizes = RidgePlan.unbounded(shape.n_total, dtype, resources, plan.tile_rows)
     limit = plan.memory_bytes or resources.memory_bytes
@@ -113,7 +132,7 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
         d = math.prod(shape.row_shape)
         memory["preprocess-slab"] = 8 * d * d * 2 + batch
         memory["preprocess-sum"] = 5 * 8 * d * d
-        # the covariance, ZCA's 48 d², and the fitted matrix on its way to the store
+        # the covariance, ZCA's 48 d² bytes, and the buffers that write the fitted matrix
         memory["preprocess-fit"] = 9 * 8 * d * d
     sums, passes = 0, 0
     if learns(feature_map):
@@ -124,7 +143,7 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
         memory["features-sum"] = 6 * sums
         memory["features-fit"] = 2 * sums + learner.finish_bytes(itemsize, shape.row_shape, k)
     memory = {name: BASE_BYTES + value for name, value in memory.items()}
-    # features that learn from targets are fitted anew for every fold that is held out, and each fold summed twice
+    # features that learn from targets are fitted anew for every held-out fold, which takes two sums each
     refits = 1 + (shape.n_groups if shape.n_groups > 1 and uses_targets(feature_map) else 0)
     rounds = shape.n_groups if refits == 1 else 2 * refits - 1
     per_pass = -(-shape.n_total // plan.slab_rows)
@@ -137,7 +156,7 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
 
 
 def plan_predictions(shape: RidgeShape, feature_map: FeatureMap | None, dtype: str, resources: Resources) -> RidgePlan:
-    """Sizes for predicting rows with a fitted model of such a shape; MemoryBudgetError, with the numbers, when no batch fits."""
+    """Sizes for predicting rows with a fitted model of this shape; MemoryBudgetError, with the numbers, when no batch fits."""
     sizes = RidgePlan.unbounded(shape.n_total, dtype, resources)
     if resources.memory_bytes is None:
         return sizes
@@ -150,12 +169,12 @@ def plan_predictions(shape: RidgeShape, feature_map: FeatureMap | None, dtype: s
 
 
 def predict_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:
-    """Bytes of a task of predictions: a batch, the weights, the scores."""
+    """Peak bytes of a task of predictions: a batch, the weights, the scores."""
     return batch_bytes(shape, feature_map, steps, plan) + 8 * shape.m * shape.k + 8 * plan.batch_rows * shape.k
 
 
 def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:
-    """Bytes of one batch on its way from stored rows to features, weights of the map and preprocessing states included."""
+    """Peak bytes of computing the features of one batch from stored rows, preprocessing and weights of the map included."""
     itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows
     d = math.prod(shape.row_shape)
     mapped = (
@@ -165,10 +184,10 @@ def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[
 
 
 def rows_bytes(shape: RidgeShape, steps: tuple[Step, ...], plan: RidgePlan) -> int:
-    """Bytes of one batch on its way from stored rows to preprocessed ones, preprocessing states and targets included."""
+    """Peak bytes of reading and preprocessing one batch, the states of preprocessing and the targets included."""
     itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows
     d = math.prod(shape.row_shape)
-    # read twice: the chunks a range touches, and the range
+    # in memory twice: the stored chunks that a range overlaps, and the range
     raw = 2 * rows * shape.row_bytes
     fitted = FittedPreprocessor(shape.row_shape, plan.dtype)
     work = fitted.workspace_bytes(rows, shape.row_shape, itemsize)

@@ -1,4 +1,4 @@
-"""Ridge regression on features, as jobs and estimators hold it: its plan, its costs, its fit, its words."""
+"""The recipe of ridge regression on features, which jobs and estimators hold: plan, costs, fit, and texts of a printed plan."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class RidgeRecipe(Recipe[RidgePlan]):
     options: RidgeOptions
 
     def config(self) -> dict[str, Any]:
-        """Features and solver."""
+        """The fingerprint's entries "features" and "solver"."""
         return {"features": registry.to_config(self.features), "solver": asdict(self.options)}
 
     def plan(self, request: FitRequest, resources: Resources, *, stored: bool = True) -> RidgePlan:
-        """Slabs, batches and tiles that fit; MemoryBudgetError, with the numbers, when none do."""
+        """Slabs, batches and tiles that fit; MemoryBudgetError, with the numbers, when none do; see `plan_ridge`."""
         shape = self._shape(request)
         return plan_ridge(shape, self.features, request.steps, plan=request.plan, resources=resources)
 
     def stored_plan(self, table: Mapping[str, Any]) -> RidgePlan:
-        """The plan that a run's record holds."""
+        """The plan from the table that a run's record holds."""
         return RidgePlan(**table)
 
     def costs(self, request: FitRequest, plan: RidgePlan) -> Costs:
@@ -56,11 +56,11 @@ class RidgeRecipe(Recipe[RidgePlan]):
         return costs_of(self._shape(request), self.features, request.steps, plan)
 
     def selection(self, plan: RidgePlan) -> str:
-        """How alpha is chosen, whatever the plan."""
+        """How alpha is chosen; it does not depend on the plan."""
         return self.options.selection
 
     def n_groups(self, plan: RidgePlan, inner_folds: int) -> int:
-        """Into how many groups training rows are dealt for choosing alpha."""
+        """The number of groups into which training rows are dealt for choosing alpha."""
         return self.options.n_groups(inner_folds)
 
     def fit(
@@ -74,7 +74,25 @@ class RidgeRecipe(Recipe[RidgePlan]):
         n_classes: int | None = None,
         n_targets: int = 1,
     ) -> RidgeFit:
-        """Preprocessing, Gram sums and ridge on the selected rows; see `fit_ridge`."""
+        """Fit preprocessing, features and ridge to the selected rows; see `fit_ridge`.
+
+        Parameters
+        ----------
+        rows : Rows
+            Training rows, targets, weights and part numbers.
+        groups : sequence of tuples of int
+            Parts of the rows: the folds that choose alpha, or one group of all. Empty: every row, one group.
+        plan : RidgePlan
+            Sizes and threads, which decide the bits.
+        site : Site
+            Where the stages run; a run in its folder is resumed.
+        steps : tuple of Step
+            Preprocessing.
+        n_classes : int or None
+            Labels 0 … n_classes − 1 become zero-mean one-hot targets. None: targets are numbers.
+        n_targets : int
+            Columns of the targets.
+        """
         return fit_ridge(
             rows,
             groups,
@@ -88,7 +106,7 @@ class RidgeRecipe(Recipe[RidgePlan]):
         )
 
     def measured(self, request: FitRequest, resources: Resources, site: Site, *, always: bool = False) -> Resources:
-        """`resources` with the pace of the map, where the time is to be told; it decides nothing."""
+        """`resources`; with `always` they have the measured pace of the map, which predicts times and decides nothing."""
         if not always:
             return resources
         plan = self.plan(request, resources)
@@ -105,7 +123,7 @@ class RidgeRecipe(Recipe[RidgePlan]):
         return replace(resources, row_pace=pace)
 
     def time_words(self, request: FitRequest, plan: RidgePlan, resources: Resources) -> dict[str, str]:
-        """Seconds of the Gram sums, features and products, and of predictions; neither reading nor solving is among them."""
+        """Times of the Gram sums (features and products) and of predictions; those of reading and solving are not predicted."""
         pace, shape, slots = resources.row_pace, self._shape(request), resources.slots
         if pace is None:
             return {}
@@ -125,7 +143,7 @@ class RidgeRecipe(Recipe[RidgePlan]):
         }
 
     def size_words(self, request: FitRequest, plan: RidgePlan) -> dict[str, str]:
-        """Features and slabs."""
+        """Numbers of features, targets and slabs."""
         shape = self._shape(request)
         return {
             "features": f"{shape.m:,} ({plan.dtype}), targets {shape.k}, fits {shape.n_runs}, groups of rows {shape.n_groups}",
@@ -136,7 +154,7 @@ class RidgeRecipe(Recipe[RidgePlan]):
         return math.prod(request.row_shape) if self.features is None else self.features.n_components
 
     def _shape(self, request: FitRequest) -> RidgeShape:
-        """What the plan depends on."""
+        """The facts on which the plan depends."""
         return RidgeShape(
             n_total=request.n_total,
             n_train=request.n_train,
