@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ntkdask.datasets import Dataset, write_dataset
-from ntkdask.execution.map_reduce import Done
 from ntkdask.execution.progress import Record, Silent
 from ntkdask.execution.site import Site
+from ntkdask.execution.window import Done
 from ntkdask.features import NTKRandomFeatures
 from ntkdask.jobs.run import run_job
 from ntkdask.jobs.training import SplitRule, TrainingJob

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from ntkdask.errors import DiskSpaceError, UserError, nearest
 from ntkdask.execution import cluster, workers
-from ntkdask.execution.map_reduce import Done
 from ntkdask.execution.site import Site
+from ntkdask.execution.window import Done
 from ntkdask.files import free_bytes
 from ntkdask.jobs.run import run_job
 from ntkdask.jobs.spec import Job, memory_bytes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ntkdask.errors import FingerprintError, StoreError
-from ntkdask.execution.map_reduce import Done
+from ntkdask.execution.window import Done
 from ntkdask.files import write_text
 from ntkdask.registry import differences
 

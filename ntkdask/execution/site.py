@@ -14,9 +14,10 @@ from typing import Any, Self, TypeVar
 
 from ntkdask import threads as thread_pools
 from ntkdask.errors import InputError
-from ntkdask.execution.map_reduce import Done, map_tiles, reduce_tiles
+from ntkdask.execution.map_reduce import map_tiles, reduce_tiles
 from ntkdask.execution.progress import Listener, Record, Silent
 from ntkdask.execution.tree import Node, tree_nodes
+from ntkdask.execution.window import Done
 from ntkdask.files import local_path
 from ntkdask.planning.resources import Resources
 from ntkdask.store import Receipt, TileStore
@@ -151,7 +152,7 @@ class Site:
         def receive(tile: Any, done: Done[T]) -> None:
             found[tile] = done.value
 
-        self._run(task, tiles, label, receive, earlier, threads)
+        self.run_items(task, tiles, label, receive, earlier, threads)
         return [found[tile] for tile in tiles]
 
     def fill(self, store: TileStore, task: Callable[[Any], Receipt], tiles: Sequence[Any], label: str) -> None:
@@ -196,7 +197,7 @@ class Site:
                 share = done.seconds / sum(other is store for other, _ in pairs)
                 store.record(replace(receipt, seconds=share, peak_bytes=done.peak_bytes, worker=done.worker))
 
-        self._run(task, tiles, label, receive, earlier, None, needs)
+        self.run_items(task, tiles, label, receive, earlier, None, needs)
 
     def reduce(
         self,
@@ -234,7 +235,7 @@ class Site:
         )
         return found
 
-    def _run(
+    def run_items(
         self,
         task: Callable[[Any], Any],
         tiles: Sequence[Any],

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.execution.map_reduce import Done, reduce_tiles
+from ntkdask.execution.map_reduce import reduce_tiles
 from ntkdask.execution.site import Site
 from ntkdask.execution.tree import Node, tree_children, tree_nodes
+from ntkdask.execution.window import Done
 from ntkdask.planning.tiles import Tile
 from ntkdask.store import Receipt, TileStore
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ntkdask import threads
-from ntkdask.execution.map_reduce import Done
 from ntkdask.execution.progress import DRIVER, Listener
+from ntkdask.execution.window import Done
 from ntkdask.jobs.training import TrainingJob
 from ntkdask.planning.resources import Costs, Resources, RidgePlan
 from ntkdask.workflows.kernel_ridge.path import convergence_note

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 from dask.utils import parse_bytes
-from pydantic.dataclasses import dataclass
 
 from ntkdask import activations, networks, registry
 from ntkdask.errors import JobError, UserError, nearest
 from ntkdask.features.base import FeatureMap
 from ntkdask.jobs.data import open_job_data
-from ntkdask.jobs.tables import STRICT, Tables, read_tables, require_name, validated
+from ntkdask.jobs.sections import SHARED_TABLES, JobSpec, SolverSpec
+from ntkdask.jobs.tables import read_tables, require_name, validated
 from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import Kernel
 from ntkdask.modules import descriptions  # noqa: F401 (networks of PyTorch by name; imports no torch)
@@ -38,156 +38,6 @@ PRESETS: dict[str, Callable[..., Network]] = {
     "convolutional": networks.convolutional,
     "myrtle": networks.myrtle,
 }
-
-
-@dataclass(frozen=True, config=STRICT)
-class SplitSpec:
-    """The table data.split: either `folds` or a `test` fraction; left out when the data have train and test parts.
-
-    Parameters
-    ----------
-    folds : int or None
-        Outer folds of a cross-validation, 2 to 100.
-    test : float or None
-        Share of the rows that are test rows, between 0 and 1.
-    shuffle : bool
-        At random by the seed; false: in contiguous stretches of rows.
-    """
-
-    folds: int | None = None
-    test: float | None = None
-    shuffle: bool = True
-
-
-@dataclass(frozen=True, config=STRICT)
-class DataSpec:
-    """The table [data] of a job: either `url`, or `train` and `test`.
-
-    Parameters
-    ----------
-    url : str or None
-        A dataset with parts train and test, or one that `split` splits.
-    train : str or None
-        A dataset of training rows.
-    test : str or None
-        A dataset of test rows.
-    split : SplitSpec or None
-        How the rows of `url` are split.
-    preprocess : tuple
-        Preprocessing steps in their order, names or tables; they are fitted to training rows alone.
-    train_rows : int or None
-        How many training rows are taken, at random by the seed. None: all.
-    test_rows : int or None
-        The same for test rows.
-    """
-
-    url: str | None = None
-    train: str | None = None
-    test: str | None = None
-    split: SplitSpec | None = None
-    preprocess: tuple[Any, ...] = ()
-    train_rows: int | None = None
-    test_rows: int | None = None
-
-
-@dataclass(frozen=True, config=STRICT)
-class SolverSpec:
-    """The table [solver] of a job; see `RidgeOptions`, with a [kernel] `KernelRidgeOptions`.
-
-    Parameters
-    ----------
-    alphas : float, tuple of float or dict
-        A number, a list, or { logspace = [from exponent, to exponent, count] }.
-    selection : str or None
-        How one of several alphas is chosen. None: "gcv" for features, "auto" for a kernel.
-    solver : str
-        The factorisation, or "cg" with a kernel; "auto" chooses.
-    fit_intercept : bool
-        Whether to fit an intercept, which is not penalised.
-    folds : int
-        Groups of training rows for selection "kfold", 2 to 100.
-    holdout : float
-        Share of training rows that selection "holdout" holds out, between 0 and 1.
-    tolerance : float or None
-        Relative residual at which "cg" stops; only with a kernel.
-    max_iterations : int or None
-        Iterations of "cg", at most; only with a kernel.
-    """
-
-    alphas: float | tuple[float, ...] | dict[str, Any] = (1.0,)
-    selection: str | None = None
-    solver: str = "auto"
-    fit_intercept: bool = True
-    folds: int = 5
-    holdout: float = 0.2
-    tolerance: float | None = None
-    max_iterations: int | None = None
-
-
-@dataclass(frozen=True, config=STRICT)
-class RunSpec:
-    """The table [run] of a job: seed, dtype, sizes, and the local cluster.
-
-    Parameters
-    ----------
-    seed : int
-        Of the split, the folds, and of features and kernels that have none of their own.
-    dtype : str
-        "float32" or "float64", of the numerics.
-    worker_memory : str or None
-        Memory of a worker of a local cluster, such as "2 GiB".
-    n_workers : int or None
-        Workers of a local cluster.
-    slab_rows : int or None
-        Rows that one task of a reduction over features sums.
-    tile_rows : int or None
-        Rows and columns of a kernel matrix's tiles.
-    folder : str or None
-        Folder of the results. None: runs/<name>.
-    """
-
-    seed: int = 0
-    dtype: str = "float32"
-    worker_memory: str | None = None
-    n_workers: int | None = None
-    slab_rows: int | None = None
-    tile_rows: int | None = None
-    folder: str | None = None
-
-
-SHARED_TABLES: Tables = {("data",): DataSpec, ("data", "split"): SplitSpec, ("run",): RunSpec}
-"""The tables that job files and sweep files share."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class JobSpec:
-    """A whole job file: ridge on [features], on a [kernel], or without both on the rows themselves.
-
-    Parameters
-    ----------
-    name : str
-        Name of the run and of its folder.
-    data : DataSpec
-        Datasets, split, preprocessing.
-    network : dict or None
-        The network of the features or the kernel; a table here, as the next two are, of which `build_job` makes objects.
-    features : dict or None
-        The feature map.
-    kernel : dict or None
-        The kernel.
-    solver : SolverSpec
-        Alphas, how to choose among them, how to solve.
-    run : RunSpec
-        Seed, dtype, sizes, workers.
-    """
-
-    name: str
-    data: DataSpec
-    network: dict[str, Any] | None = None
-    features: dict[str, Any] | None = None
-    kernel: dict[str, Any] | None = None
-    solver: SolverSpec = dataclasses.field(default_factory=SolverSpec)
-    run: RunSpec = dataclasses.field(default_factory=RunSpec)
 
 
 @dataclasses.dataclass(frozen=True)

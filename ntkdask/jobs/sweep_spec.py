@@ -28,7 +28,8 @@ from ntkdask import registry, seeds
 from ntkdask.datasets import Dataset
 from ntkdask.errors import JobError, UserError
 from ntkdask.jobs.data import open_job_data
-from ntkdask.jobs.spec import SHARED_TABLES, DataSpec, RunSpec, build_network, memory_bytes
+from ntkdask.jobs.sections import SHARED_TABLES, DataSpec, RunSpec
+from ntkdask.jobs.spec import build_network, memory_bytes
 from ntkdask.jobs.tables import STRICT, read_tables, require_name, validated
 from ntkdask.modules import descriptions, protocol  # noqa: F401 (registers both; imports no torch)
 from ntkdask.planning.tiles import Plan

@@ -19,7 +19,8 @@ import numpy as np
 from ntkdask import threads as thread_pools
 from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.errors import InputError, StoreError
-from ntkdask.execution.map_reduce import TASK_BYTES, Done, map_tiles
+from ntkdask.execution.map_reduce import TASK_BYTES, map_tiles
+from ntkdask.execution.window import Done
 from ntkdask.files import local_path, remove
 from ntkdask.matrices.factorize_plan import SUBSTITUTE_COLUMNS
 from ntkdask.matrices.read_ahead import ahead
@@ -119,7 +120,7 @@ class Factor:
         def receive(tile: Tile, done: Done[np.ndarray]) -> None:
             out[:, tile.col_start : tile.col_stop] = done.value
 
-        self._run(_SubstituteTask(self.url, b, None, backward, self.device), tiles, receive)
+        self.run_items(_SubstituteTask(self.url, b, None, backward, self.device), tiles, receive)
         return out
 
     def _in_store(self, b: np.ndarray, tiles: list[Tile], backward: bool) -> np.ndarray:
@@ -137,14 +138,14 @@ class Factor:
 
         waiting = set(target.pending())
         task = _SubstituteTask(self.url, str(source.path), str(target.path), backward, self.device)
-        self._run(task, [tile for tile in tiles if tile.index in waiting], receive)
+        self.run_items(task, [tile for tile in tiles if tile.index in waiting], receive)
         out = np.empty_like(b)
         for tile in tiles:
             out[:, tile.col_start : tile.col_stop] = target.read(tile.index)
         remove(folder)
         return out
 
-    def _run(self, task: _SubstituteTask, tiles: list[Tile], receive: Any) -> None:
+    def run_items(self, task: _SubstituteTask, tiles: list[Tile], receive: Any) -> None:
         threads = self.threads
         if threads is None and self.client is None:
             threads = thread_pools.current()

@@ -25,8 +25,9 @@ import numpy as np
 from ntkdask import threads as thread_pools
 from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.errors import InputError, StoreError
-from ntkdask.execution.map_reduce import Done, map_tiles
+from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.window import Done
 from ntkdask.files import local_path
 from ntkdask.matrices.factor import SMALL_BYTES, Factor
 from ntkdask.matrices.factorize_plan import Block, Index, blocks_of, feeding, plan_factorize, reads_of

@@ -24,7 +24,8 @@ import numpy as np
 from ntkdask.arrays import Array, is_device_array, to_device, to_host
 from ntkdask.cache import DEFAULT_BYTES, shared
 from ntkdask.errors import InputError
-from ntkdask.execution.map_reduce import TASK_BYTES, Done, map_tiles
+from ntkdask.execution.map_reduce import TASK_BYTES, map_tiles
+from ntkdask.execution.window import Done
 from ntkdask.files import remove
 from ntkdask.matrices.stored import PANEL_BYTES, StoredMatrix
 from ntkdask.solvers.products import products_bytes, tile_product, tile_products

@@ -22,8 +22,9 @@ from scipy.linalg import eigvalsh
 from ntkdask import seeds, threads
 from ntkdask.arrays import FLOAT_DTYPES, as_array, is_dask, to_host
 from ntkdask.errors import InputError, MemoryBudgetError
-from ntkdask.execution.map_reduce import Done, map_tiles
+from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.window import Done
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.matrices.stored import StoredMatrix
 from ntkdask.planning.resources import BASE_BYTES

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -61,7 +61,7 @@ class FitRequest:
     n_fits: int = 1
     inner_folds: int = INNER_FOLDS
     steps: tuple[Step, ...] = ()
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
 
     @classmethod
     def of_rows(cls, rows: Rows, n_targets: int, dtype: str) -> FitRequest:

@@ -14,10 +14,11 @@ import pytest
 
 from ntkdask import threads
 from ntkdask.errors import ClusterError, DamagedTileError, InputError, StoreError, TileError
-from ntkdask.execution import cluster
+from ntkdask.execution import cluster, window
 from ntkdask.execution import map_reduce as execution
-from ntkdask.execution.map_reduce import ATTEMPTS, TASK_BYTES, map_tiles, reduce_tiles
+from ntkdask.execution.map_reduce import TASK_BYTES, map_tiles, reduce_tiles
 from ntkdask.execution.tree import tree_children, tree_nodes
+from ntkdask.execution.window import ATTEMPTS
 from ntkdask.planning.tiles import Tile, row_tiles
 
 # workers cannot import this module
@@ -477,7 +478,7 @@ def test_a_cluster_that_lost_its_workers_ends_the_run(monkeypatch):
     """Nobody would ever finish what is in flight: the run says so instead of waiting for ever."""
     from distributed import Client, LocalCluster
 
-    monkeypatch.setattr(execution, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(window, "PATIENCE_SECONDS", 0.5)
     # a scheduler without workers, as after all of them were stopped
     with (
         LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as empty,

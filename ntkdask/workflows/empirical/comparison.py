@@ -18,8 +18,9 @@ import numpy as np
 
 from ntkdask.arrays import Array, as_array, require_float
 from ntkdask.errors import InputError
-from ntkdask.execution.map_reduce import Done, reduce_tiles
+from ntkdask.execution.map_reduce import reduce_tiles
 from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.window import Done
 from ntkdask.matrices.spectrum import spectrum
 from ntkdask.matrices.stored import StoredMatrix
 from ntkdask.planning.tiles import Plan, Tile, TileGrid

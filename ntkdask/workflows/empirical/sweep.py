@@ -27,8 +27,8 @@ import numpy as np
 from ntkdask import registry
 from ntkdask.arrays import Array, to_device, to_host
 from ntkdask.errors import FingerprintError, InputError, MemoryBudgetError, StoreError
-from ntkdask.execution.map_reduce import Done, peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Silent
+from ntkdask.execution.window import Done, peak_bytes
 from ntkdask.files import local_path, write_text
 from ntkdask.modules.optional import require_torch
 from ntkdask.modules.protocol import TrainingProtocol

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ntkdask.arrays import Array, to_host
 from ntkdask.errors import DataError, InputError, StoreError
-from ntkdask.execution.map_reduce import Done, peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Record, Silent
+from ntkdask.execution.window import Done, peak_bytes
 from ntkdask.files import exclusive, local_path, remove, write_text
 from ntkdask.modules.optional import require_torch
 from ntkdask.modules.protocol import TrainingProtocol

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ntkdask import registry, threads
-from ntkdask.execution.map_reduce import Done, map_tiles
+from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.execution.progress import Listener, Record
+from ntkdask.execution.window import Done
 from ntkdask.files import exclusive, remove
 from ntkdask.planning.tiles import TileGrid, row_tiles
 from ntkdask.solvers.gradient_flow import GradientFlow

@@ -25,8 +25,9 @@ from ntkdask.arrays import Array, device_memory_bytes, is_dask
 from ntkdask.cache import shared
 from ntkdask.datasets import Dataset
 from ntkdask.errors import FingerprintError, InputError, StoreError
-from ntkdask.execution.map_reduce import Done, map_tiles
+from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.window import Done
 from ntkdask.files import local_path, require_disk
 from ntkdask.kernels.base import Kernel, entry_size, is_slow, parts_of
 from ntkdask.matrices.stored import StoredMatrix

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from ntkdask import seeds, threads
 from ntkdask.arrays import Array, to_device, to_host
-from ntkdask.execution.map_reduce import Done, map_tiles
+from ntkdask.execution.map_reduce import map_tiles
+from ntkdask.execution.window import Done
 from ntkdask.kernels import Kernel
 from ntkdask.planning.pace import Pace
 

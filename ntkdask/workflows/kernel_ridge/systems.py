@@ -17,8 +17,8 @@ import numpy as np
 
 from ntkdask.arrays import Array, is_device_array, namespace, to_device, to_host
 from ntkdask.errors import InputError
-from ntkdask.execution.map_reduce import Done, peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Record
+from ntkdask.execution.window import Done, peak_bytes
 from ntkdask.files import remove
 from ntkdask.matrices.factorize import factorize
 from ntkdask.matrices.operator import StoredKernel

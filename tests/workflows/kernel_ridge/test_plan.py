@@ -11,7 +11,7 @@ from job_examples import stored
 from ntkdask.cache import DEFAULT_BYTES
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.execution import cluster, workers
-from ntkdask.execution.map_reduce import peak_bytes
+from ntkdask.execution.window import peak_bytes
 from ntkdask.jobs.run import run_job
 from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import NTK, RBF
