@@ -152,7 +152,7 @@ class Site:
         def receive(tile: Any, done: Done[T]) -> None:
             found[tile] = done.value
 
-        self.run_items(task, tiles, label, receive, earlier, threads)
+        self._run(task, tiles, label, receive, earlier, threads)
         return [found[tile] for tile in tiles]
 
     def fill(self, store: TileStore, task: Callable[[Any], Receipt], tiles: Sequence[Any], label: str) -> None:
@@ -197,7 +197,7 @@ class Site:
                 share = done.seconds / sum(other is store for other, _ in pairs)
                 store.record(replace(receipt, seconds=share, peak_bytes=done.peak_bytes, worker=done.worker))
 
-        self.run_items(task, tiles, label, receive, earlier, None, needs)
+        self._run(task, tiles, label, receive, earlier, None, needs)
 
     def reduce(
         self,
@@ -235,7 +235,7 @@ class Site:
         )
         return found
 
-    def run_items(
+    def _run(
         self,
         task: Callable[[Any], Any],
         tiles: Sequence[Any],

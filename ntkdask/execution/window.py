@@ -1,6 +1,7 @@
 """How tasks run: a rolling window of futures over a Dask client, or a plain loop; retries, and errors that say what to do.
 
-Each future is released as it finishes: a worker's death repeats what was in flight and nothing else. Called by `map_reduce`."""
+Each future is released as it finishes: a worker's death repeats what was in flight and nothing else. Called by `map_reduce`.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +60,8 @@ class Done(Generic[T]):
 
 @dataclass(frozen=True)
 class Item:
+    """A task to run: its key, the call with its arguments, its label, the worker it would like, its place in the order."""
+
     key: Hashable
     call: Callable[..., Any]
     arguments: tuple[Any, ...]
