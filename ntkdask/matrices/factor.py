@@ -120,7 +120,7 @@ class Factor:
         def receive(tile: Tile, done: Done[np.ndarray]) -> None:
             out[:, tile.col_start : tile.col_stop] = done.value
 
-        self.run_items(_SubstituteTask(self.url, b, None, backward, self.device), tiles, receive)
+        self._run(_SubstituteTask(self.url, b, None, backward, self.device), tiles, receive)
         return out
 
     def _in_store(self, b: np.ndarray, tiles: list[Tile], backward: bool) -> np.ndarray:
@@ -138,14 +138,14 @@ class Factor:
 
         waiting = set(target.pending())
         task = _SubstituteTask(self.url, str(source.path), str(target.path), backward, self.device)
-        self.run_items(task, [tile for tile in tiles if tile.index in waiting], receive)
+        self._run(task, [tile for tile in tiles if tile.index in waiting], receive)
         out = np.empty_like(b)
         for tile in tiles:
             out[:, tile.col_start : tile.col_stop] = target.read(tile.index)
         remove(folder)
         return out
 
-    def run_items(self, task: _SubstituteTask, tiles: list[Tile], receive: Any) -> None:
+    def _run(self, task: _SubstituteTask, tiles: list[Tile], receive: Any) -> None:
         threads = self.threads
         if threads is None and self.client is None:
             threads = thread_pools.current()
