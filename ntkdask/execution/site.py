@@ -19,6 +19,7 @@ from ntkdask.execution.progress import Listener, Record, Silent
 from ntkdask.execution.tree import Node, tree_nodes
 from ntkdask.files import local_path
 from ntkdask.planning.resources import Resources
+from ntkdask.planning.tiles import Plan
 from ntkdask.store import Receipt, TileStore
 
 T = TypeVar("T")
@@ -99,6 +100,12 @@ class Site:
         from ntkdask.execution.workers import resources
 
         return resources(self.client)
+
+    def bounded(self, plan: Plan) -> Plan:
+        """`plan` with what every worker has for a task as its memory_bytes, where it states none and there are workers."""
+        if self.client is None or plan.memory_bytes is not None:
+            return plan
+        return replace(plan, memory_bytes=self.resources().memory_bytes)
 
     def within(self, name: str) -> Self:
         """The site of a part of the workflow: a folder in this one, stages under its name."""
