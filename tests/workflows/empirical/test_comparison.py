@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ntkdask.errors import InputError
+from ntkdask.execution import site
 from ntkdask.execution.map_reduce import reduce_tiles
 from ntkdask.networks import fully_connected
 from ntkdask.planning.tiles import Plan, TileGrid
@@ -133,7 +134,7 @@ def test_one_triangle_is_read_once(tmp_path, monkeypatch):
         seen.extend(tiles)
         return reduce_tiles(task, combine, tiles, *arguments, **keywords)
 
-    monkeypatch.setattr(module, "reduce_tiles", counted)
+    monkeypatch.setattr(site, "reduce_tiles", counted)
     compare_kernels(full, outputs=3, spectra=False)
     assert len(seen) == 4 * 5 // 2
 
