@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from cluster_examples import PaperCluster
 
-from ntkdask.errors import InputError
+from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.execution import site
 from ntkdask.execution.map_reduce import reduce_tiles
+from ntkdask.matrices.spectrum import spectrum
 from ntkdask.networks import fully_connected
 from ntkdask.planning.tiles import Plan, TileGrid
 from ntkdask.solvers.kernel_measures import kernel_sums, pseudo_of, stacked
@@ -123,6 +125,39 @@ def test_kernels_of_a_module_in_tiles(tmp_path, tile):
     assert_same(found, full(x), pseudo(x), 1e-10)
     for side in ("full", "pseudo"):
         assert getattr(found, side).lambda_max == pytest.approx(getattr(direct, side).lambda_max, rel=1e-10)
+
+
+def test_blocks_that_no_task_can_hold_are_refused_before_anything_runs(tmp_path):
+    theta, pseudo = kernels()
+    full, own = put(tmp_path / "full", stacked(theta), 9), put(tmp_path / "pseudo", pseudo, 4)
+    workers = PaperCluster(memory_limit=2**28)
+    for spectra in (False, True):
+        with pytest.raises(MemoryBudgetError, match=r"tiles of 9 x 9 needs .* but a task has 230 MiB"):
+            compare_kernels(full, own, spectra=spectra, client=workers)
+    assert workers.asked == 2
+    with pytest.raises(MemoryBudgetError, match="a task has 1 MiB"):
+        compare_kernels(full, own, plan=Plan(memory_bytes=2**20))
+    # arrays are measured here, whatever the workers have
+    assert compare_kernels(theta, pseudo, client=workers).full is not None
+    assert workers.asked == 2
+
+
+def test_a_spectrum_that_no_task_can_hold_is_computed_from_products(tmp_path, monkeypatch):
+    """Without a stated budget: decomposed where the workers can, and larger ones as without workers."""
+    _, pseudo = kernels(40)
+    url, plans = put(tmp_path / "pseudo", pseudo, 9), []
+
+    def planned(operand, k, *, plan, **keywords):
+        plans.append(plan.memory_bytes)
+        return spectrum(operand, k, plan=plan)
+
+    monkeypatch.setattr(module, "spectrum", planned)
+    for rows, limit in ((40, 9 * 2**30), (39, None)):
+        monkeypatch.setattr(module, "DENSE_ROWS", rows)
+        where = site.Site(client=PaperCluster(memory_limit=10 * 2**30))
+        found = module.ends_of(url, where, Plan(), where.bounded(Plan()))
+        assert found.lambda_max == pytest.approx(np.linalg.eigvalsh(pseudo)[-1], rel=1e-5)
+        assert plans.pop() == limit
 
 
 def test_one_triangle_is_read_once(tmp_path, monkeypatch):

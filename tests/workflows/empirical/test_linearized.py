@@ -6,16 +6,19 @@ import sys
 
 import numpy as np
 import pytest
+from cluster_examples import PaperCluster
 
 from ntkdask.datasets import write_dataset
 from ntkdask.errors import InputError, MemoryBudgetError, MissingDependencyError
 from ntkdask.kernels import NTK, PseudoNTK
 from ntkdask.networks import fully_connected
+from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.solvers.kernel_measures import stacked
 from ntkdask.workflows.empirical import linearized_solve as module
 from ntkdask.workflows.empirical.linearized import predict_linearized, predict_stored_linearized
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
 
 KERNEL = NTK(fully_connected(2))
 """Stands for a pseudo-NTK where nothing asks where the matrices come from."""
@@ -163,6 +166,30 @@ def test_a_solve_that_does_not_fit_is_refused(tmp_path):
         )
 
 
+class Planned(Exception):
+    """Ends a solve where it would begin."""
+
+
+def test_the_solve_is_planned_with_what_the_workers_have(tmp_path, monkeypatch):
+    """Each alone on 16 cores: their threads, and 90 % of their memory, since the nanny ends what takes all."""
+    _, labels, _, _, f0, f0_test = problem()
+    dd, td, _, _ = store(tmp_path)
+    plans = []
+
+    def stop(*arguments, **keywords):
+        plans.extend(a for a in (*arguments, *keywords.values()) if isinstance(a, KernelRidgePlan))
+        raise Planned
+
+    monkeypatch.setattr(module, "solve_stored", stop)
+    workers = PaperCluster(hosts=4, cores=16, memory_limit=10 * 2**30)
+    with pytest.raises(Planned):
+        predict_stored_linearized(
+            dd, td, labels, f0, f0_test, alpha=0.3, n_classes=3, url=tmp_path / "run", client=workers
+        )
+    assert [(p.threads, p.solve_threads, p.memory_bytes) for p in plans] == [(16, 16, 9 * 2**30)]
+    assert workers.asked == 1
+
+
 def test_a_singular_matrix_says_which_alpha_would_do(tmp_path):
     """Duplicate rows."""
     x, labels, x_test, _, f0, f0_test = problem()
@@ -269,6 +296,21 @@ def test_of_a_module(tmp_path, kernel, where):
     np.testing.assert_allclose(found.prior, f0_test, atol=1e-12)
     np.testing.assert_allclose(found.predictions, expected, atol=1e-8)
     assert found.accuracy == np.mean(expected.argmax(axis=1) == labels_test)
+
+
+def test_a_solve_that_cannot_fit_is_refused_before_the_kernel_is_computed(tmp_path):
+    x, labels, x_test, _, _, _ = problem(n=14)
+    asked = {"alpha": 0.2, "n_classes": 3, "url": tmp_path / "run", "solver": "eigh"}
+    for kernel, rows in (("pntk", 14), ("entk", 42)):
+        with pytest.raises(MemoryBudgetError, match=f"for {rows} training rows"):
+            predict_linearized(
+                Small().eval(), x, labels, x_test, kernel=kernel, resources=Resources(memory_bytes=2**20), **asked
+            )
+    workers = PaperCluster(memory_limit=2**28)
+    with pytest.raises(MemoryBudgetError, match="for 14 training rows"):
+        predict_linearized(Small().eval(), x, labels, x_test, client=workers, **asked)
+    assert workers.asked == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_of_a_dataset_whose_labels_are_taken(tmp_path):
