@@ -20,7 +20,7 @@ from ntkdask.arrays import Array, as_array, require_float
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.execution.progress import Listener, Silent
 from ntkdask.execution.site import Site
-from ntkdask.matrices.spectrum import DENSE_ROWS, spectrum
+from ntkdask.matrices.spectrum import spectrum
 from ntkdask.matrices.stored import StoredMatrix
 from ntkdask.planning.resources import BASE_BYTES
 from ntkdask.planning.tiles import Plan, Tile, TileGrid
@@ -147,8 +147,7 @@ def compare_kernels(
     client : distributed.Client or None
         Whose workers run the tasks over stored tiles. None: this process.
     plan : Plan or None
-        memory_bytes of a task. None takes the smallest worker's where there is a client: spectra that do not fit it are computed from
-        products.
+        memory_bytes of a task, and as of `spectrum`. None takes the smallest worker's where there is a client.
     listener : Listener or None
         Hears of stages and tasks.
     threads : int or None
@@ -172,10 +171,7 @@ def compare_kernels(
     """
     # threads: without a number what the process has, as `spectrum` takes it; they decide the bits of a decomposition
     site, plan = Site(client=client, listener=listener or Silent(), threads=threads), plan or Plan()
-    # arrays are measured in this process
-    is_stored = isinstance(full, (str, os.PathLike))
-    bounded = site.bounded(plan) if is_stored else plan
-    if is_stored:
+    if isinstance(full, (str, os.PathLike)):
         theta: Any = StoredMatrix.open(full)
         pseudo_matrix = None if pseudo is None else _opened(pseudo)
         count = _outputs(theta.shape, None if pseudo_matrix is None else pseudo_matrix.shape, outputs)
@@ -183,7 +179,7 @@ def compare_kernels(
             raise InputError(
                 "compare_kernels: the spectrum of a pseudo-NTK takes its matrix. Give pseudo, or spectra=False."
             )
-        sums = _stored_sums(theta, pseudo_matrix, count, site, bounded.memory_bytes)
+        sums = _stored_sums(theta, pseudo_matrix, count, site, plan)
         matrices = (pseudo, full)
     else:
         theta = require_float(as_array(full), "full")
@@ -196,7 +192,7 @@ def compare_kernels(
         matrices = (pseudo_of(theta) if pseudo_matrix is None else pseudo_matrix, theta)
     ends: list[Ends | None] = [None, None]
     if spectra:
-        ends = [ends_of(m, site, plan, bounded) for m in matrices]
+        ends = [ends_of(m, site, plan) for m in matrices]
     return KernelComparison(
         sums.pairs,
         sums.outputs,
@@ -208,15 +204,9 @@ def compare_kernels(
     )
 
 
-def ends_of(matrix: Any, site: Site, plan: Plan, bounded: Plan) -> Ends:
-    """The ends of the spectrum of a symmetric array, of blocks (n, n, O, O), or of a stored matrix (its url).
-
-    bounded: the plan with the workers' memory (`Site.bounded`), which counts where one of them would decompose a stored matrix.
-    """
+def ends_of(matrix: Any, site: Site, plan: Plan) -> Ends:
+    """The ends of the spectrum of a symmetric array, of blocks (n, n, O, O), or of a stored matrix (its url)."""
     is_stored = isinstance(matrix, (str, os.PathLike))
-    if is_stored and StoredMatrix.open(matrix).shape[0] <= DENSE_ROWS:
-        # without a stated budget larger ones are never decomposed, so that the method does not depend on the workers
-        plan = bounded
     operand = matrix if is_stored or matrix.ndim == 2 else stacked(matrix)
     values = spectrum(operand, 1, client=site.client, plan=plan, listener=site.listener, threads=site.threads)
     eps = float(np.finfo((StoredMatrix.open(matrix) if is_stored else matrix).dtype).eps)
@@ -276,14 +266,14 @@ def _add(node: tuple[int, int], left: KernelSums, right: KernelSums) -> KernelSu
     return left + right
 
 
-def _stored_sums(full: StoredMatrix, pseudo: Any, outputs: int, site: Site, limit: int | None) -> KernelSums:
+def _stored_sums(full: StoredMatrix, pseudo: Any, outputs: int, site: Site, plan: Plan) -> KernelSums:
     """The sums over all blocks, one task for each; MemoryBudgetError when a block does not fit a task."""
     if pseudo is not None and not isinstance(pseudo, StoredMatrix):
         raise InputError("compare_kernels: beside a stored empirical NTK the pseudo-NTK is stored, too: give its url.")
     n, m = (size // outputs for size in full.shape)
     # a block is a tile where O divides it, else it reads up to four
     rows, columns = (max(1, size // outputs) for size in full.tile_shape)
-    needed = _block_bytes(full, pseudo, rows, columns, outputs)
+    limit, needed = site.bounded(plan).memory_bytes, _block_bytes(full, pseudo, rows, columns, outputs)
     if limit is not None and needed > limit:
         raise MemoryBudgetError(
             f"{LABEL} of tiles of {full.tile_shape[0]} x {full.tile_shape[1]} needs {format_bytes(needed)} but a task has "
@@ -297,11 +287,11 @@ def _stored_sums(full: StoredMatrix, pseudo: Any, outputs: int, site: Site, limi
 def _block_bytes(full: StoredMatrix, pseudo: StoredMatrix | None, rows: int, columns: int, outputs: int) -> int:
     """Peak bytes of the task of a block: of either matrix the block, a tile and its checksummed file; float64 strips."""
     blocks = [(full, rows * columns * outputs**2)] + ([] if pseudo is None else [(pseudo, rows * columns)])
-    held = sum(
+    matrix_bytes = sum(
         matrix.dtype.itemsize * (entries + 3 * matrix.tile_shape[0] * matrix.tile_shape[1])
         for matrix, entries in blocks
     )
-    return BASE_BYTES + held + 4 * STRIP_BYTES
+    return BASE_BYTES + matrix_bytes + 4 * STRIP_BYTES
 
 
 def _finite(value: Any) -> Any:

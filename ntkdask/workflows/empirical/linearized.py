@@ -169,7 +169,7 @@ def predict_linearized(
     if folder is not None:
         resources = resources or site.resources()
         n, k = (y.size, 1) if _gives_blocks(theta) else y.shape
-        require_dense_fits(n, k, alpha, solver, plan, resources)
+        require_dense_fits(n, k, solver, plan.memory_bytes or resources.memory_bytes)
     named = ((train, "x_train"), (test, "x_test"))
     streams = [_stream(source, folder, dtype, name) for source, name in named if source is not None]
     priors = [_outputs(module, stream, input_layout) for stream in streams]

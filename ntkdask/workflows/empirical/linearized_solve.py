@@ -99,13 +99,12 @@ def solve_linearized(
     return Linearized(coefficients, alpha, full), solution["solver"], solution["facts"]
 
 
-def require_dense_fits(n: int, k: int, alpha: float, solver: str, plan: Plan, resources: Resources) -> None:
-    """MemoryBudgetError where a solver that holds the matrix was asked for and cannot, before n rows of it are computed."""
+def require_dense_fits(n: int, k: int, solver: str, limit: int | None) -> None:
+    """MemoryBudgetError where `solver` holds the whole matrix, of n rows, and a task's limit does not; before it is computed."""
     if solver in DENSE:
-        options = _options(alpha, solver)
-        limit = plan.memory_bytes or resources.memory_bytes
-        # what dense solvers hold does not depend on the tiles
-        choose_solver(candidates(options, Sizes(n, k, 8, 1, 1), resources, stored=True), limit, n)
+        # their memory depends on n alone, not on tiles, threads or alpha
+        able = candidates(_options(0.0, solver), Sizes(n, k, 8, 1, 1), Resources(limit), stored=True)
+        choose_solver(able, limit, n)
 
 
 def _options(alpha: float, solver: str) -> KernelRidgeOptions:

@@ -102,7 +102,7 @@ def _pseudo_alone(module: Any, sweep: PntkSweep, rows: _Rows, site: Site, plan: 
         matrix, cross = site.folder / "train", site.folder / "test"
         kernel_matrix(kernel, rows.x, url=matrix, client=site.client, plan=plan)
         kernel_matrix(kernel, rows.x_test, rows.x, url=cross, client=site.client, plan=plan)
-    ends = ends_of(matrix, site, plan, site.bounded(plan))
+    ends = ends_of(matrix, site, plan)
     alpha = _alpha(sweep, ends)
     fit = predict_stored_linearized(
         matrix,

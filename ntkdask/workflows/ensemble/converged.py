@@ -45,7 +45,7 @@ def predict_converged(
     client: Any = None,
     plan: Plan | None = None,
 ) -> EnsemblePrediction:
-    """What `predict_stored_ensemble` gives at times=inf with diag_reg=factor.alpha, without an eigendecomposition.
+    """Predictions of `predict_stored_ensemble` at times=inf with diag_reg=factor.alpha, without an eigendecomposition.
 
     Parameters
     ----------
@@ -64,20 +64,21 @@ def predict_converged(
     client : distributed.Client or None
         Whose workers multiply with K_DD; the factor has its own for substitutions.
     plan : Plan or None
-        tile_rows of test rows. memory_bytes of a task; None takes the smallest worker's where there are workers. Test rows, and
-        right-hand sides of a substitution, are fewer where these say so.
+        tile_rows of test rows; None takes at most 1024, as many as fit a task. memory_bytes of a task; None takes the smallest
+        worker's where there are workers.
 
     Returns
     -------
     EnsemblePrediction
-        mean (1, m, k), variance (1, m) or None: NumPy arrays, float64. unlearned is 0: the ridge makes every direction learnable.
+        mean (1, m, k), variance (1, m) or None: NumPy arrays, float64. unlearned is 0: a matrix that has a Cholesky factor leaves
+        no direction unlearned.
 
     Raises
     ------
     InputError
         When the factor is of another matrix, for a covariance, and as `predict_stored_ensemble`.
     MemoryBudgetError
-        Before anything runs, when a task does not fit with one test row.
+        Before anything runs, when a task does not fit with a single test row, or with those of plan.tile_rows.
 
     Notes
     -----
@@ -139,10 +140,11 @@ def _fitting_factor(factor: Factor, n: int, plan: Plan) -> Factor:
 
 def _fitting_rows(k_dd: StoredMatrix, tile_rows: int, plan: Plan, client: Any) -> int:
     """At most tile_rows test rows, whose product with K_DD fits a task; MemoryBudgetError where not one, or not the plan's, fit."""
-    limit = Site(client=client).bounded(plan).memory_bytes
+    offered = Site(client=client).resources()
+    limit = plan.memory_bytes or offered.memory_bytes
     if limit is None:
         return tile_rows
-    product = StoredKernel(k_dd.url, client=client)
+    product = StoredKernel(k_dd.url, threads=offered.threads)
     task = f"a product with the prior's kernel of {k_dd.shape[0]} training rows"
     fitting = largest_rows(limit, lambda rows: BASE_BYTES + product.task_bytes(rows), tile_rows, task)
     if plan.tile_rows is not None and fitting < tile_rows:

@@ -10,7 +10,6 @@ from cluster_examples import PaperCluster
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.execution import site
 from ntkdask.execution.map_reduce import reduce_tiles
-from ntkdask.matrices.spectrum import spectrum
 from ntkdask.networks import fully_connected
 from ntkdask.planning.tiles import Plan, TileGrid
 from ntkdask.solvers.kernel_measures import kernel_sums, pseudo_of, stacked
@@ -140,24 +139,6 @@ def test_blocks_that_no_task_can_hold_are_refused_before_anything_runs(tmp_path)
     # arrays are measured here, whatever the workers have
     assert compare_kernels(theta, pseudo, client=workers).full is not None
     assert workers.asked == 2
-
-
-def test_a_spectrum_that_no_task_can_hold_is_computed_from_products(tmp_path, monkeypatch):
-    """Without a stated budget: decomposed where the workers can, and larger ones as without workers."""
-    _, pseudo = kernels(40)
-    url, plans = put(tmp_path / "pseudo", pseudo, 9), []
-
-    def planned(operand, k, *, plan, **keywords):
-        plans.append(plan.memory_bytes)
-        return spectrum(operand, k, plan=plan)
-
-    monkeypatch.setattr(module, "spectrum", planned)
-    for rows, limit in ((40, 9 * 2**30), (39, None)):
-        monkeypatch.setattr(module, "DENSE_ROWS", rows)
-        where = site.Site(client=PaperCluster(memory_limit=10 * 2**30))
-        found = module.ends_of(url, where, Plan(), where.bounded(Plan()))
-        assert found.lambda_max == pytest.approx(np.linalg.eigvalsh(pseudo)[-1], rel=1e-5)
-        assert plans.pop() == limit
 
 
 def test_one_triangle_is_read_once(tmp_path, monkeypatch):
