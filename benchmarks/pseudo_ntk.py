@@ -31,7 +31,8 @@ from ntkdask.modules.protocol import TrainingProtocol
 from ntkdask.networks import fully_connected
 from ntkdask.report.figures_empirical import write_figures
 from ntkdask.solvers.kernel_measures import power_law
-from ntkdask.workflows.empirical.sweep import PntkSweep, SweepData, run_pntk_sweep
+from ntkdask.workflows.empirical.sweep import run_pntk_sweep
+from ntkdask.workflows.empirical.sweep_cells import PntkSweep, SweepData
 
 NETWORKS: dict[str, Callable[[int, int, tuple[int, ...]], Any]] = {
     "FCN": fcn3,

@@ -20,6 +20,7 @@ from ntkdask.execution.tree import Node, tree_nodes
 from ntkdask.execution.window import Done
 from ntkdask.files import local_path
 from ntkdask.planning.resources import Resources
+from ntkdask.planning.tiles import Plan
 from ntkdask.store import Receipt, TileStore
 
 T = TypeVar("T")
@@ -110,6 +111,12 @@ class Site:
         from ntkdask.execution.workers import resources
 
         return resources(self.client)
+
+    def bounded(self, plan: Plan) -> Plan:
+        """`plan` with what every worker has for a task as its memory_bytes, where it states none and there are workers."""
+        if self.client is None or plan.memory_bytes is not None:
+            return plan
+        return replace(plan, memory_bytes=self.resources().memory_bytes)
 
     def within(self, name: str) -> Self:
         """The site of a part of the workflow: the folder `name` in this one, and `name/` before the names of its stages."""

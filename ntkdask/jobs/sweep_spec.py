@@ -34,7 +34,7 @@ from ntkdask.jobs.tables import STRICT, read_tables, require_name, validated
 from ntkdask.modules import descriptions, protocol  # noqa: F401 (registers both; imports no torch)
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import fit_in_memory, parse_steps
-from ntkdask.workflows.empirical.sweep import KERNELS, PntkSweep, SweepData
+from ntkdask.workflows.empirical.sweep_cells import KERNELS, PntkSweep, SweepData
 
 
 @dataclass(frozen=True, config=STRICT)

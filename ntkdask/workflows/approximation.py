@@ -19,19 +19,44 @@ from ntkdask.workflows.sources import as_source
 def approximation_error(
     map: FeatureMap, x: Any, *, lam: float | None = None, n_rows: int = 1000, seed: int = 0
 ) -> ApproximationError:
-    """Errors of map(x)·map(x)ᵀ against the exact kernel `map.target` on at most n_rows of the rows.
+    """Errors of map(x)·map(x)ᵀ against the exact kernel `map.target`, on a sample of the rows.
 
-    x: an array (NumPy or CuPy), a dask array, a Dataset or its url, (n, *s); all but float64 is cast to float32, uint8 images divided
-    by 255, as `featurize` does. More than n_rows are sampled without replacement, by `seed`. map: fitted, where it depends on data.
-    lam: λ > 0 of eq. 13, on the unnormalised matrix; None: the mean of the kernel's diagonal.
-    Returns relative Frobenius and spectral errors and the constants of spectral approximation, see `ApproximationError`. Raises
-    InputError for n_rows < 1, lam <= 0, no rows, and rows that the map or its kernel refuses. Peak: n_rows·n_components and about
-    6·n_rows² numbers in this process.
-    Source: Zandieh et al. 2021, eq. 13.
+    Parameters
+    ----------
+    map : FeatureMap
+        Fitted, where it depends on data.
+    x : array (n, *s), dask array, Dataset or its url
+        NumPy or CuPy. All but float64 is cast to float32, uint8 images divided by 255, as `featurize` does.
+    lam : float or None
+        λ > 0 of eq. 13, on the unnormalised matrix. None: the mean of the kernel's diagonal.
+    n_rows : int
+        Rows that are compared at most. Of more, so many are sampled without replacement.
+    seed : int
+        Of the sample.
 
+    Returns
+    -------
+    ApproximationError
+        Relative Frobenius and spectral errors, and the constants of spectral approximation.
+
+    Raises
+    ------
+    InputError
+        For n_rows < 1, lam <= 0, no rows, and rows that the map or its kernel refuses.
+
+    Notes
+    -----
+    This process holds n_rows·n_components and about 6·n_rows² numbers.
+
+    References
+    ----------
+    Zandieh et al. 2021, eq. 13.
+
+    Examples
+    --------
     >>> from ntkdask.features import ArcCosineFeatures
-    >>> found = approximation_error(ArcCosineFeatures(20_000), np.eye(4))
-    >>> bool(found.frobenius < 0.05) and bool(found.smallest <= 1 <= found.largest)
+    >>> error = approximation_error(ArcCosineFeatures(20_000), np.eye(4))
+    >>> bool(error.frobenius < 0.05) and bool(error.smallest <= 1 <= error.largest)
     True
     """
     if isinstance(n_rows, bool) or not isinstance(n_rows, int) or n_rows < 1:

@@ -1,8 +1,8 @@
 """Torch modules on their way to stores and workers: weights become a state, the structure goes to each worker once.
 
-    weights  → folder/<digest>, a state, read through each process's byte-bounded cache
-    skeleton → a message of Dask's to every worker, present and future; never a file
-    module   → its `StoredModule`, in the kernel or the feature map: what tasks, fingerprints and saved models hold
+    weights  → folder/<digest>, a state that each process reads through its byte-bounded cache
+    skeleton → a message of Dask to every worker, present and future; never a file
+    module   → its `StoredModule`, in the kernel or the feature map: tasks, fingerprints and saved models hold that
 
 Objects without modules, and networks by description, pass unchanged. Called by kernel_matrix, featurize, the estimators and models.
 """
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _StateArrays:
-    """Where the weights of a module are read from."""
+    """Reads the weights of a module from their state when it is called."""
 
     url: str
 
@@ -39,18 +39,18 @@ class _StateArrays:
 
 
 def shipped(thing: T, folder: Path | str, client: Any = None) -> T:
-    """`thing` (a kernel, a feature map, None) with every torch module in it, at any depth, as its `StoredModule`.
+    """`thing` (a kernel, a feature map, None) with a `StoredModule` in the place of every torch module in it, at any depth.
 
-    The weights are stored under `folder`, once; this process and the client's workers know the rest. Raises InputError, naming
-    the classes, when a worker cannot import what a module is made of, before anything is stored.
+    The weights are stored under `folder`, once; the skeletons are told to this process and the client's workers. Raises InputError,
+    naming the classes, when a worker cannot import those of a module, before anything is stored.
     """
-    return _mapped(thing, lambda held: _stored(held, Path(folder), client))
+    return _mapped(thing, lambda module: _stored(module, Path(folder), client))
 
 
 def module_states(thing: Any, root: Path | str) -> dict[str, str]:
-    """{digest of weights: path of their state, relative to root} of the modules in what `shipped` gave: for a saved model."""
+    """{digest of weights: path of their state, relative to root} of every `StoredModule` in `thing`; a saved model keeps it."""
     states = {}
-    for stored in _found(thing, lambda held: isinstance(held, StoredModule)):
+    for stored in _parts(thing, lambda value: isinstance(value, StoredModule)):
         _, source = shipping.known(stored)
         if isinstance(source, _StateArrays):
             states[stored.weights] = os.path.relpath(source.url, root)
@@ -58,32 +58,33 @@ def module_states(thing: Any, root: Path | str) -> dict[str, str]:
 
 
 def know_states(states: Mapping[str, str], root: Path | str) -> None:
-    """Tell this process where the weights of modules are stored, as `module_states` gave it."""
+    """Tell this process where the weights of modules are stored, from the table that `module_states` gave."""
     for weights, path in states.items():
         shipping.know_weights(weights, _StateArrays(os.path.normpath(os.path.join(root, path))))
 
 
 def restored(thing: T, original: Any) -> T:
-    """`thing` with the torch modules of `original` in the place of their addresses: for a result that outlives its folder."""
-    modules = {shipping.described(m): m for m in _found(original, _is_module)}
-    return _mapped(thing, lambda held: modules.get(held, held) if isinstance(held, StoredModule) else held)
+    """`thing` with the torch modules of `original` in the place of their `StoredModule`, so that it outlives its folder."""
+    modules = {shipping.described(m): m for m in _parts(original, _is_module)}
+    return _mapped(thing, lambda part: modules.get(part, part) if isinstance(part, StoredModule) else part)
 
 
 def _is_module(value: Any) -> bool:
+    """Whether value is a torch module; torch is not imported for that."""
     return "torch" in sys.modules and shipping.is_module(value)
 
 
-def _found(thing: Any, wanted: Callable[[Any], bool]) -> Iterator[Any]:
-    """Everything of the wanted kind in a dataclass, at any depth."""
-    if wanted(thing):
+def _parts(thing: Any, is_wanted: Callable[[Any], bool]) -> Iterator[Any]:
+    """Everything in a dataclass, at any depth, for which is_wanted is true."""
+    if is_wanted(thing):
         yield thing
     elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         for field in dataclasses.fields(thing):
-            yield from _found(getattr(thing, field.name), wanted)
+            yield from _parts(getattr(thing, field.name), is_wanted)
 
 
 def _mapped(thing: Any, change: Callable[[Any], Any]) -> Any:
-    """A dataclass with what `change` gives for the modules and addresses in it, at any depth; itself where nothing changes."""
+    """A dataclass with change(module) for every module and `StoredModule` in it, at any depth; itself where nothing changes."""
     if isinstance(thing, StoredModule) or _is_module(thing):
         return change(thing)
     if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
@@ -91,15 +92,15 @@ def _mapped(thing: Any, change: Callable[[Any], Any]) -> Any:
     changes = {}
     for field in dataclasses.fields(thing):
         if field.init:
-            held = getattr(thing, field.name)
-            new = _mapped(held, change)
-            if new is not held:
-                changes[field.name] = new
+            value = getattr(thing, field.name)
+            changed = _mapped(value, change)
+            if changed is not value:
+                changes[field.name] = changed
     return dataclasses.replace(thing, **changes) if changes else thing
 
 
 def _stored(module: Any, folder: Path, client: Any) -> StoredModule:
-    """The address of a module whose weights lie in `folder`, or where they were stored before."""
+    """The `StoredModule` of a module, its weights in `folder`, or where they were stored before."""
     if isinstance(module, StoredModule):
         stored, (skeleton, source) = module, shipping.known(module)
     else:
@@ -120,7 +121,7 @@ def _stored(module: Any, folder: Path, client: Any) -> StoredModule:
 
 
 def _require_importable(client: Any, stored: StoredModule, skeleton: Any) -> None:
-    """InputError, naming them, for classes that a worker cannot import, or that cannot be sent."""
+    """InputError, naming them, for classes of a module that a worker cannot import, or that cannot be sent."""
     names = shipping.class_names(skeleton)
     answers = client.run(shipping.missing_classes, names, on_error="return")
     for worker, missing in sorted(answers.items()):

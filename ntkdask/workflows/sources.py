@@ -19,6 +19,10 @@ from ntkdask.datasets import Dataset, open_dataset, write_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.files import remove
+from ntkdask.planning.tiles import Plan
+from ntkdask.preprocessing.rows import check_finite_rows
+from ntkdask.preprocessing.targets import encode_targets
+from ntkdask.solvers.linearized import one_hot
 from ntkdask.states import content_digest
 
 
@@ -99,3 +103,134 @@ def store_input(folder: Path, x: Any, targets: Any = None, **keywords: Any) -> D
     finally:
         remove(arriving)
     return open_dataset(final)
+
+
+def row_count_of(source: Any) -> int:
+    """Rows of a source."""
+    return source.n if isinstance(source, Dataset) else int(source.shape[0])
+
+
+def require_alike(test: Any, train: Any) -> None:
+    """InputError unless the rows of two sources have one shape; test None: there is nothing to compare."""
+    if test is not None and row_shape_of(test) != row_shape_of(train):
+        raise InputError(
+            f"x_test has rows of shape {row_shape_of(test)} and x_train of {row_shape_of(train)}; they must agree."
+        )
+
+
+def working_dtype(source: Any, plan: Plan) -> str:
+    """What kernels of a source are computed in: float64 for float64 rows, else float32, unless the plan says."""
+    return plan.dtype or ("float64" if np.dtype(source.dtype).name == "float64" else "float32")
+
+
+def located_rows(source: Any, folder: Path | None, on_cluster: bool = False, name: str = "x") -> tuple[Rows, str]:
+    """Rows of a source where tasks can read them, for workflows that may also run without any folder.
+
+    Parameters
+    ----------
+    source : Dataset, dask array or array (n, *s)
+        As `as_source` gives it. Without a folder a dask array is computed into this process's memory.
+    folder : Path or None
+        Where rows are written that tasks cannot read in place.
+    on_cluster : bool
+        Whether tasks run in other processes.
+    name : str
+        The caller's name of the argument, for errors.
+
+    Returns
+    -------
+    rows : Rows
+        What tasks read.
+    digest : str
+        Of the content of the rows.
+
+    Raises
+    ------
+    InputError
+        For NaN or infinite values in an array, naming the rows. Rows of datasets and dask arrays are looked at when they are read.
+    """
+    if is_dask(source) and folder is None:
+        source = source.compute()
+    if not is_dask(source) and not isinstance(source, Dataset):
+        check_finite_rows(source, name=name)
+    return rows_of(source, folder or Path(), on_cluster, name)
+
+
+def encoded_targets(
+    targets: Any, n_classes: int | None = None, n: int | None = None, *, zero_mean: bool = True
+) -> np.ndarray:
+    """Targets of training rows as a float64 matrix with a column for each output.
+
+    Parameters
+    ----------
+    targets : array or dask array (n,) or (n, k)
+        Numbers, or with `n_classes` labels (n,) in 0..C−1.
+    n_classes : int or None
+        C. None: the targets are numbers, integers among them.
+    n : int or None
+        The number of training rows. None: as many as there are targets.
+    zero_mean : bool
+        Whether labels become zero-mean one-hot targets (1 − 1/C and −1/C, as `encode_targets`), or ones and zeros (`one_hot`).
+
+    Returns
+    -------
+    array (n, k), float64
+        On the host, contiguous.
+
+    Raises
+    ------
+    InputError
+        For other shapes and lengths, what holds no numbers, labels out of range, and NaN or infinite values, naming the rows.
+    """
+    y = to_host(as_array(targets.compute() if is_dask(targets) else targets))
+    if n_classes is not None:
+        y = encode_targets(y, n_classes, "float64") if zero_mean else one_hot(y, n_classes)
+    n = y.shape[0] if n is None and y.ndim else n
+    if y.ndim not in (1, 2) or not n or len(y) != n or y.dtype.kind not in "buif":
+        rows = "" if n is None else f" for {n} training rows"
+        raise InputError(
+            f"targets have shape {y.shape} and dtype {y.dtype}{rows}; give numbers (n,) or (n, k), or labels with n_classes."
+        )
+    y = np.ascontiguousarray(y.reshape(n, -1), np.float64)
+    check_finite_rows(y, name="targets")
+    return y
+
+
+def targets_of(source: Any, targets: Any, n_classes: int | None, *, zero_mean: bool = True) -> np.ndarray:
+    """The targets of a training set, `encoded_targets` of what the caller gave or of what the dataset holds.
+
+    Parameters
+    ----------
+    source : Dataset, dask array or array (n, *s)
+        The training rows, as `as_source` gives them.
+    targets : array (n,) or (n, k), dask array or None
+        None takes the dataset's own, and the number of its classes.
+    n_classes : int or None
+        As of `encoded_targets`.
+    zero_mean : bool
+        As of `encoded_targets`.
+
+    Returns
+    -------
+    array (n, k), float64
+        On the host.
+
+    Raises
+    ------
+    InputError
+        Where there are no targets, and as `encoded_targets`.
+    """
+    n = row_count_of(source)
+    if targets is None:
+        if not isinstance(source, Dataset) or source.kind == "unlabelled":
+            raise InputError("there are no targets: give them, or a dataset that holds some as x_train.")
+        targets = source.targets(0, n)
+        n_classes = n_classes or (len(source.class_names or ()) if source.kind == "classification" else None)
+    return encoded_targets(targets, n_classes, n, zero_mean=zero_mean)
+
+
+def labels_of(source: Any, labels: Any = None) -> np.ndarray | None:
+    """Labels (m,) to score predictions with: those given, or a labelled dataset's own, or None."""
+    if labels is None and isinstance(source, Dataset) and source.kind == "classification":
+        labels = source.targets(0, source.n)
+    return None if labels is None else np.asarray(to_host(as_array(labels)))

@@ -15,7 +15,6 @@ import pytest
 from ntkdask import threads
 from ntkdask.errors import ClusterError, DamagedTileError, InputError, StoreError, TileError
 from ntkdask.execution import cluster, window
-from ntkdask.execution import map_reduce as execution
 from ntkdask.execution.map_reduce import TASK_BYTES, map_tiles, reduce_tiles
 from ntkdask.execution.tree import tree_children, tree_nodes
 from ntkdask.execution.window import ATTEMPTS

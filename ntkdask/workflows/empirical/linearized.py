@@ -17,44 +17,51 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask import registry
-from ntkdask.arrays import as_array, host_cores, is_dask, to_device, to_host
-from ntkdask.datasets import Dataset
-from ntkdask.datasets.rows import Rows
+from ntkdask.arrays import as_array, to_device, to_host
 from ntkdask.errors import InputError
-from ntkdask.execution.progress import Listener, Record, Silent
-from ntkdask.files import local_path
+from ntkdask.execution.progress import Listener
+from ntkdask.execution.site import Site
 from ntkdask.matrices.operator import StoredKernel
-from ntkdask.matrices.stored import PANEL_BYTES, StoredMatrix
+from ntkdask.matrices.stored import StoredMatrix
 from ntkdask.modules.optional import require_torch
 from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.solvers.kernel_measures import accuracy
-from ntkdask.solvers.linearized import Linearized, is_full, one_hot
-from ntkdask.solvers.preconditioners import rank_for_bytes
-from ntkdask.states import content_digest, load_state, save_state
+from ntkdask.solvers.linearized import Linearized
+from ntkdask.workflows.empirical.linearized_solve import require_dense_fits, solve_linearized
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
-from ntkdask.workflows.kernel_ridge.choose import Sizes, candidates, choose_solver
-from ntkdask.workflows.kernel_ridge.gather import Gathered
-from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import convergence_note
-from ntkdask.workflows.kernel_ridge.plan import MAX_RANK, RANK_BYTES, RANK_SHARE, SHARE_CACHED, KernelRidgePlan
-from ntkdask.workflows.kernel_ridge.solve import solve_stored
-from ntkdask.workflows.sources import as_source, row_shape_of, rows_of
+from ntkdask.workflows.sources import as_source, encoded_targets, labels_of, located_rows, require_alike, targets_of
 from ntkdask.workflows.stream import FeatureStream
 
-KERNELS = ("pntk", "entk")
 OUTPUT_ROWS = 1024
 """Rows whose outputs are computed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class LinearizedPrediction:
-    """predictions (m, O) = f_lin(X) and prior (m, O) = f₀(X), float64; accuracy and prior_accuracy of the two, None without labels.
+    """What a linearised network predicts, and how it was solved.
 
-    full: whether Θ is the full eNTK (eq. 5) or the pseudo-NTK (eq. 6). facts: how it was solved; `note` of a solve that stopped short.
+    Parameters
+    ----------
+    predictions : array (m, O), float64
+        f_lin(X).
+    prior : array (m, O), float64
+        f₀(X), what the network itself gives.
+    alpha : float
+        The ridge.
+    full : bool
+        Whether Θ is the full eNTK (eq. 5) or the pseudo-NTK (eq. 6).
+    solver : str
+        The solver that was used.
+    accuracy : float or None
+        Of the predictions; None without labels.
+    prior_accuracy : float or None
+        Of the prior.
+    facts : dict
+        How it was solved.
     """
 
     predictions: np.ndarray
@@ -68,7 +75,7 @@ class LinearizedPrediction:
 
     @property
     def note(self) -> str:
-        """What to know of conjugate gradients that did not converge; "" for nothing."""
+        """Says where conjugate gradients did not converge; "" where there is nothing to say."""
         return convergence_note(self.facts)
 
 
@@ -90,44 +97,88 @@ def predict_linearized(
     resources: Resources | None = None,
     listener: Listener | None = None,
 ) -> LinearizedPrediction:
-    """f_lin on x_test of `module` (a torch.nn.Module in eval mode, or a description of one), linearised at its weights.
+    """f_lin on x_test of a network that is linearised at its weights and trained to convergence.
 
-    x_train, x_test: arrays (n, *s), dask arrays, datasets or their urls, cast as `kernel_matrix` casts them; x_test=None is x_train.
-    targets: numbers (n, O), or labels 0..C−1 with n_classes=C, which become zeros and ones as in the paper; None takes the dataset's.
-    test_targets: labels (m,) to score; None takes those of a dataset. kernel: "pntk" (eq. 6), "entk" (eq. 5, (n·O)² numbers), or a
-    PseudoNTK or EmpiricalNTK of the module with arguments of its own, input_layout among them. alpha: 0 in the paper. solver: "auto",
-    "cholesky", "eigh" (which at alpha=0 takes the least solution of a singular kernel), and with a url "tiled_cholesky" and "cg".
+    Parameters
+    ----------
+    module : torch.nn.Module, or a description of one
+        In eval mode.
+    x_train : array (n, *s), dask array, Dataset or its url
+        Training rows, cast as `kernel_matrix` casts them.
+    targets : array (n,) or (n, O), or None
+        Numbers, or labels 0..C−1 with `n_classes`. None takes the dataset's own.
+    x_test : array (m, *s), dask array, Dataset, its url or None
+        Rows to predict. None: the training rows.
+    kernel : str or kernel
+        "pntk" (eq. 6), "entk" (eq. 5, (n·O)² numbers), or a PseudoNTK or EmpiricalNTK of the module with arguments of its own,
+        input_layout among them.
+    alpha : float
+        The ridge; 0 in the paper.
+    n_classes : int or None
+        C of the labels, which become zeros and ones as in the paper. None: targets are numbers.
+    test_targets : array (m,), integers, or None
+        Labels to score. None takes those of a dataset.
+    solver : str
+        "auto", "cholesky", "eigh" (which at alpha=0 takes the least solution of a singular kernel), and with a url also
+        "tiled_cholesky" and "cg".
+    input_layout : str or None
+        "nchw": images are transposed from NHWC for the module; None passes them as they are.
+    url : str, path or None
+        A folder that keeps tiles and solutions, and resumes. None: everything is in this process, on its GPU where there is one.
+    client : distributed.Client or None
+        Whose workers compute kernels and solve; needs a url, which they share.
+    plan : Plan or None
+        As of `kernel_matrix`; its memory_bytes is also what a task of the solve may take.
+    resources : Resources or None
+        Of the solve. None: this process, or the client's workers.
+    listener : Listener or None
+        Hears of stages and tasks.
 
-    url: a folder that keeps tiles and solutions, and resumes; without, everything is in this process, on its GPU where there is
-    one. client: a Dask client (needs a url). plan: as of `kernel_matrix`; its memory_bytes is also what a task of the solve may take.
-    resources: of the solve; None: this process, or the client's workers.
-    Raises InputError for shapes that disagree and for kernels that are singular or indefinite at alpha, saying which alpha would do.
-    Source: Mohamadi & Sutherland 2023, eqs. 5 and 6.
+    Returns
+    -------
+    LinearizedPrediction
+        Predictions (m, O), the network's own outputs, accuracies of both where there are labels.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without torch.
+    InputError
+        For shapes that disagree, and for kernels that are singular or indefinite at alpha, saying which alpha would do.
+    MemoryBudgetError
+        When a tile, or the solve, does not fit a task.
+
+    References
+    ----------
+    Mohamadi & Sutherland 2023, eqs. 5 and 6.
     """
     require_torch("predict_linearized")
     from ntkdask.modules.outputs import on_gpu
 
-    plan, folder = plan or Plan(), _folder(url, client)
+    plan, site = plan or Plan(), Site.at(url, client, listener)
+    # tasks elsewhere need a folder; without one everything stays here
+    folder = site.folder if client is None else site.home
     train = as_source(x_train, "x_train")
     test = None if x_test is None else as_source(x_test, "x_test")
-    if test is not None and row_shape_of(test) != row_shape_of(train):
-        raise InputError(
-            f"x_test has rows of shape {row_shape_of(test)} and x_train of {row_shape_of(train)}; they must agree."
-        )
+    require_alike(test, train)
     theta = _kernel(kernel, module, input_layout)
     input_layout = theta.input_layout
-    y = _encoded(train, targets, n_classes)
-    scored = test if x_test is not None else train
-    labels = _labels(scored, test_targets)
+    y = targets_of(train, targets, n_classes, zero_mean=False)
+    labels = labels_of(train if test is None else test, test_targets)
     dtype = plan.dtype or ("float64" if train.dtype == np.float64 else "float32")
-    streams = [_stream(s, folder, dtype, n) for s, n in ((train, "x_train"), (test, "x_test")) if s is not None]
+    if folder is not None:
+        resources = resources or site.resources()
+        n, k = (y.size, 1) if _gives_blocks(theta) else y.shape
+        require_dense_fits(n, k, solver, plan.memory_bytes or resources.memory_bytes)
+    named = ((train, "x_train"), (test, "x_test"))
+    streams = [_stream(source, folder, dtype, name) for source, name in named if source is not None]
     priors = [_outputs(module, stream, input_layout) for stream in streams]
     if folder is None:
         rows = [to_device(stream.selected_rows(0, stream.n_selected), on_gpu()) for stream in streams]
         matrix = theta(rows[0])
         cross = matrix if test is None else theta(rows[1], rows[0])
     else:
-        keywords = {"client": client, "plan": plan, "listener": listener}
+        keywords = {"client": client, "plan": plan, "listener": site.listener}
         kernel_matrix(theta, _shared(streams[0]), url=folder / "train", **keywords)
         matrix = cross = folder / "train"
         if test is not None:
@@ -169,40 +220,64 @@ def predict_stored_linearized(
 ) -> LinearizedPrediction:
     """`predict_linearized` from matrices that are there already: arrays, or urls of stored ones (`kernel_matrix`).
 
-    matrix: Θ̂ (n, n), or Θ as (n, n, O, O) or (n·O, n·O); cross: the same of test with training rows. prior (n, O), prior_test (m, O):
-    f₀ of training and test rows. Other arguments as there; without a url a stored matrix is read whole into this process.
+    Parameters
+    ----------
+    matrix : array or url
+        Θ̂ (n, n), or Θ as (n, n, O, O) or (n·O, n·O). Without a url for the results a stored one is read whole into this process.
+    cross : array or url
+        The same kernel of test with training rows.
+    targets : array (n,) or (n, O)
+        Numbers, or labels 0..C−1 with `n_classes`.
+    prior : array (n, O)
+        f₀ of the training rows.
+    prior_test : array (m, O)
+        f₀ of the test rows.
+    alpha, n_classes, test_targets, solver, url, client, plan, resources, listener
+        As of `predict_linearized`; of the plan memory_bytes alone has an effect.
+
+    Returns
+    -------
+    LinearizedPrediction
+        As of `predict_linearized`.
+
+    Raises
+    ------
+    InputError
+        As `predict_linearized`.
+    MemoryBudgetError
+        Before anything runs, when no solver fits a task.
     """
     f0, f0_test = (np.asarray(to_host(as_array(p)), np.float64) for p in (prior, prior_test))
-    y = _numbers(targets, n_classes)
+    y = encoded_targets(targets, n_classes, zero_mean=False)
     if f0.ndim != 2 or y.shape != f0.shape:
         raise InputError(
             f"predict_linearized: targets have shape {y.shape} and the network's outputs {f0.shape}; they must agree. Give labels "
             "with n_classes, or a column for each output."
         )
     check_finite_rows(f0, name="the network's outputs")
-    labels = _labels(None, test_targets)
+    labels = labels_of(None, test_targets)
     if labels is not None and labels.shape != (len(f0_test),):
         raise InputError(
             f"test_targets have shape {labels.shape}; give labels ({len(f0_test)},), one for each test row."
         )
-    folder = _folder(url, client)
-    stored = isinstance(matrix, (str, os.PathLike))
-    if stored and folder is not None:
+    site = Site.at(url, client, listener)
+    # tasks elsewhere need a folder; without one everything stays here
+    folder = site.folder if client is None else site.home
+    is_stored = isinstance(matrix, (str, os.PathLike))
+    if is_stored and folder is not None:
         opened = StoredMatrix.open(matrix)
-        fit, name, facts = _solve_stored(
-            opened, y - f0, alpha, solver, folder, client, plan or Plan(), resources, listener or Silent()
-        )
+        fit, name, facts = solve_linearized(opened, y - f0, alpha, solver, site, plan or Plan(), resources)
     else:
-        array = StoredMatrix.open(matrix).read() if stored else as_array(matrix)
+        array = StoredMatrix.open(matrix).read() if is_stored else as_array(matrix)
         name = "cholesky" if solver == "auto" else solver
-        fit, facts = Linearized.fit(array, y - f0, alpha, solver=name, overwrite=stored), {}
+        fit, facts = Linearized.fit(array, y - f0, alpha, solver=name, overwrite=is_stored), {}
     predicted = _predict(fit, cross, f0_test, client)
     own, before = (None if labels is None else accuracy(f, labels) for f in (predicted, f0_test))
     return LinearizedPrediction(predicted, f0_test, alpha, fit.full, name, own, before, facts)
 
 
 def _kernel(kernel: Any, module: Any, layout: str | None) -> Any:
-    """The kernel that was asked for, by name or itself."""
+    """The kernel that was asked for by name, or the one that was given; InputError where it is of another module."""
     from ntkdask.kernels.empirical import EmpiricalNTK, PseudoNTK
 
     if kernel == "pntk":
@@ -221,60 +296,22 @@ def _kernel(kernel: Any, module: Any, layout: str | None) -> Any:
     )
 
 
-def _folder(url: str | os.PathLike[str] | None, client: Any) -> Path | None:
-    if url is None and client is not None:
-        raise InputError("predictions on a cluster go through a folder that its workers share: give a url.")
-    return None if url is None else local_path(url)
+def _gives_blocks(kernel: Any) -> bool:
+    """Whether the kernel is a full eNTK, which has O rows for each row of its inputs."""
+    from ntkdask.kernels.empirical import EmpiricalNTK
 
-
-def _encoded(source: Any, targets: Any, n_classes: int | None) -> np.ndarray:
-    """(n, O) of what the caller gave, or of the dataset."""
-    n = source.n if isinstance(source, Dataset) else int(source.shape[0])
-    if targets is None:
-        if not isinstance(source, Dataset) or source.kind == "unlabelled":
-            raise InputError("there are no targets: give them, or a dataset that holds some as x_train.")
-        targets = source.targets(0, n)
-        n_classes = n_classes or (len(source.class_names or ()) if source.kind == "classification" else None)
-    y = _numbers(targets, n_classes)
-    if len(y) != n:
-        raise InputError(f"x_train has {n} rows and there are {len(y)} targets; give one for each row.")
-    return y
-
-
-def _numbers(targets: Any, n_classes: int | None) -> np.ndarray:
-    """(n, O) float64 targets: labels as zeros and ones, numbers as they are."""
-    y = to_host(as_array(targets.compute() if is_dask(targets) else targets))
-    if n_classes is not None:
-        return one_hot(y, n_classes)
-    if y.ndim not in (1, 2) or not len(y) or y.dtype.kind not in "buif":
-        raise InputError(
-            f"targets have shape {y.shape} and dtype {y.dtype}; give numbers (n,) or (n, O), or labels with n_classes."
-        )
-    y = np.ascontiguousarray(y.reshape(len(y), -1), np.float64)
-    check_finite_rows(y, name="targets")
-    return y
-
-
-def _labels(source: Any, targets: Any) -> np.ndarray | None:
-    """Labels to score: those that were given, or a labelled dataset's."""
-    if targets is None and isinstance(source, Dataset) and source.kind == "classification":
-        targets = source.targets(0, source.n)
-    return None if targets is None else np.asarray(to_host(as_array(targets)))
+    return isinstance(kernel, EmpiricalNTK)
 
 
 def _stream(source: Any, folder: Path | None, dtype: str, name: str) -> FeatureStream:
-    """Rows as the kernel takes them, from where they can be read; a dask array without a folder is computed into memory."""
-    if is_dask(source) and folder is None:
-        source = source.compute()
-    if not is_dask(source) and not isinstance(source, Dataset):
-        check_finite_rows(source, name=name)
-    rows: Rows = rows_of(source, Path() if folder is None else folder / "inputs", False, name)[0]
+    """Rows as the kernel takes them, read by this process: `kernel_matrix` brings them to the workers itself."""
+    rows, _ = located_rows(source, None if folder is None else folder / "inputs", False, name)
     fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
     return FeatureStream(rows, fitted, None, None, OUTPUT_ROWS)
 
 
 def _shared(stream: FeatureStream) -> Any:
-    """What `kernel_matrix` is given: the array, or the url of the dataset."""
+    """The rows as `kernel_matrix` is given them: the array, or the url of the dataset."""
     rows: Any = stream.rows
     return rows.x if hasattr(rows, "x") else rows.url
 
@@ -290,86 +327,15 @@ def _outputs(module: Any, stream: FeatureStream, layout: str | None) -> np.ndarr
     return np.concatenate([to_host(p) for p in parts]).astype(np.float64)
 
 
-def _solve_stored(
-    matrix: StoredMatrix,
-    residual: np.ndarray,
-    alpha: float,
-    solver: str,
-    folder: Path,
-    client: Any,
-    plan: Plan,
-    resources: Resources | None,
-    listener: Listener,
-) -> tuple[Linearized, str, dict[str, Any]]:
-    """(fit, solver, facts) on tiles; what was solved before is read."""
-    full = is_full(matrix.shape, residual.shape, square=True)
-    right = residual.reshape(-1, 1) if full else residual
-    options = KernelRidgeOptions((alpha,), fit_intercept=False, solver=solver)
-    sizes = _plan(matrix, right.shape[1], options, plan, resources or _found(client))
-    labels = save_state(folder / "state", {"targets": right}, {"bounds": [0, len(right)]})
-    record = Record.open(folder / "linearized", {"matrix": matrix.token})
-    name = f"{registry.digest([content_digest(right), solver, alpha])} "
-
-    def solve() -> dict[str, Any]:
-        fit = solve_stored(
-            Path(matrix.url), Gathered("", labels), options, sizes, folder, client, listener, record, name
-        )
-        kept = save_state(folder / "state", {"coefficients": fit.solution.coefficients})
-        return {"coefficients": kept, "solver": sizes.solver, "facts": {"solver_reason": sizes.reason, **fit.facts}}
-
-    found = record.once(f"{name}solution", solve)
-    coefficients = load_state(found["coefficients"])[0]["coefficients"].reshape(residual.shape)
-    return Linearized(coefficients, alpha, full), found["solver"], found["facts"]
-
-
-def _plan(
-    matrix: StoredMatrix, k: int, options: KernelRidgeOptions, plan: Plan, resources: Resources
-) -> KernelRidgePlan:
-    """The solver that fits, as `plan_kernel_ridge` chooses it, for a matrix that is there."""
-    n, tile, itemsize = matrix.shape[0], matrix.tile_shape[0], matrix.dtype.itemsize
-    limit = plan.memory_bytes or resources.memory_bytes
-    resources = Resources(limit, 0, resources.threads, resources.solve_threads, resources.slots)
-    found = candidates(options, Sizes(n, k, itemsize, tile, 1), resources, stored=matrix.is_symmetric)
-    best, reason = choose_solver(found, limit, n)
-    cache = 0
-    if best.solver == "cg":
-        whole = -(-n * n * itemsize // PANEL_BYTES) * PANEL_BYTES
-        cache = whole if limit is None else min(whole, max(0, int(SHARE_CACHED * (limit - best.bytes))))
-    return KernelRidgePlan(
-        matrix.dtype.name,
-        tile,
-        tile,
-        tile,
-        resources.threads,
-        resources.solve_threads,
-        False,
-        tile,
-        best.solver,
-        reason,
-        max(1, rank_for_bytes(n, RANK_BYTES, min(MAX_RANK, n // RANK_SHARE))),
-        cache,
-        limit,
-    )
-
-
-def _found(client: Any) -> Resources:
-    """What the solve may count on when the caller does not say."""
-    if client is None:
-        return Resources.here()
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    limits = [w["memory_limit"] // w["nthreads"] for w in workers if w["memory_limit"]]
-    cores, slots = min(client.run(host_cores).values()), sum(client.nthreads().values())
-    return Resources(min(limits, default=None), 0, max(1, cores // slots), cores, slots)
-
-
 def _predict(fit: Linearized, cross: Any, prior: np.ndarray, client: Any) -> np.ndarray:
+    """f₀(X) + Θ(X, D) β, (m, O), with an array or a stored matrix of test with training rows."""
     if not isinstance(cross, (str, os.PathLike)):
         return fit.predict(as_array(cross), prior)
     operator = StoredKernel(cross, client)
     coefficients = fit.coefficients.reshape(-1, 1) if fit.full else fit.coefficients
-    wanted = (prior.size if fit.full else len(prior), len(coefficients))
-    if tuple(operator.shape) != wanted:
+    expected = (prior.size if fit.full else len(prior), len(coefficients))
+    if tuple(operator.shape) != expected:
         raise InputError(
-            f"the kernel of test with training rows, {cross}, has shape {operator.shape}; expected {wanted}."
+            f"the kernel of test with training rows, {cross}, has shape {operator.shape}; expected {expected}."
         )
     return prior + (operator @ coefficients).reshape(prior.shape)

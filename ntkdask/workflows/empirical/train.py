@@ -3,7 +3,7 @@
 folder/record.json             fingerprint: protocol, seed, data, initial module
 folder/epoch-0050.safetensors  weights after the epochs that the protocol asks for
 folder/metrics.jsonl           a line for each epoch, and for a restart after divergence
-folder/resume.safetensors      weights, momenta and metrics of the last epoch: written last, it is what a resume believes
+folder/resume.safetensors      weights, momenta and metrics of the last epoch: written last, a resume starts from it
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from ntkdask.arrays import Array, to_host
 from ntkdask.errors import DataError, InputError, StoreError
-from ntkdask.execution.progress import DRIVER, Listener, Record, Silent
+from ntkdask.execution.progress import DRIVER, Listener, Record
+from ntkdask.execution.site import Site
 from ntkdask.execution.window import Done, peak_bytes
-from ntkdask.files import exclusive, local_path, remove, write_text
+from ntkdask.files import exclusive, remove, write_text
 from ntkdask.modules.optional import require_torch
 from ntkdask.modules.protocol import TrainingProtocol
 from ntkdask.registry import to_config
@@ -39,17 +40,17 @@ OWN = ("record.json", "metrics.jsonl", "resume.safetensors", "epoch-*.safetensor
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` did: the lines of metrics.jsonl, and the learning rate that it ended with."""
+    """What `train` did: its folder, the learning rate that it ended with, and the lines of metrics.jsonl."""
 
     folder: Path
     learning_rate: float
     metrics: tuple[Mapping[str, Any], ...]
 
     def checkpoint(self, epoch: int) -> Path:
-        """The weights after `epoch`, for `load_weights` and for a description's `weights`; InputError where none are kept."""
+        """The file of the weights after `epoch`, for `load_weights` and a description's `weights`; InputError where none are kept."""
         path = _checkpoint(self.folder, epoch)
         if not path.exists():
-            kept = sorted(int(found.stem.removeprefix("epoch-")) for found in self.folder.glob("epoch-*.safetensors"))
+            kept = sorted(int(other.stem.removeprefix("epoch-")) for other in self.folder.glob("epoch-*.safetensors"))
             raise InputError(f"no weights were kept after epoch {epoch}; there are those after {kept}.")
         return path
 
@@ -68,19 +69,57 @@ def train(
     listener: Listener | None = None,
     overwrite: bool = False,
 ) -> Trained:
-    """Train `module` in place, where it lies, on rows x (n, *s) and targets: labels (n,), or (n, O); or go on where `folder` stops.
+    """Train `module` in place, on the device where it lies, or go on where `folder` stops.
 
-    module: a torch.nn.Module with its initial weights, each time; it ends with those after the last epoch, its training flags as they
-    were. x, test: rows as the module takes them, standardised; images NHWC; all are moved to the module's device. seed: of the order
-    of rows. test: (rows, targets) that are scored after each epoch. resume_every: epochs between two resume files. A resumed
-    training ends with the same bits on the CPU (the same torch and number of threads).
+    Parameters
+    ----------
+    module : torch.nn.Module
+        With its initial weights, also to go on. It ends with the weights after the last epoch, its training flags as they were.
+    x : array (n, *s), floating
+        Rows as the module takes them, standardised; images NHWC. They are moved to the module's device.
+    targets : array (n,) or (n, O)
+        Labels, or numbers.
+    folder : str or path
+        Keeps checkpoints, metrics and the state that a resume starts from.
+    protocol : TrainingProtocol or None
+        None: the paper's.
+    seed : int
+        Of the order of rows.
+    test : tuple of arrays (rows, targets), or None
+        Scored after each epoch.
+    input_layout : str or None
+        "nchw": images are transposed from NHWC for the module; None passes them as they are.
+    resume_every : int
+        Epochs between two resume files.
+    listener : Listener or None
+        Hears of every epoch.
+    overwrite : bool
+        Whether a training in `folder` is removed and begun again.
 
-    metrics: {"epoch", "learning_rate", "loss", "accuracy"} (on the way, in training mode; of epoch 0 as evaluated), "test_loss",
-    "test_accuracy", and at checkpoints "train_loss", "train_accuracy", in eval mode; {"event": "diverged", …} before a restart.
+    Returns
+    -------
+    Trained
+        Its folder, checkpoints, learning rate and metrics.
 
-    Raises MissingDependencyError without torch; FingerprintError when the folder holds another training, StoreError when it is in use
-    or damaged; DtypeError for rows of integers; InputError for rows, targets and modules that do not fit each other, and when
-    training diverges at every learning rate of the protocol.
+    Raises
+    ------
+    MissingDependencyError
+        Without torch.
+    FingerprintError
+        When the folder holds another training.
+    StoreError
+        When the folder is in use or damaged.
+    DtypeError
+        For rows of integers.
+    InputError
+        For rows, targets and modules that do not fit each other, and when training diverges at every learning rate of the protocol.
+
+    Notes
+    -----
+    A line of the metrics is {"epoch", "learning_rate", "loss", "accuracy"} (measured on the way, in training mode; of epoch 0 as
+    evaluated), "test_loss", "test_accuracy", and at checkpoints "train_loss", "train_accuracy", in eval mode;
+    {"event": "diverged", …} before a restart. A resumed training ends with the same bits on the CPU (the same torch and number of
+    threads).
     """
     require_torch("train")
     from ntkdask.modules.training import Training
@@ -88,28 +127,26 @@ def train(
     protocol = protocol or TrainingProtocol()
     if isinstance(resume_every, bool) or not isinstance(resume_every, int) or resume_every < 1:
         raise InputError(f"train: resume_every is {resume_every!r}, expected a number of epochs >= 1.")
-    folder = local_path(folder)
+    site = Site.at(folder, None, listener)
     fingerprint = _fingerprint(module, x, targets, protocol, seed, test, input_layout)
     training = Training(module, protocol, x, targets, seed, input_layout)
-    with exclusive(folder):
+    with exclusive(site.home):
         if overwrite:
-            for path in (path for pattern in OWN for path in folder.glob(pattern)):
+            for path in (path for pattern in OWN for path in site.home.glob(pattern)):
                 remove(path)
-        Record.open(folder, fingerprint)
-        scored = None if test is None else training.prepared(*test)
-        run = _Run(training, folder, scored, resume_every, listener or Silent())
+        Record.open(site.home, fingerprint)
+        test_examples = None if test is None else training.prepared(*test)
+        run = _Run(training, test_examples, resume_every, site)
         run.go()
-    return Trained(folder, run.learning_rate, tuple(run.lines))
+    return Trained(site.home, run.learning_rate, tuple(run.lines))
 
 
 class _Run:
-    """The loop over epochs, and what of it lies in the folder."""
+    """The loop over epochs, and its files in the folder of the site."""
 
-    def __init__(
-        self, training: Training, folder: Path, test: Examples | None, resume_every: int, listener: Listener
-    ) -> None:
-        self.training, self.folder, self.test = training, folder, test
-        self.resume_every, self.listener = resume_every, listener
+    def __init__(self, training: Training, test: Examples | None, resume_every: int, site: Site) -> None:
+        self.training, self.test, self.resume_every = training, test, resume_every
+        self.folder, self.listener = site.home, site.listener
         self.protocol = training.protocol
         self.learning_rate = self.protocol.learning_rate
         self.epoch = 0
@@ -131,10 +168,11 @@ class _Run:
             self.listener.task(LABEL, Done(score, time.perf_counter() - started, peak_bytes(), DRIVER))
 
     def _begin(self) -> None:
+        """Record the initial weights, epoch 0."""
         self._finish(self.training.evaluate(self.training.examples))
 
     def _resume(self) -> bool:
-        """Whether there was something to go on from."""
+        """Restore the last epoch that the folder has; False where it has none."""
         from ntkdask.modules.state.weights import load_tensors
 
         path = self.folder / "resume.safetensors"
@@ -153,7 +191,7 @@ class _Run:
         return True
 
     def _finish(self, score: Score) -> None:
-        """Record an epoch: its checkpoint, its metrics, and last what a resume starts from."""
+        """Write an epoch: its checkpoint, its metrics, and last the state that a resume starts from."""
         from ntkdask.modules.state.weights import save_weights
 
         line = {"epoch": self.epoch, "learning_rate": self.learning_rate, **_numbers(score)}
@@ -185,6 +223,7 @@ class _Run:
         self._begin()
 
     def _initial_loss(self) -> float:
+        """The loss of the initial weights; infinite where it was not finite."""
         return next((line["loss"] for line in self.lines if line["epoch"] == 0 and line["loss"] is not None), math.inf)
 
     def _write_metrics(self) -> None:
@@ -203,9 +242,9 @@ def _checkpoint(folder: Path, epoch: int) -> Path:
 
 
 def _numbers(score: Score, prefix: str = "") -> dict[str, float | None]:
-    """As JSON has them: what is not finite is null."""
-    found = {f"{prefix}{key}": value for key, value in asdict(score).items()}
-    return {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
+    """The numbers of a score as JSON has them: None for those that are not finite."""
+    named = {f"{prefix}{key}": value for key, value in asdict(score).items()}
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in named.items()}
 
 
 def _fingerprint(
@@ -217,7 +256,7 @@ def _fingerprint(
     test: tuple[Array, Array] | None,
     input_layout: str | None,
 ) -> dict[str, Any]:
-    """All that decides the weights, and the metrics."""
+    """Everything that decides the weights and the metrics."""
     from ntkdask.modules.state.shipping import described
 
     return {

@@ -1,6 +1,6 @@
-"""How an ensemble is trained, what of it is asked, and how large the pieces of its prediction are.
+"""How an ensemble is trained, what is predicted of it, and how large the tasks of its prediction are.
 
-Pure arithmetic; refuses, with the numbers, before anything runs.
+Pure arithmetic. What does not fit is refused here, with the numbers, before anything runs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,28 @@ COMMIT_BYTES = 3 * 2**26
 
 @dataclass(frozen=True)
 class Training:
-    """How the ensemble is trained, and what of it is asked.
+    """How the ensemble is trained, and what of it is predicted.
 
-    kind "ntk": every parameter is trained; "nngp": the last layer alone, whose convergence is the NNGP posterior with noise variance
-    r. times: see `check_times`. diag_reg: r >= 0, times the mean of the kernel's diagonal unless absolute. learning_rate None: flow
-    on the summed loss; a number: neural-tangents' time, on the mean loss with that rate (`mean_loss_time`).
+    Parameters
+    ----------
+    kind : str
+        "ntk": every parameter is trained; "nngp": the last layer alone, which converges to the NNGP posterior with noise variance r.
+    times : tuple of float
+        Training times; see `check_times`.
+    output : str
+        "mean", "variance" (of each row) or "covariance" (between rows).
+    diag_reg : float
+        The ridge r >= 0 that is added to the diagonal of the kernel that trains.
+    absolute : bool
+        Whether r is `diag_reg` itself, or `diag_reg` times the mean of the kernel's diagonal.
+    learning_rate : float or None
+        None: times are of gradient flow on the summed loss. A number: they are neural-tangents' times, of the mean loss with that
+        rate (`mean_loss_time`).
+
+    Raises
+    ------
+    InputError
+        For other kinds, outputs and times, a negative ridge, and a rate that is not positive.
     """
 
     kind: str = "ntk"
@@ -43,9 +60,9 @@ class Training:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", KINDS), ("output", OUTPUTS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
+        for name, choices in (("kind", KINDS), ("output", OUTPUTS)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), choices)}")
         object.__setattr__(self, "times", check_times(self.times))
         if not (math.isfinite(self.diag_reg) and self.diag_reg >= 0):
             raise InputError(f"diag_reg is {self.diag_reg!r}; give a number >= 0.")
@@ -60,7 +77,7 @@ class Training:
         return self.kind == "nngp"
 
     def flow_times(self, n: int, k: int) -> tuple[float, ...]:
-        """Times of the flow on the summed loss."""
+        """The times as those of gradient flow on the summed loss, for n training rows and k targets."""
         if self.learning_rate is None:
             return self.times
         return tuple(mean_loss_time(t, n, k, self.learning_rate) for t in self.times)
@@ -68,7 +85,25 @@ class Training:
 
 @dataclass(frozen=True)
 class EnsemblePlan:
-    """Rows of a tile, training rows it meets at a time, threads of its task and of the decomposition, device; peak bytes by task."""
+    """Sizes of the tasks of a prediction.
+
+    Parameters
+    ----------
+    dtype : str
+        Of the kernels; the decomposition is float64.
+    tile_rows : int
+        Rows that a task predicts.
+    width : int
+        Training rows that it meets at a time.
+    threads : int or None
+        Of a task. None: what its process has.
+    solve_threads : int or None
+        Of the decomposition, which runs alone.
+    device : bool
+        Whether tasks compute on their worker's GPU.
+    memory : dict
+        Peak bytes by kind of task, the process included.
+    """
 
     dtype: str
     tile_rows: int
@@ -90,9 +125,32 @@ def plan_ensemble(
     plan: Plan,
     resources: Resources | None,
 ) -> EnsemblePlan:
-    """Tiles that fit, for n training and m test rows; MemoryBudgetError with the numbers when the decomposition or a row does not.
+    """Tiles whose tasks fit a worker.
 
-    kernel_bytes(rows, columns): what evaluating, or reading, a block of kernels holds at its peak.
+    Parameters
+    ----------
+    training : Training
+        What is predicted.
+    n, m, k : int
+        Training rows, rows to predict, targets.
+    dtype : str
+        Of the kernels.
+    kernel_bytes : function (rows, columns) -> int
+        Bytes that evaluating, or reading, a block of kernels holds at its peak.
+    plan : Plan
+        tile_rows and tile_cols where the caller fixes them; memory_bytes of a task.
+    resources : Resources or None
+        Memory where the plan states none, threads and GPU of a task. None: unbounded memory, what a process has, and no GPU.
+
+    Returns
+    -------
+    EnsemblePlan
+        At most TILE_ROWS rows a tile and WIDTH training rows at a time.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When the decomposition does not fit, or the prediction of a single row.
     """
     limit = plan.memory_bytes or (resources.memory_bytes if resources else None)
     width = plan.tile_cols or min(n, WIDTH)
@@ -109,27 +167,36 @@ def plan_ensemble(
             "tiled Cholesky factor, out of core."
         )
     times = len(training.times)
-    # z, w, a, b; the factors of every time, stacked, and on their way to the store
-    kept = 4 + 8 * times * (training.output == "covariance")
+    # vectors of length n for a row: z, w, a, b; the factors of every time, stacked, and on their way to the store
+    vectors = 4 + 8 * times * (training.output == "covariance")
 
     def predict_bytes(rows: int) -> int:
         block = kernel_bytes(rows, width) + 8 * rows * width
-        return BASE_BYTES + state + block + 8 * rows * (n * (kept + 2) + 3 * times * (k + 1))
+        return BASE_BYTES + state + block + 8 * rows * (n * (vectors + 2) + 3 * times * (k + 1))
 
-    tile_rows = plan.tile_rows or min(m, TILE_ROWS)
-    if plan.tile_rows is None and limit is not None:
-        tile_rows = largest_rows(limit, predict_bytes, tile_rows, f"a prediction from {n} training rows")
-    memory = {"factorise": factorise, "predict": predict_bytes(tile_rows)}
-    if training.output == "covariance":
+    def covariance_bytes(rows: int) -> int:
         # what predictions keep of the flow is still there
-        memory["covariance"] = BASE_BYTES + state + 8 * times * tile_rows * (4 * n + 6 * tile_rows)
-    solve = resources.solve_threads if resources else None
+        return BASE_BYTES + state + 8 * times * rows * (4 * n + 6 * rows)
+
+    tasks = {"predict": predict_bytes} | ({"covariance": covariance_bytes} if training.output == "covariance" else {})
+    tile_rows = plan.tile_rows or min(m, TILE_ROWS)
+    if limit is not None:
+        task = f"a prediction from {n} training rows"
+        fitting = largest_rows(limit, lambda rows: max(need(rows) for need in tasks.values()), tile_rows, task)
+        if plan.tile_rows is not None and fitting < tile_rows:
+            needed = max(need(tile_rows) for need in tasks.values())
+            raise MemoryBudgetError(
+                f"{task} needs {format_bytes(needed)} for {tile_rows} rows but a task has {format_bytes(limit)}. "
+                f"Use Plan.tile_rows <= {fitting}."
+            )
+        tile_rows = fitting
+    memory = {"factorise": factorise} | {name: need(tile_rows) for name, need in tasks.items()}
     return EnsemblePlan(
         dtype,
         tile_rows,
         width,
         resources.threads if resources else None,
-        solve,
+        resources.solve_threads if resources else None,
         bool(resources and max(memory.values()) - BASE_BYTES <= USABLE_DEVICE * resources.device_bytes),
         memory,
     )

@@ -1,7 +1,7 @@
 """The tasks of an ensemble's prediction: decompose, predict a tile of test rows, fill a tile of their covariance.
 
-What they read kernels from: `ComputedKernels` evaluates a network where the entries are used and stores nothing, `StoredKernels`
-reads matrices. Called by `ensemble.py`, which plans and schedules.
+They read kernels from a `ComputedKernels`, which evaluates a network where the entries are used and stores nothing, or from a
+`StoredKernels`, which reads matrices. Called by `run.py`, which schedules them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,20 @@ from ntkdask.workflows.ensemble.kernels import Kernels
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What predictions start from: a flow and UᵀY, in this process or as the urls of their states; and the regularisation.
+    """What predictions start from: the decomposition, in this process or as the urls of its states, and the ridge.
 
-    nbytes: of the stored flow, which a process keeps between tiles.
+    Parameters
+    ----------
+    flow : GradientFlow or str
+        The eigendecomposition of Θ_DD.
+    coefficients : array (n, k), float64, or str
+        UᵀY.
+    reg : float
+        The ridge r, absolute.
+    device : bool
+        Whether tasks compute on their worker's GPU.
+    nbytes : int
+        Bytes of the stored flow, which a process keeps between tiles.
     """
 
     flow: Any
@@ -36,7 +47,7 @@ class Fitted:
     nbytes: int = 0
 
     def load(self) -> tuple[GradientFlow, Array]:
-        """(flow, UᵀY) where the task computes; read once per process."""
+        """(flow, UᵀY) on the device of the task; read once per process."""
         if isinstance(self.coefficients, str):
             flow, coefficients = self._read(str(self.flow)), load_state(self.coefficients)[0]["coefficients"]
         else:
@@ -52,11 +63,11 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class FactoriseTask:
-    """Eigendecomposition of Θ_DD and UᵀY; stored under `root`, the result their two urls, or (None) returned whole."""
+    """Eigendecomposition of Θ_DD, and UᵀY: stored in the folder `states`, and their two urls returned, or (None) returned whole."""
 
     kernels: Kernels
     targets: np.ndarray | str
-    root: str | None
+    states: str | None
     device: bool
 
     def __call__(self, _: Any) -> Any:
@@ -67,19 +78,36 @@ class FactoriseTask:
         del theta, prior
         targets = load_state(self.targets)[0]["targets"] if isinstance(self.targets, str) else self.targets
         coefficients = to_host(flow.coefficients(to_device(targets, self.device)))
-        if self.root is None:
+        if self.states is None:
             return flow, coefficients
-        url = save_state(self.root, *flow.to_state())
-        # the spectrum once more: a driver asks it for regularisation and what is not learned, and shall not read the modes
+        url = save_state(self.states, *flow.to_state())
+        # the spectrum again, without the modes: the driver needs it for the ridge and for the share that is not learned
         small = {"coefficients": coefficients, "eigenvalues": to_host(flow.eigenvalues)}
-        return url, save_state(self.root, small, {"noise": flow.noise})
+        return url, save_state(self.states, small, {"noise": flow.noise})
 
 
 @dataclass(frozen=True, eq=False)
 class PredictTask:
-    """Mean, and variance when wanted, of one tile of rows at every time: (T, rows, k) or (T, rows, k + 1), variance last.
+    """Predictions of one tile of rows at every time: (T, rows, k), or with the variance as last column (T, rows, k + 1).
 
-    factors: also a and b of the covariance side by side, (T, rows, 2n). With urls both are committed and the receipts returned.
+    Parameters
+    ----------
+    fitted : Fitted
+        The decomposition.
+    kernels : Kernels
+        Kernels of the rows with the training rows.
+    times : tuple of float
+        Of the flow on the summed loss.
+    training_rows : bool
+        Whether the rows are of the training set.
+    with_variance : bool
+        Whether the variance is computed.
+    with_factors : bool
+        Whether a and b, the factors of the covariance, are given as well, side by side: (T, rows, 2n).
+    url : str or None
+        The store of predictions. None: arrays are returned instead of receipts.
+    factors_url : str or None
+        The store of factors.
     """
 
     fitted: Fitted
@@ -92,30 +120,30 @@ class PredictTask:
     factors_url: str | None
 
     def __call__(self, tile: Tile) -> tuple[Any, ...]:
-        """Receipts or arrays of the predictions and, when wanted, of the factors."""
+        """Receipts or arrays: of the predictions, and of the factors where they are asked for."""
         started = time.perf_counter()
         flow, q = self.fitted.load()
         flow.require_consistent(q, self.times)
         rows = slice(tile.start, tile.stop)
         if self.training_rows:
-            found = [to_host(flow.training_mean(rows, q, self.times))]
+            mean = to_host(flow.training_mean(rows, q, self.times))
             pairs = (flow.training_factors(rows, t) for t in self.times)
         else:
             z, w = self._project(flow, tile)
-            found = [to_host(flow.mean_of(z, q, self.times))]
+            mean = to_host(flow.mean_of(z, q, self.times))
             pairs = (flow.factors(z, w, t) for t in self.times)
-        results = found
+        results = [mean]
         if self.with_variance:
             base = 0.0 if self.training_rows else to_device(self.kernels.diagonal(tile), self.fitted.device)
             variance, factors = self._second_moments(flow, pairs, base)
-            results = [np.concatenate([*found, variance], axis=2), *factors]
+            results = [np.concatenate([mean, variance], axis=2), *factors]
         if self.url is None:
             return tuple(results)
         urls, index = (self.url, self.factors_url), (0, tile.index[0], 0)
         return tuple(TileStore.open(str(u)).commit(index, r, started) for u, r in zip(urls, results, strict=False))
 
     def _project(self, flow: GradientFlow, tile: Tile) -> tuple[Array, Array]:
-        """Θ_TD·U and K_TD·U (the former again where K trains itself, or no variance is wanted)."""
+        """(Θ_TD·U, K_TD·U); the former twice where K is Θ, and where no variance is computed."""
         z: Array = None
         w: Array = None
         for start, theta, k in self.kernels.blocks(tile):
@@ -129,7 +157,7 @@ class PredictTask:
     def _second_moments(
         self, flow: GradientFlow, pairs: Iterable[tuple[Array, Array]], base: Array
     ) -> tuple[Array, list]:
-        """Variance (T, rows, 1), and [factors (T, rows, 2n)] when wanted: the pairs of one time after the other."""
+        """(variance (T, rows, 1), [factors (T, rows, 2n)] or []) from the pairs (a, b) of one time after the other."""
         variance, factors = [], []
         for a, b in pairs:
             variance.append(to_host(flow.variance_of([(a, b)], base))[0])
@@ -140,7 +168,10 @@ class PredictTask:
 
 @dataclass(frozen=True, eq=False)
 class CovarianceTask:
-    """One tile pair (i, j), j <= i, of the covariance at every time, (T, rows_i, rows_j), from the stored factors."""
+    """The covariance of two tiles of rows (i, j), j <= i, at every time, (T, rows_i, rows_j), from the factors.
+
+    They are an array (T, m, 2n) or the url of their store. url: the store of the covariance; None returns the block.
+    """
 
     kernels: Kernels
     factors: np.ndarray | str
@@ -148,7 +179,7 @@ class CovarianceTask:
     url: str | None
 
     def __call__(self, tile: Tile) -> tuple[Any, ...]:
-        """The block, or receipts of it and, off the diagonal, of its mirror image."""
+        """The block alone, or receipts of it and, off the diagonal, of its mirror image."""
         started = time.perf_counter()
         i, j = tile.index
         left, right = Tile((i,), tile.start, tile.stop), Tile((j,), tile.col_start, tile.col_stop)
@@ -167,11 +198,13 @@ class CovarianceTask:
         return tuple(receipts)
 
     def _read(self, rows: Tile) -> np.ndarray:
+        """Factors of a tile of rows, (T, rows, 2n)."""
         if isinstance(self.factors, str):
             return TileStore.open(self.factors).read((0, rows.index[0], 0))
         return self.factors[:, rows.start : rows.stop]
 
 
 def _added(total: Array, part: Array) -> Array:
+    """`total` after `part` was added in place."""
     total += part
     return total

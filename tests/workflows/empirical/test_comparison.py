@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from cluster_examples import PaperCluster
 
-from ntkdask.errors import InputError
+from ntkdask.errors import InputError, MemoryBudgetError
+from ntkdask.execution import site
 from ntkdask.execution.map_reduce import reduce_tiles
 from ntkdask.networks import fully_connected
 from ntkdask.planning.tiles import Plan, TileGrid
@@ -124,6 +126,21 @@ def test_kernels_of_a_module_in_tiles(tmp_path, tile):
         assert getattr(found, side).lambda_max == pytest.approx(getattr(direct, side).lambda_max, rel=1e-10)
 
 
+def test_blocks_that_no_task_can_hold_are_refused_before_anything_runs(tmp_path):
+    theta, pseudo = kernels()
+    full, own = put(tmp_path / "full", stacked(theta), 9), put(tmp_path / "pseudo", pseudo, 4)
+    workers = PaperCluster(memory_limit=2**28)
+    for spectra in (False, True):
+        with pytest.raises(MemoryBudgetError, match=r"tiles of 9 x 9 needs .* but a task has 230 MiB"):
+            compare_kernels(full, own, spectra=spectra, client=workers)
+    assert workers.asked == 2
+    with pytest.raises(MemoryBudgetError, match="a task has 1 MiB"):
+        compare_kernels(full, own, plan=Plan(memory_bytes=2**20))
+    # arrays are measured here, whatever the workers have
+    assert compare_kernels(theta, pseudo, client=workers).full is not None
+    assert workers.asked == 2
+
+
 def test_one_triangle_is_read_once(tmp_path, monkeypatch):
     theta, _ = kernels(12)
     full = put(tmp_path / "full", stacked(theta), 9)
@@ -133,7 +150,7 @@ def test_one_triangle_is_read_once(tmp_path, monkeypatch):
         seen.extend(tiles)
         return reduce_tiles(task, combine, tiles, *arguments, **keywords)
 
-    monkeypatch.setattr(module, "reduce_tiles", counted)
+    monkeypatch.setattr(site, "reduce_tiles", counted)
     compare_kernels(full, outputs=3, spectra=False)
     assert len(seen) == 4 * 5 // 2
 

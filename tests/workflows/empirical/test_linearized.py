@@ -6,16 +6,19 @@ import sys
 
 import numpy as np
 import pytest
+from cluster_examples import PaperCluster
 
 from ntkdask.datasets import write_dataset
 from ntkdask.errors import InputError, MemoryBudgetError, MissingDependencyError
 from ntkdask.kernels import NTK, PseudoNTK
 from ntkdask.networks import fully_connected
+from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.solvers.kernel_measures import stacked
-from ntkdask.workflows.empirical import linearized as module
+from ntkdask.workflows.empirical import linearized_solve as module
 from ntkdask.workflows.empirical.linearized import predict_linearized, predict_stored_linearized
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
 
 KERNEL = NTK(fully_connected(2))
 """Stands for a pseudo-NTK where nothing asks where the matrices come from."""
@@ -113,9 +116,9 @@ def test_solutions_are_kept_by_what_they_solve(tmp_path, monkeypatch, solver):
     solves = []
     original = module.solve_stored
 
-    def counted(*arguments):
+    def counted(*arguments, **keywords):
         solves.append(arguments)
-        return original(*arguments)
+        return original(*arguments, **keywords)
 
     monkeypatch.setattr(module, "solve_stored", counted)
 
@@ -161,6 +164,30 @@ def test_a_solve_that_does_not_fit_is_refused(tmp_path):
         predict_stored_linearized(
             dd, td, labels, f0, f0_test, n_classes=3, url=tmp_path / "run", plan=Plan(memory_bytes=2**20)
         )
+
+
+class Planned(Exception):
+    """Ends a solve where it would begin."""
+
+
+def test_the_solve_is_planned_with_what_the_workers_have(tmp_path, monkeypatch):
+    """Each alone on 16 cores: their threads, and 90 % of their memory, since the nanny ends what takes all."""
+    _, labels, _, _, f0, f0_test = problem()
+    dd, td, _, _ = store(tmp_path)
+    plans = []
+
+    def stop(*arguments, **keywords):
+        plans.extend(a for a in (*arguments, *keywords.values()) if isinstance(a, KernelRidgePlan))
+        raise Planned
+
+    monkeypatch.setattr(module, "solve_stored", stop)
+    workers = PaperCluster(hosts=4, cores=16, memory_limit=10 * 2**30)
+    with pytest.raises(Planned):
+        predict_stored_linearized(
+            dd, td, labels, f0, f0_test, alpha=0.3, n_classes=3, url=tmp_path / "run", client=workers
+        )
+    assert [(p.threads, p.solve_threads, p.memory_bytes) for p in plans] == [(16, 16, 9 * 2**30)]
+    assert workers.asked == 1
 
 
 def test_a_singular_matrix_says_which_alpha_would_do(tmp_path):
@@ -271,6 +298,21 @@ def test_of_a_module(tmp_path, kernel, where):
     assert found.accuracy == np.mean(expected.argmax(axis=1) == labels_test)
 
 
+def test_a_solve_that_cannot_fit_is_refused_before_the_kernel_is_computed(tmp_path):
+    x, labels, x_test, _, _, _ = problem(n=14)
+    asked = {"alpha": 0.2, "n_classes": 3, "url": tmp_path / "run", "solver": "eigh"}
+    for kernel, rows in (("pntk", 14), ("entk", 42)):
+        with pytest.raises(MemoryBudgetError, match=f"for {rows} training rows"):
+            predict_linearized(
+                Small().eval(), x, labels, x_test, kernel=kernel, resources=Resources(memory_bytes=2**20), **asked
+            )
+    workers = PaperCluster(memory_limit=2**28)
+    with pytest.raises(MemoryBudgetError, match="for 14 training rows"):
+        predict_linearized(Small().eval(), x, labels, x_test, client=workers, **asked)
+    assert workers.asked == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_of_a_dataset_whose_labels_are_taken(tmp_path):
     x, labels, x_test, labels_test, _, _ = problem(n=14)
     x, x_test = x.astype("float32"), x_test.astype("float32")  # as datasets keep them
@@ -320,7 +362,7 @@ def test_modules_and_rows_that_do_not_fit():
         predict_linearized(net, x, labels, x_test, kernel="ntk", n_classes=3)
     with pytest.raises(InputError, match="they must agree"):
         predict_linearized(net, x, labels, x_test[:, :4], n_classes=3)
-    with pytest.raises(InputError, match="14 rows and there are 13 targets"):
+    with pytest.raises(InputError, match=r"targets have shape \(13, 3\) .* for 14 training rows"):
         predict_linearized(net, x, labels[:13], x_test, n_classes=3)
     with pytest.raises(InputError, match="no targets"):
         predict_linearized(net, x, None, x_test)

@@ -21,7 +21,9 @@ from ntkdask.modules.descriptions import FiniteNetwork  # noqa: E402
 from ntkdask.modules.outputs import outputs  # noqa: E402
 from ntkdask.modules.protocol import TrainingProtocol  # noqa: E402
 from ntkdask.workflows.empirical import sweep as module  # noqa: E402
-from ntkdask.workflows.empirical.sweep import PntkSweep, SweepData, run_pntk_sweep, sweep_rows  # noqa: E402
+from ntkdask.workflows.empirical.sweep import run_pntk_sweep  # noqa: E402
+from ntkdask.workflows.empirical.sweep_cells import PntkSweep, SweepData  # noqa: E402
+from ntkdask.workflows.empirical.sweep_table import sweep_rows  # noqa: E402
 
 PROTOCOL = TrainingProtocol(epochs=2, batch=8, learning_rate=0.05, checkpoints=(0, 1, 2))
 
@@ -110,7 +112,7 @@ def test_a_cell_against_what_is_written_out(finished, epoch):
 def test_a_sweep_goes_on_and_grows(finished, tmp_path, monkeypatch):
     """Cut off in the middle, it computes what is missing; more widths and seeds join what is there."""
     _, rows = finished
-    measured, original = [], module._measured
+    measured, original = [], module.measure
 
     def stopping(*arguments):
         if len(measured) == 4:
@@ -118,7 +120,7 @@ def test_a_sweep_goes_on_and_grows(finished, tmp_path, monkeypatch):
         measured.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(module, "_measured", stopping)
+    monkeypatch.setattr(module, "measure", stopping)
     with pytest.raises(KeyboardInterrupt):
         run_pntk_sweep(sweep(networks={"FCN": {24: fcn(24)}}), data(), tmp_path)
     assert len(sweep_rows(tmp_path)) == 4
@@ -127,7 +129,7 @@ def test_a_sweep_goes_on_and_grows(finished, tmp_path, monkeypatch):
         measured.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(module, "_measured", counted)
+    monkeypatch.setattr(module, "measure", counted)
     run_pntk_sweep(sweep(networks={"FCN": {24: fcn(24)}}), data(), tmp_path)
     assert len(measured) == 6
     grown = run_pntk_sweep(sweep(), data(), tmp_path)

@@ -5,6 +5,7 @@ import math
 import dask.array as da
 import numpy as np
 import pytest
+from cluster_examples import PaperCluster
 from job_examples import Counter, Killed
 
 from ntkdask import kernels
@@ -12,7 +13,7 @@ from ntkdask.datasets import write_dataset
 from ntkdask.errors import FingerprintError, InputError, MemoryBudgetError
 from ntkdask.matrices.factorize import factorize
 from ntkdask.networks import fully_connected
-from ntkdask.planning.resources import Resources
+from ntkdask.planning.resources import BASE_BYTES, Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing.targets import encode_targets
 from ntkdask.store import TileStore
@@ -20,6 +21,7 @@ from ntkdask.workflows.ensemble.converged import predict_converged
 from ntkdask.workflows.ensemble.kernels import EnsembleMatrices
 from ntkdask.workflows.ensemble.plan import Training, plan_ensemble
 from ntkdask.workflows.ensemble.predict import predict_ensemble, predict_stored_ensemble
+from ntkdask.workflows.ensemble.run import EnsembleRun
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
 
 NETWORK = fully_connected(2, bias_variance=0.1)
@@ -360,6 +362,76 @@ def test_the_call_itself_refuses_before_anything_runs(tmp_path):
     with pytest.raises(MemoryBudgetError, match="40 training rows"):
         predict("ntk", url=tmp_path / "run", plan=Plan(memory_bytes=2**20))
     assert not (tmp_path / "run").exists()
+
+
+def test_tiles_that_were_asked_for_and_do_not_fit_are_refused():
+    sizes = {"n": 1000, "m": 50_000, "k": 10, "dtype": "float64", "kernel_bytes": lambda r, c: 64 * r * c}
+    limit = {"resources": Resources(memory_bytes=2**30)}
+    with pytest.raises(MemoryBudgetError, match=r"for 50000 rows .* Use Plan.tile_rows <= ") as caught:
+        plan_ensemble(Training(), **sizes, plan=Plan(tile_rows=50_000), **limit)
+    advised = int(str(caught.value).split("<= ")[1].rstrip("."))
+    fits = plan_ensemble(Training(), **sizes, plan=Plan(tile_rows=advised), **limit)
+    assert fits.tile_rows == advised
+    assert max(fits.memory.values()) <= 2**30
+
+
+def test_with_a_client_the_workers_memory_decides_before_anything_runs(tmp_path):
+    """Their share of 64 GiB, which the caller did not state; the rows are not even written."""
+    workers = PaperCluster()
+    x = np.zeros((100_000, 2), "float32")
+    with pytest.raises(MemoryBudgetError, match=r"100000 training rows needs 299.* but a task has 57\.6"):
+        predict_ensemble(NETWORK, x, np.zeros(len(x)), x[:5], url=tmp_path / "run", client=workers)
+    assert workers.asked == 1
+    assert not (tmp_path / "run").exists()
+    # what the caller states counts instead, and nobody is asked
+    for stated in ({"plan": Plan(memory_bytes=2**30)}, {"resources": Resources(memory_bytes=2**30)}):
+        with pytest.raises(MemoryBudgetError, match=r"but a task has 1 GiB"):
+            predict_ensemble(NETWORK, x, np.zeros(len(x)), x[:5], url=tmp_path / "run", client=workers, **stated)
+    assert workers.asked == 1
+
+
+def test_stored_matrices_with_a_client_are_refused_by_the_workers_memory(tmp_path):
+    _, y, _, matrices = stored_matrices(tmp_path)
+    workers = PaperCluster(memory_limit=2**28)
+    with pytest.raises(MemoryBudgetError, match=r"40 training rows needs .* but a task has 230 MiB"):
+        predict_stored_ensemble(matrices, y, url=tmp_path / "run", client=workers)
+    assert workers.asked == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_without_resources_tasks_keep_their_workers_threads_and_no_gpu(tmp_path, monkeypatch, stored):
+    """Threads decide the bits; the workers' memory alone is taken from them."""
+    monkeypatch.setattr(EnsembleRun, "predict", lambda run, *_: run)
+    asked = {"url": tmp_path / "run", "client": PaperCluster(gpu_bytes=80 * 2**30)}
+    if stored:
+        _, y, _, matrices = stored_matrices(tmp_path)
+        run = predict_stored_ensemble(matrices, y, **asked)
+    else:
+        run = predict("ntk", **asked)
+    assert (run.sizes.threads, run.sizes.solve_threads, run.site.threads, run.sizes.device) == (None, None, None, False)
+
+
+@KINDS
+def test_convergence_within_a_budget(tmp_path, kind):
+    """Fewer right-hand sides a substitution, or fewer test rows a product, give the same; not even one is refused."""
+    x, y, tested, matrices = stored_matrices(tmp_path)
+    factor = factorize(tmp_path / "dd" / kind, REG, url=tmp_path / "factor")
+    one_column = BASE_BYTES + 4 * 12 * 12 * 8 + 4 * 8 * N
+    least = {"nngp": one_column, "ntk": BASE_BYTES + 2**20}[kind]
+    found = predict_converged(factor, matrices, y, kind=kind, plan=Plan(memory_bytes=least))
+    assert_predicts(found, *dense(kind, x, y, tested, [math.inf]))
+    with pytest.raises(MemoryBudgetError, match="a substitution with the factor of 40 training rows needs"):
+        predict_converged(factor, matrices, y, kind=kind, plan=Plan(memory_bytes=one_column - 1))
+    workers = PaperCluster(memory_limit=2**28)
+    if kind == "ntk":
+        with pytest.raises(MemoryBudgetError, match="a product with the prior's kernel of 40 training rows needs"):
+            predict_converged(factor, matrices, y, kind=kind, client=workers)
+        assert workers.asked == 1
+    elsewhere = factorize(tmp_path / "dd" / kind, REG, url=tmp_path / "factor")
+    object.__setattr__(elsewhere, "client", workers)
+    with pytest.raises(MemoryBudgetError, match="a substitution"):
+        predict_converged(elsewhere, matrices, y, kind=kind)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
