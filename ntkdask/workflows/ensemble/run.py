@@ -153,6 +153,10 @@ class EnsembleRun:
         import dask.array as da
 
         home = self.site.home / "predictions" / registry.digest(fingerprint)
+        kept = _stored_rows(home / "values")
+        if kept is not None and kept < self.sizes.tile_rows:
+            # predictions that go on keep the first run's tiles, whatever memory there is now
+            return replace(self, sizes=replace(self.sizes, tile_rows=kept))._in_folder(fitted, k, fingerprint)
         columns, rows = k + (self.training.output != "mean"), self.sizes.tile_rows
         values = self._store(home / "values", (self.n_rows, columns), (rows, columns), fingerprint)
         covariance = None
@@ -224,3 +228,8 @@ class EnsembleRun:
     def _split(self, values: Any) -> tuple[Any, Any]:
         """(mean, variance or None) of values (T, m, k) or (T, m, k + 1)."""
         return (values, None) if self.training.output == "mean" else (values[:, :, :-1], values[:, :, -1])
+
+
+def _stored_rows(values: Path) -> int | None:
+    """Rows of a tile of the predictions that are stored there; None where there are none."""
+    return TileStore.open(values).tile_shape[1] if (values / "zarr.json").exists() else None
