@@ -194,7 +194,7 @@ class _ClientRun:
 
         self.flying: dict[Any, tuple[Item, int, bool]] = {}
         self._client, self._n_threads = client, n_threads
-        self.run_items, self._counter = uuid4().hex, 0
+        self._run, self._counter = uuid4().hex, 0
         self._finished = as_completed(loop=client.loop, raise_errors=False)
         self._watch = _Watch(client, self.flying)
 
@@ -205,7 +205,7 @@ class _ClientRun:
     def submit(self, item: Item, attempt: int = 1, alone: bool = False) -> None:
         """Send an item to the cluster under a fresh key, whose prefix is the label that the dashboard shows."""
         self._counter += 1
-        key = (f"{item.label}-{self.run_items}", self._counter)
+        key = (f"{item.label}-{self._run}", self._counter)
         where: dict[str, Any] = {}
         if item.near is not None:
             workers = sorted(self._client.nthreads())
