@@ -13,7 +13,7 @@ from ntkdask.cache import shared
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import FeatureMapBase, require_components
 from ntkdask.features.gibbs import gibbs_directions
-from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.operands import padded_size
 from ntkdask.features.sketching.structured import (
     RELU,
     STEP,

@@ -17,7 +17,7 @@ from ntkdask.features.pixels.duals import METHODS, require_function
 from ntkdask.features.pixels.layers import PixelLayers, Pixels
 from ntkdask.features.pixels.plan import block_bytes, held_pixels, truncation_error
 from ntkdask.features.pixels.sums import shift_units
-from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.operands import padded_size
 from ntkdask.features.sketching.sketches import SRHT
 from ntkdask.kernels.image_rows import image_rows, image_shape
 from ntkdask.kernels.neural import NTK

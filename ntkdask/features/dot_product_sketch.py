@@ -16,7 +16,7 @@ from ntkdask import seeds
 from ntkdask.arrays import Array, namespace
 from ntkdask.errors import InputError
 from ntkdask.features.sketching.count_sketch import CountSketch
-from ntkdask.features.sketching.hadamard import checked_out
+from ntkdask.features.sketching.operands import checked_out
 from ntkdask.features.sketching.poly_sketch import PolySketch
 from ntkdask.features.sketching.sketches import SRHT
 from ntkdask.features.sketching.sparse_rows import SparseRows

@@ -16,7 +16,7 @@ from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.compiled import compiled
 from ntkdask.errors import InputError
 from ntkdask.features.arccosine import Weights, relu_into, step_into
-from ntkdask.features.sketching.hadamard import over_rows, row_memory, unit_stride
+from ntkdask.features.sketching.operands import over_rows, row_memory, unit_stride
 from ntkdask.features.sketching.sketches import TensorSRHT
 from ntkdask.networks import Activation, Dense, Network
 

@@ -17,7 +17,8 @@ from ntkdask import seeds
 from ntkdask.arrays import Array, namespace
 from ntkdask.features.pixels.random_vectors import random_signs
 from ntkdask.features.pixels.sums import Neighbours, draw_shifts, neighbours, shifted_sums
-from ntkdask.features.sketching.hadamard import Factor, sampled_hadamard
+from ntkdask.features.sketching.hadamard import sampled_hadamard
+from ntkdask.features.sketching.operands import Factor
 from ntkdask.networks import Conv, Dense
 
 

@@ -1,4 +1,4 @@
-// Sums of the features of the pixels under a filter, each pixel's shifted round by a number of its own; see pixel_sums.py.
+// Sums of the features of the pixels under a filter, each pixel's shifted round by a number of its own; see sums.py.
 //
 // One thread for each entry of the result. No includes: the tests compile this file as host C++ too.
 

@@ -19,7 +19,7 @@ from ntkdask.cache import shared
 from ntkdask.compiled import compiled_as_written
 from ntkdask.errors import InputError
 from ntkdask.features.base import require_components, row_blocks
-from ntkdask.features.sketching.hadamard import checked_out, over_rows, row_memory, unit_stride
+from ntkdask.features.sketching.operands import checked_out, over_rows, row_memory, unit_stride
 from ntkdask.features.sketching.sparse_rows import SparseRows, is_sparse, sparse_rows
 
 CUDA_THREADS = 256

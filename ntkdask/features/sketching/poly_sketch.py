@@ -19,22 +19,12 @@ import numpy as np
 from ntkdask import seeds, threads
 from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float, to_device
 from ntkdask.cache import shared
-from ntkdask.compiled import compiled_as_written
 from ntkdask.errors import InputError
 from ntkdask.features.base import require_components, row_blocks
 from ntkdask.features.sketching.count_sketch import CountSketch
-from ntkdask.features.sketching.hadamard import (
-    Factor,
-    aligned,
-    load_signed,
-    over_rows,
-    padded_size,
-    row_memory,
-    sampled_hadamard,
-    transform_row,
-    unit_stride,
-    walsh_hadamard,
-)
+from ntkdask.features.sketching.hadamard import sampled_hadamard, walsh_hadamard
+from ntkdask.features.sketching.operands import Factor, padded_size, unit_stride
+from ntkdask.features.sketching.poly_loops import run_on_host
 from ntkdask.features.sketching.poly_program import (
     JOIN,
     JOIN_CONSTANT,
@@ -44,36 +34,14 @@ from ntkdask.features.sketching.poly_program import (
     Program,
     edges_of,
     program,
-    split,
 )
+from ntkdask.features.sketching.poly_tables import Tables, samples_of_e1
 from ntkdask.features.sketching.sparse_rows import SparseRows, is_sparse, sparse_rows
 
 DEVICE_BLOCK_BYTES = 2**28
 """Bytes of the vectors of one block of rows on a GPU."""
 
 LEAVES = ("srht", "count")
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The random numbers of a sketch for rows of one width, dtype and device; w = `PolySketch.width`.
-
-    leaf_signs: (p, d). buckets: (p, d) int32 with leaves="count", else (p, 0). node_signs: (n_edges, w) with the factor 1/√w of the
-    node. rows: (n_edges, w) uint32, sampled entries. constants: (n_edges, w), an edge's samples of e₁ alone times the signs of the
-    edge above. e1: (m,), the sketch of e₁^{⊗p}.
-    """
-
-    leaf_signs: Array
-    buckets: Array
-    node_signs: Array
-    rows: Array
-    constants: Array
-    e1: Array
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(a.nbytes for a in vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -127,7 +95,7 @@ class PolySketch:
             if is_device_array(rows):
                 self._on_device(steps, tables, rows, out, scale)
             else:
-                _on_host(steps, tables, rows, out, scale)
+                run_on_host(steps, tables, rows, out, scale)
         return out
 
     def workspace_bytes(self, n: int, d: int, itemsize: int, degrees: Iterable[int] | None = None) -> int:
@@ -178,7 +146,7 @@ class PolySketch:
             high = size if is_leaf else w
             rows[e] = seeds.balanced_integers(self.seed, (*self.path, "rows", first, end), high, w)
         leaves = walsh_hadamard(first_of_leaf) if count else np.broadcast_to(first_of_leaf, (p, 1))
-        constants, e1 = _of_e1(p, leaves, node_signs, rows)
+        constants, e1 = samples_of_e1(p, leaves, node_signs, rows)
         arrays = (leaf_signs, buckets, node_signs.astype(dtype), rows, constants.astype(dtype))
         return Tables(*(to_device(a, device) for a in (*arrays, e1[: self.n_components].astype(dtype))))
 
@@ -229,30 +197,6 @@ def rows_for_leaves(x: Any, leaves: str) -> Any:
     return rows
 
 
-def _of_e1(degree: int, leaves: np.ndarray, node_signs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(constants, root) in float64: what every edge samples from e₁ alone, times the signs above, and the root's product.
-
-    leaves: (p, size), the transformed leaves of e₁, or (p, 1) where all their entries are equal.
-    """
-    edges = edges_of(degree)
-    number = {edge: e for e, edge in enumerate(edges)}
-    samples = np.empty(rows.shape)
-    for e, (first, end) in enumerate(edges):
-        if end - first == 1:
-            samples[e] = leaves[first, rows[e] % leaves.shape[1]]
-        else:
-            left, right = number[first, split(first, end)], number[split(first, end), end]
-            samples[e] = walsh_hadamard((node_signs[e] * samples[left] * samples[right])[None])[0, rows[e]]
-    constants = samples.copy()
-    for e, (first, end) in enumerate(edges):
-        if end - first > 1:
-            for child in ((first, split(first, end)), (split(first, end), end)):
-                constants[number[child]] = samples[number[child]] * node_signs[e]
-    if degree == 1:
-        return constants, samples[0]
-    return constants, samples[number[0, split(0, degree)]] * samples[number[split(0, degree), degree]]
-
-
 def _checked_out(out: Array | None, like: Array, shape: tuple[int, int, int]) -> Array:
     if out is None:
         return namespace(like).empty(shape, dtype=like.dtype)
@@ -261,127 +205,3 @@ def _checked_out(out: Array | None, like: Array, shape: tuple[int, int, int]) ->
     if (shape[2] > 1 and out.strides[2] != out.itemsize) or any(s < 0 or s % out.itemsize for s in out.strides[:2]):
         raise InputError(f"out has strides {out.strides}; its last axis must be contiguous and none may run backwards.")
     return out
-
-
-# --- CPU --------------------------------------------------
-
-
-def _on_host(steps: Program, tables: Tables, x: Any, out: np.ndarray, scale: float) -> None:
-    k, n, m = out.shape
-    span = sum((length - 1) * step for length, step in zip(out.shape, out.strides, strict=True)) // out.itemsize + 1
-    flat_out = np.lib.stride_tricks.as_strided(out, (span,), (out.itemsize,))
-    stride_k, stride_n = out.strides[0] // out.itemsize, out.strides[1] // out.itemsize
-    is_count, is_csr = tables.buckets.size > 0, isinstance(x, SparseRows)
-    w, size = tables.rows.shape[1], tables.rows.shape[1] if is_count else padded_size(x.shape[1])
-    leaf_of_edge = np.array([first for first, _ in steps.edges])
-    if is_csr:
-        flat, stride, columns, starts = x.data, 0, x.columns, x.starts
-    else:
-        flat, stride = row_memory(x)
-        columns = starts = np.empty(0, np.int32)
-
-    def work(start: int, stop: int) -> None:
-        leaf, node = aligned(size, out.dtype), aligned(w, out.dtype)
-        slots = aligned(steps.n_slots * w, out.dtype).reshape(steps.n_slots, w)
-        _run_rows(
-            flat,
-            stride,
-            is_csr,
-            columns,
-            starts,
-            steps.steps,
-            leaf_of_edge,
-            tables.leaf_signs,
-            is_count,
-            tables.buckets,
-            tables.node_signs,
-            tables.rows,
-            tables.constants,
-            flat_out,
-            stride_k,
-            stride_n,
-            m,
-            start,
-            stop,
-            out.dtype.type(scale),
-            leaf,
-            node,
-            slots,
-        )
-
-    leaves = int((steps.steps[:, 0] == LEAF).sum())
-    joins = int((steps.steps[:, 0] <= JOIN_CONSTANT).sum()) - leaves
-    over_rows(work, n, n * (leaves * (size + w) + 2 * joins * w + k * m))
-
-
-@compiled_as_written
-def _run_rows(
-    x,
-    stride,
-    is_csr,
-    columns,
-    starts,
-    steps,
-    leaf_of_edge,
-    leaf_signs,
-    is_count,
-    buckets,
-    node_signs,
-    rows,
-    constants,
-    out,
-    stride_k,
-    stride_n,
-    m,
-    first,
-    last,
-    scale,
-    leaf,
-    node,
-    slots,
-):
-    """Rows first … last−1 through all steps; kinds of steps as in `poly_program`."""
-    for r in range(first, last):
-        for step in range(steps.shape[0]):
-            kind, a, b, edge, target = steps[step]
-            if kind == LEAF:
-                i = leaf_of_edge[edge]
-                if is_count:
-                    for j in range(leaf.size):
-                        leaf[j] = 0
-                    if is_csr:
-                        for j in range(starts[r], starts[r + 1]):
-                            leaf[buckets[i, columns[j]]] += leaf_signs[i, columns[j]] * x[j]
-                    else:
-                        for j in range(leaf_signs.shape[1]):
-                            leaf[buckets[i, j]] += leaf_signs[i, j] * x[r * stride + j]
-                else:
-                    load_signed(x, r * stride, leaf_signs[i], leaf)
-                transform_row(leaf, leaf, 0)
-                samples, indices = slots[target], rows[edge]
-                for j in range(indices.size):
-                    samples[j] = leaf[indices[j]]
-            elif kind <= JOIN_CONSTANT:
-                left = slots[a]
-                if kind == JOIN:
-                    right, signs = slots[b], node_signs[edge]
-                    for j in range(node.size):
-                        node[j] = signs[j] * (left[j] * right[j])
-                else:
-                    constant = constants[b]
-                    for j in range(node.size):
-                        node[j] = left[j] * constant[j]
-                transform_row(node, node, 0)
-                samples, indices = slots[target], rows[edge]
-                for j in range(indices.size):
-                    samples[j] = node[indices[j]]
-            else:
-                start = target * stride_k + r * stride_n
-                row, left = out[start : start + m], slots[a]
-                if kind == OUT_SINGLE:
-                    for j in range(m):
-                        row[j] = scale * left[j]
-                else:
-                    right = slots[b] if kind == OUT else constants[b]
-                    for j in range(m):
-                        row[j] = scale * (left[j] * right[j])

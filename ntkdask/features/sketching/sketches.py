@@ -16,7 +16,8 @@ from ntkdask import seeds, threads
 from ntkdask.arrays import Array, flatten_rows, is_device_array, require_float, to_device
 from ntkdask.cache import shared
 from ntkdask.errors import DtypeError, InputError
-from ntkdask.features.sketching.hadamard import Factor, checked_out, padded_size, sampled_hadamard, unit_stride
+from ntkdask.features.sketching.hadamard import sampled_hadamard
+from ntkdask.features.sketching.operands import Factor, checked_out, padded_size, unit_stride
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,8 @@ from ntkdask import seeds, threads
 from ntkdask.arrays import Array, gpu_usable, is_device_array, namespace, to_device
 from ntkdask.cache import shared
 from ntkdask.compiled import compiled_as_written
-from ntkdask.features.sketching.hadamard import (
-    aligned,
-    load_signed,
-    over_rows,
-    padded_size,
-    row_memory,
-    transform_row,
-    unit_stride,
-    walsh_hadamard,
-)
+from ntkdask.features.sketching.hadamard import load_signed, transform_row, walsh_hadamard
+from ntkdask.features.sketching.operands import aligned, over_rows, padded_size, row_memory, unit_stride
 
 PRODUCT, RELU, STEP = 0, 1, 2
 """What becomes of a product z: itself, max(z, 0), or 1 where it is positive and 0 elsewhere."""
