@@ -46,9 +46,9 @@ class Alignment:
     def __post_init__(self) -> None:
         require_components(self.n_candidates, "n_candidates")
         _require_radius(self.rho)
-        for name, known in (("weighting", WEIGHTINGS), ("sampling", ("gaussian", "spherical", "gibbs"))):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
+        for name, allowed in (("weighting", WEIGHTINGS), ("sampling", ("gaussian", "spherical", "gibbs"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), allowed)}")
 
     def choose(self, scores: np.ndarray, most: int, seed: int, path: seeds.Path) -> Chosen:
         """At most `most` of the candidates with these scores (N,), and the factor of each feature; randomness by (seed, path).

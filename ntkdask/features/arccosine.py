@@ -28,10 +28,10 @@ from ntkdask.registry import register
 SAMPLINGS = ("gaussian", "spherical", "structured")
 
 
-def require_sampling(sampling: str, known: tuple[str, ...] = SAMPLINGS) -> str:
-    """`sampling` when it is known; InputError naming the nearest otherwise."""
-    if sampling not in known:
-        raise InputError(f"unknown sampling {sampling!r}{nearest(str(sampling), known)}")
+def require_sampling(sampling: str, allowed: tuple[str, ...] = SAMPLINGS) -> str:
+    """`sampling` when it is one of `allowed`; InputError naming the nearest otherwise."""
+    if sampling not in allowed:
+        raise InputError(f"unknown sampling {sampling!r}{nearest(str(sampling), allowed)}")
     return sampling
 
 

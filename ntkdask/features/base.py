@@ -48,10 +48,10 @@ class FeatureMapBase:
 
     def replace(self: M, **changes: Any) -> M:
         """A copy with some arguments changed; InputError naming the nearest for an unknown one."""
-        known = self.get_params()
+        parameters = self.get_params()
         for name in changes:
-            if name not in known:
-                raise InputError(f"{type(self).__name__} has no parameter {name!r}{nearest(name, known)}")
+            if name not in parameters:
+                raise InputError(f"{type(self).__name__} has no parameter {name!r}{nearest(name, parameters)}")
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 

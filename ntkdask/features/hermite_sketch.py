@@ -112,7 +112,7 @@ class HermiteSketch(FeatureMapBase):
         At depth 1, by Cauchy-Schwarz, |E⟨φ(x), φ(y)⟩ − K(x, y)| <= √(error(x)·error(y)·K(x, x)·K(y, y)).
         """
         x = flatten_rows(require_float(x))
-        xp, found = namespace(x), namespace(x).zeros(x.shape[0])
+        xp, errors = namespace(x), namespace(x).zeros(x.shape[0])
         for stage, squares in zip(self._stages, self._variances(x), strict=True):
             sigma, a = stage.layer.sigma, xp.sqrt(squares)
             one = xp.where(a > 0, 1.0, 0.0)
@@ -122,8 +122,8 @@ class HermiteSketch(FeatureMapBase):
             for values, exact in parts:
                 # a row of length 0 has no direction: of its expansion the constant is all
                 kept = xp.where(a > 0, (values * values).sum(axis=0), values[0] ** 2)
-                found = xp.maximum(found, xp.where(exact > 0, 1.0 - kept / xp.where(exact > 0, exact, 1.0), 0.0))
-        return found
+                errors = xp.maximum(errors, xp.where(exact > 0, 1.0 - kept / xp.where(exact > 0, exact, 1.0), 0.0))
+        return errors
 
     def __call__(self, x: Array) -> Array:
         """(n, *s) → (n, n_components) of x's kind and dtype."""

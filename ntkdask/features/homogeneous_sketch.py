@@ -84,9 +84,9 @@ class HomogeneousSketch(FeatureMapBase):
         if self.coefficients is not None:
             return np.array(self.coefficients)
         part: Any = self.kernel
-        found = homogeneous_coefficients(self.network, self.degree, part)
+        coefficients = homogeneous_coefficients(self.network, self.degree, part)
         # what a fit leaves of a power that κ does not have costs components and gives nothing
-        return np.where(found > SMALLEST_SHARE * found.sum(), found, 0.0)
+        return np.where(coefficients > SMALLEST_SHARE * coefficients.sum(), coefficients, 0.0)
 
     @property
     def truncation_error(self) -> float:

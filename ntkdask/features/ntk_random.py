@@ -283,9 +283,9 @@ class NTKRandomFeatures(DataDependentMap):
     def apply(self, x: Array, learned: Learned) -> Array:
         """(n, *s) → (n, learned_components(learned)); InputError for rows of another width than those the map was fitted to."""
         x = flatten_rows(require_float(x))
-        known = self._width_of(learned)
-        if x.shape[1] != known:
-            raise InputError(f"{NAME} was fitted to rows of {known} features; these have {x.shape[1]}.")
+        expected = self._width_of(learned)
+        if x.shape[1] != expected:
+            raise InputError(f"{NAME} was fitted to rows of {expected} features; these have {x.shape[1]}.")
         return self._blocks(x, self._learned_weights(learned, self._layers.depth, x), self._learned_widths(learned))
 
     def _width_of(self, learned: Learned) -> int:

@@ -100,10 +100,10 @@ class NTKSketch(FeatureMapBase):
         require_components(self.n_components)
         require_degree(self.degree)
         require_homogeneous(self.network, "NTKSketch")
-        for name, known in (("method", METHODS), ("derivative", DERIVATIVES), ("expansion", EXPANSIONS)):
+        for name, allowed in (("method", METHODS), ("derivative", DERIVATIVES), ("expansion", EXPANSIONS)):
             value = getattr(self, name)
-            if value not in known:
-                raise InputError(f"NTKSketch: unknown {name} {value!r}{nearest(str(value), known)}")
+            if value not in allowed:
+                raise InputError(f"NTKSketch: unknown {name} {value!r}{nearest(str(value), allowed)}")
         if self.method == "polynomial":
             if (self.derivative, self.expansion) != ("sketch", "fit"):
                 raise InputError(

@@ -240,9 +240,9 @@ def _spread(kernel: Kernel, rows: Array, count: int, seed: int) -> np.ndarray:
 
     def squares(columns: np.ndarray) -> np.ndarray:
         sizes = own[:, None] + own[columns]
-        found = sizes - 2 * to_host(kernel(rows, rows[namespace(rows).asarray(columns)]))
+        distances = sizes - 2 * to_host(kernel(rows, rows[namespace(rows).asarray(columns)]))
         # what is rounding only, as of equal rows, is no distance
-        return np.where(found > rounding * sizes, found, 0)
+        return np.where(distances > rounding * sizes, distances, 0)
 
     chosen, batch = [0], 0
     distance = squares(np.array(chosen))[:, 0]

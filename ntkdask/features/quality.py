@@ -86,8 +86,8 @@ def map_error(feature_map: FeatureMap, x: Array, lam: float | None = None) -> Ap
     for start in range(0, phi.shape[1], COLUMNS):
         block = phi[:, start : start + COLUMNS].astype(xp.float64, copy=False)
         gram += block @ block.T
-    found = gram_error(to_host(gram), to_host(feature_map.target(x)), lam)
-    return ApproximationError(**{**vars(found), "n_components": phi.shape[1]})
+    error = gram_error(to_host(gram), to_host(feature_map.target(x)), lam)
+    return ApproximationError(**{**vars(error), "n_components": phi.shape[1]})
 
 
 def _spectral_norm(symmetric: np.ndarray) -> float:

@@ -51,10 +51,10 @@ def check_finite_rows(x: Array, first_row: int = 0, name: str = "x") -> None:
     finite = xp.ones(flat.shape[0], dtype=bool)
     for rows in row_blocks(flat.shape[0], flat.shape[1]):
         finite[rows] = xp.isfinite(flat[rows]).all(axis=1)
-    found = xp.flatnonzero(~finite)
-    if found.size:
+    wrong = xp.flatnonzero(~finite)
+    if wrong.size:
         raise InputError(
-            f"{name} has NaN or infinite values in {name_rows(found, first_row)}. Remove them or fill in the values."
+            f"{name} has NaN or infinite values in {name_rows(wrong, first_row)}. Remove them or fill in the values."
         )
 
 

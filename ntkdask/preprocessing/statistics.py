@@ -15,9 +15,9 @@ from ntkdask.errors import InputError
 from ntkdask.preprocessing.rows import BLOCK_ELEMENTS, block_bytes, row_blocks
 
 
-def _require_width(found: int, expected: int) -> None:
-    if found != expected:
-        raise InputError(f"rows have {found} features, the statistics {expected}: they belong to different datasets.")
+def _require_width(width: int, expected: int) -> None:
+    if width != expected:
+        raise InputError(f"rows have {width} features, the statistics {expected}: they belong to different datasets.")
 
 
 @dataclass(frozen=True, eq=False)

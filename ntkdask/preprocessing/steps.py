@@ -241,9 +241,11 @@ class ZCA:
         return n * d * itemsize + max(normalize_rows_bytes(n, d), d * d * itemsize + 2**16)
 
 
-def _wrong_statistics(step: object, expected: str, found: Statistics | None) -> InputError:
-    what = "none" if found is None else f"{type(found).__name__} of {found.n} rows"
-    return InputError(f"{type(step).__name__} is fitted from the {expected} of at least one training row, found {what}")
+def _wrong_statistics(step: object, expected: str, statistics: Statistics | None) -> InputError:
+    given = "none" if statistics is None else f"{type(statistics).__name__} of {statistics.n} rows"
+    return InputError(
+        f"{type(step).__name__} is fitted from the {expected} of at least one training row, found {given}"
+    )
 
 
 def _beside(x: Array, state: Array) -> Array:

@@ -18,21 +18,16 @@ Arrays in, arrays out, float64; NumPy or CuPy after B. Vectors of length n held:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ntkdask.arrays import Array, namespace, require_float, to_device, to_host
+from ntkdask.arrays import Array, namespace, require_float, to_host
 from ntkdask.errors import InputError
 from ntkdask.solvers.block_krylov import Preconditioner, Process, Step
-
-_NUMBERS = ("cycle", "norm", "lowest", "curvature")
-"""Of an iterate, what may be infinite or NaN and so is kept among the arrays of a state."""
-
-RUNNING = ""
-"""The reason of an alpha that is still being worked on."""
+from ntkdask.solvers.conjugate_gradients_state import RUNNING, Iterate, State
 
 
 @dataclass(frozen=True)
@@ -79,85 +74,6 @@ class Solved:
     columns: int
     reasons: tuple[str, ...]
     curvatures: np.ndarray
-
-
-@dataclass
-class Iterate:
-    """One alpha: its iterate x (n, k), the best ones, and what is known of them."""
-
-    alpha: float
-    x: Array
-    reason: str = RUNNING
-    best: Array = None
-    """The iterate of the lowest residual, by the recurrence between checks."""
-    residuals: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """(k,) relative residuals of `best`."""
-    sure: Array = None
-    sure_residuals: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """The iterate of the lowest true residual, and those (k,): where the recurrence went astray, it is what is left."""
-    cycle: float = np.inf
-    """The largest true residual when the present process started."""
-    norm: float = np.nan
-    """The largest relative residual by the recurrence."""
-    lowest: float = np.inf
-    lowest_at: int = 0
-    due: bool = False
-    curvature: float = np.nan
-
-
-@dataclass
-class State:
-    """All that an interrupted solve needs to go on to the same bits: plain arrays through `to_state`."""
-
-    iterates: list[Iterate]
-    processes: list[Process]
-    iteration: int = 0
-    columns: int = 0
-    history: list[list[float]] = field(default_factory=list)
-
-    @property
-    def residuals(self) -> np.ndarray:
-        """(n_alphas,) the largest relative residual over columns: true where an alpha is done, else by the recurrence."""
-        return np.array([i.norm for i in self.iterates])
-
-    def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """(arrays, attributes) for the store; copies, so that the solver may go on."""
-        arrays: dict[str, np.ndarray] = {"history": np.array(self.history).reshape(len(self.history), -1)}
-        iterates, processes = [], []
-        for i, one in enumerate(self.iterates):
-            arrays |= {f"iterate{i}.{name}": getattr(one, name) for name in ("residuals", "sure_residuals")}
-            held = {name: getattr(one, name) for name in ("x", "best", "sure")}
-            arrays |= {f"iterate{i}.{name}": to_host(a).copy() for name, a in held.items() if a is not None}
-            arrays[f"iterate{i}.numbers"] = np.array([getattr(one, name) for name in _NUMBERS])
-            iterates.append({name: getattr(one, name) for name in ("alpha", "reason", "lowest_at", "due")})
-        for i, process in enumerate(p for p in self.processes if p.active):
-            inner, attributes = process.to_state()
-            arrays |= {f"process{i}.{name}": array for name, array in inner.items()}
-            processes.append(attributes)
-        attributes = {
-            "iterates": iterates,
-            "processes": processes,
-            "iteration": self.iteration,
-            "columns": self.columns,
-        }
-        return arrays, attributes
-
-    @classmethod
-    def from_state(cls, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], device: bool = False) -> State:
-        """The state that `to_state` described; device: its blocks on the GPU."""
-
-        def part(prefix: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(prefix): np.array(v) for k, v in arrays.items() if k.startswith(prefix)}
-
-        iterates = []
-        for i, plain in enumerate(attributes["iterates"]):
-            a: dict[str, Any] = part(f"iterate{i}.")
-            numbers = dict(zip(_NUMBERS, a.pop("numbers").tolist(), strict=True))
-            blocks = {name: to_device(a.pop(name), device) for name in ("x", "best", "sure") if name in a}
-            iterates.append(Iterate(**blocks, **a, **plain, **numbers))
-        processes = [Process.from_state(part(f"process{i}."), p, device) for i, p in enumerate(attributes["processes"])]
-        history = np.asarray(arrays["history"]).tolist()
-        return cls(iterates, processes, attributes["iteration"], attributes["columns"], history)
 
 
 def conjugate_gradients_bytes(n: int, k: int, n_alphas: int, preconditioned: bool) -> int:
@@ -249,10 +165,10 @@ class _Solver:
 
     def resume(self, state: State, alphas: np.ndarray) -> State:
         """The state, when it is of this problem."""
-        found = [i.alpha for i in state.iterates]
-        if found != alphas.tolist() or any(i.x.shape != self.b.shape for i in state.iterates):
+        stored = [i.alpha for i in state.iterates]
+        if stored != alphas.tolist() or any(i.x.shape != self.b.shape for i in state.iterates):
             raise InputError(
-                f"conjugate gradients: the state is of alphas {found} and shape {state.iterates[0].x.shape}, "
+                f"conjugate gradients: the state is of alphas {stored} and shape {state.iterates[0].x.shape}, "
                 f"not {alphas.tolist()} and {self.b.shape}. Start afresh, without state."
             )
         return state

@@ -158,8 +158,8 @@ class DualEigh:
         """
         rows = np.asarray(rows)
         position = np.searchsorted(self.problem.kept, rows)
-        known = np.isin(rows, self.problem.kept).all() and np.unique(rows).size == rows.size
-        if not known or rows.size >= self.problem.kept.size:
+        are_distinct = np.isin(rows, self.problem.kept).all() and np.unique(rows).size == rows.size
+        if not are_distinct or rows.size >= self.problem.kept.size:
             raise InputError(
                 f"kernel ridge: {rows.size} rows are to be held out of the {self.problem.kept.size} of positive weight; "
                 "give distinct ones among those, and leave at least one."

@@ -278,8 +278,8 @@ class GradientFlow:
     def _moving(self, t: float) -> tuple[Array, Array]:
         """(λ + r, whether the matrix says how the direction moves until t)."""
         rate = self.eigenvalues + self.reg
-        known = math.isfinite(t) and t * self.noise <= 1.0
-        return rate, (rate > self.noise) | known
+        resolved = math.isfinite(t) and t * self.noise <= 1.0
+        return rate, (rate > self.noise) | resolved
 
     def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays, attributes) for the store; reg is left out: one state serves every one."""

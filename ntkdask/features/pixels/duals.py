@@ -164,25 +164,25 @@ class PixelDual:
         weights, slopes = completed_series(sigma, a, self.degree, tangent)
         powers = sorted({*degrees, *slope_degrees} - {0})
         sketches = self._powers(powers)(unit, degrees=powers)
-        known = dict(zip(powers, sketches, strict=True))
-        value = self._summed(known, degrees, weights, "value", mu)
-        return value, None if slopes is None else self._summed(known, slope_degrees, slopes, "slope", mu)
+        by_power = dict(zip(powers, sketches, strict=True))
+        value = self._summed(by_power, degrees, weights, "value", mu)
+        return value, None if slopes is None else self._summed(by_power, slope_degrees, slopes, "slope", mu)
 
     def _powers(self, powers: Sequence[int]) -> PolySketch:
         return PolySketch(max(powers, default=1), self.width, self.seed, (*self.path, "powers"))
 
     def _summed(
-        self, sketches: Mapping[int, Array], degrees: tuple[int, ...], weights: Array, what: str, like: Array
+        self, sketches: Mapping[int, Array], degrees: tuple[int, ...], weights: Array, name: str, like: Array
     ) -> Array:
         """√gain·Σ_ℓ ±w_ℓ·Q_ℓ, (rows, width); the signs of each degree are its own."""
         dtype, root = like.dtype, math.sqrt(self.layer.gain)
-        constant = self._signs((what, 0), like) * dtype.type(root / math.sqrt(self.width))
+        constant = self._signs((name, 0), like) * dtype.type(root / math.sqrt(self.width))
         total = weights[0].astype(dtype)[:, None] * constant
         for degree in degrees:
             if not degree:
                 continue
             sketch = sketches[degree]
-            total += (root * weights[degree]).astype(dtype)[:, None] * (sketch * self._signs((what, degree), like))
+            total += (root * weights[degree]).astype(dtype)[:, None] * (sketch * self._signs((name, degree), like))
         return total
 
     def _finish(self, features: Array, squares: Array | None, name: str) -> None:

@@ -40,7 +40,7 @@ class Filter:
         return Filter(layer, shape, width, seed, path)
 
     @functools.cached_property
-    def near(self) -> Neighbours:
+    def neighbourhood(self) -> Neighbours:
         """The pixels under the filter."""
         return neighbours(self.conv, self.shape)
 
@@ -58,7 +58,7 @@ class Filter:
         if patches:
             self._patches_into(mu, source, first)
             return
-        shifted_sums(source, self.near, self._shifts("shifts"), self._scale(mu), first, mu)
+        shifted_sums(source, self.neighbourhood, self._shifts("shifts"), self._scale(mu), first, mu)
         if self.conv.bias_variance:
             root = math.sqrt(self.conv.bias_variance / self.width)
             mu += self._signs("bias", mu) * mu.dtype.type(root)
@@ -69,18 +69,20 @@ class Filter:
         if source is None:
             namespace(chi).multiply(mu, signs, out=chi)
             return
-        also = None if signs is None else mu
-        shifted_sums(source, self.near, self._shifts("tangent shifts"), self._scale(chi), first, chi, also, signs)
+        addend = None if signs is None else mu
+        shifted_sums(
+            source, self.neighbourhood, self._shifts("tangent shifts"), self._scale(chi), first, chi, addend, signs
+        )
 
     def _patches_into(self, mu: Array, source: Array, first: int) -> None:
         """mu ← H D [σ_w/q·patch, σ_b, 0 … 0]/√width."""
-        xp, near = namespace(mu), self.near
+        xp, neighbourhood = namespace(mu), self.neighbourhood
         chosen, factors = self._patch_tables
         row = np.arange(first, first + mu.shape[0])
-        image, pixel = row // near.rows_out, row % near.rows_out
+        image, pixel = row // neighbourhood.rows_out, row % neighbourhood.rows_out
         size = self.count * source.shape[1]
         patch = xp.empty((mu.shape[0], size + 1), mu.dtype)
-        taken = source[xp.asarray((image * near.rows_in)[:, None] + chosen[pixel])]
+        taken = source[xp.asarray((image * neighbourhood.rows_in)[:, None] + chosen[pixel])]
         taken *= xp.asarray(factors[pixel], mu.dtype)[:, :, None]
         patch[:, :size] = taken.reshape(mu.shape[0], size)
         patch[:, size] = math.sqrt(self.conv.bias_variance)
@@ -91,12 +93,12 @@ class Filter:
     @functools.cached_property
     def _patch_tables(self) -> tuple[np.ndarray, np.ndarray]:
         """(input pixel, σ_w/q or, outside the image, 0) of each filter entry of each output pixel: (H'·W', q²) each."""
-        near = self.near
-        chosen = np.zeros((near.rows_out, self.count), np.int64)
-        factors = np.zeros((near.rows_out, self.count))
-        used = np.arange(self.count) < near.counts[:, None]
-        where = (np.nonzero(used)[0], near.filter[used])
-        chosen[where], factors[where] = near.pixels[used], math.sqrt(self.conv.weight_variance / self.count)
+        neighbourhood = self.neighbourhood
+        chosen = np.zeros((neighbourhood.rows_out, self.count), np.int64)
+        factors = np.zeros((neighbourhood.rows_out, self.count))
+        used = np.arange(self.count) < neighbourhood.counts[:, None]
+        where = (np.nonzero(used)[0], neighbourhood.filter[used])
+        chosen[where], factors[where] = neighbourhood.pixels[used], math.sqrt(self.conv.weight_variance / self.count)
         return chosen, factors
 
     def _shifts(self, name: str) -> np.ndarray:

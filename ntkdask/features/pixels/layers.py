@@ -111,7 +111,7 @@ class PixelLayers:
         dual = None if activation is None else self._dual(activation, path)
         phi_needed = reads_covariance(after)
         like = pixels.psi if pixels.phi is None else pixels.phi
-        xp, rows = namespace(like), like.shape[0] // pixels.n_pixels * weights.near.rows_out
+        xp, rows = namespace(like), like.shape[0] // pixels.n_pixels * weights.neighbourhood.rows_out
         tangent = layer.trainable or pixels.psi is not None
         phi = xp.empty((rows, self.width), like.dtype) if phi_needed else None
         psi = None

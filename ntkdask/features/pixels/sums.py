@@ -80,32 +80,32 @@ def draw_shifts(seed: int, path: seeds.Path, n_offsets: int, width: int) -> np.n
 
 def shifted_sums(
     source: Array,
-    near: Neighbours,
+    neighbourhood: Neighbours,
     shifts: np.ndarray,
     weights: Array,
     first: int,
     out: Array,
-    also: Array | None = None,
-    also_weights: Array | None = None,
+    addend: Array | None = None,
+    addend_weights: Array | None = None,
 ) -> Array:
-    """out[r] = weights·Σ_a roll(source[p(r, a)], −shifts[a]) + also_weights·also[r], for output pixels first + r of all images.
+    """out[r] = weights·Σ_a roll(source[p(r, a)], −shifts[a]) + addend_weights·also[r], for output pixels first + r of all images.
 
-    source: (images·rows_in, width); weights, also_weights: (width,); out, also: (rows, width); one dtype and device, C-ordered.
+    source: (images·rows_in, width); weights, addend_weights: (width,); out, also: (rows, width); one dtype and device, C-ordered.
     Bits do not depend on how the rows are cut. Returns `out`.
     """
     if is_device_array(source):
-        return _on_device(source, near, shifts, weights, first, out, also, also_weights)
-    extra = (out, weights) if also is None else (also, also_weights)
+        return _on_device(source, neighbourhood, shifts, weights, first, out, addend, addend_weights)
+    extra = (out, weights) if addend is None else (addend, addend_weights)
     _sum_rows(
         source,
-        near.rows_in,
-        near.rows_out,
-        near.pixels,
-        near.filter,
-        near.counts,
+        neighbourhood.rows_in,
+        neighbourhood.rows_out,
+        neighbourhood.pixels,
+        neighbourhood.filter,
+        neighbourhood.counts,
         shifts,
         weights,
-        also is not None,
+        addend is not None,
         *extra,
         first,
         out,
@@ -115,7 +115,7 @@ def shifted_sums(
 
 @compiled_as_written
 def _sum_rows(
-    source, rows_in, rows_out, pixels, numbers, counts, shifts, weights, has_also, also, also_weights, first, out
+    source, rows_in, rows_out, pixels, numbers, counts, shifts, weights, has_addend, addend, addend_weights, first, out
 ):
     width = out.shape[1]
     for r in range(out.shape[0]):
@@ -149,10 +149,10 @@ def _sum_rows(
             u, t = x[:o], row[width - o :]
             for j in range(t.size):
                 t[j] += u[j]
-        if has_also:
-            other = also[r]
+        if has_addend:
+            other = addend[r]
             for j in range(width):
-                row[j] = weights[j] * row[j] + also_weights[j] * other[j]
+                row[j] = weights[j] * row[j] + addend_weights[j] * other[j]
         else:
             for j in range(width):
                 row[j] *= weights[j]
@@ -168,31 +168,31 @@ def cuda_source() -> str:
 
 def _on_device(
     source: Array,
-    near: Neighbours,
+    neighbourhood: Neighbours,
     shifts: np.ndarray,
     weights: Array,
     first: int,
     out: Array,
-    also: Any,
-    also_weights: Any,
+    addend: Any,
+    addend_weights: Any,
 ) -> Array:
     rows, width = out.shape
     if not rows:
         return out
     kernel = cuda_module(cuda_source()).get_function(f"shifted_sums_{out.dtype.name}")
     null = np.uintp(0)
-    tables = _device_tables(near, source)
+    tables = _device_tables(neighbourhood, source)
     moved = namespace(source).asarray(shifts)
     arguments = (
         source,
-        np.int64(near.rows_in),
-        np.int64(near.rows_out),
+        np.int64(neighbourhood.rows_in),
+        np.int64(neighbourhood.rows_out),
         *tables,
-        np.int32(near.pixels.shape[1]),
+        np.int32(neighbourhood.pixels.shape[1]),
         moved,
         weights,
-        null if also is None else also,
-        null if also is None else also_weights,
+        null if addend is None else addend,
+        null if addend is None else addend_weights,
         out,
         np.int32(width),
         np.int64(first),
@@ -202,7 +202,9 @@ def _on_device(
     return out
 
 
-def _device_tables(near: Neighbours, like: Array) -> tuple[Array, Array, Array]:
+def _device_tables(neighbourhood: Neighbours, like: Array) -> tuple[Array, Array, Array]:
     """`pixels`, `filter` and `counts` on like's device, once per process."""
-    key = ("neighbours", near, like.device.id)
-    return shared.get(key, lambda: tuple(to_device(a) for a in (near.pixels, near.filter, near.counts)))
+    key = ("neighbours", neighbourhood, like.device.id)
+    return shared.get(
+        key, lambda: tuple(to_device(a) for a in (neighbourhood.pixels, neighbourhood.filter, neighbourhood.counts))
+    )

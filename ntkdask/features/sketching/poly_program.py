@@ -38,17 +38,17 @@ def split(first: int, end: int) -> int:
 @functools.cache
 def edges_of(degree: int) -> tuple[tuple[int, int], ...]:
     """(first leaf, end) of every node below the root, children before parents; of the single leaf at degree 1."""
-    found: list[tuple[int, int]] = []
+    edges: list[tuple[int, int]] = []
 
     def visit(first: int, end: int) -> None:
         if end - first > 1:
             visit(first, split(first, end))
             visit(split(first, end), end)
         if end - first < degree or degree == 1:
-            found.append((first, end))
+            edges.append((first, end))
 
     visit(0, degree)
-    return tuple(found)
+    return tuple(edges)
 
 
 class _Planner:
@@ -69,17 +69,17 @@ class _Planner:
     def samples(self, first: int, end: int, states: Iterable[int]) -> dict[int, int]:
         """Slots of what the edge (first, end) samples when the first s of its leaves are x, for each s >= 1 of `states`."""
         wanted = sorted({s for s in states if s})
-        edge, found = self.number[first, end], {}
+        edge, slots = self.number[first, end], {}
         if not wanted:
             return {}
         if end - first == 1:
-            found[1] = self.slot()
-            self.steps.append((LEAF, 0, 0, edge, found[1]))
-            return found
+            slots[1] = self.slot()
+            self.steps.append((LEAF, 0, 0, edge, slots[1]))
+            return slots
         for s, left, right, constant in self.pairs(first, end, wanted):
-            found[s] = self.slot()
-            self.steps.append((JOIN if constant < 0 else JOIN_CONSTANT, left, max(right, constant), edge, found[s]))
-        return found
+            slots[s] = self.slot()
+            self.steps.append((JOIN if constant < 0 else JOIN_CONSTANT, left, max(right, constant), edge, slots[s]))
+        return slots
 
     def pairs(self, first: int, end: int, wanted: list[int]) -> Iterable[tuple[int, int, int, int]]:
         """(s, left slot, right slot or −1, constant or −1) of a node; slots are given back once what uses them is written."""

@@ -92,13 +92,13 @@ def nonnegative_fit(function: Callable[[np.ndarray], np.ndarray], degree: int, e
     if exact_end:
         powers[0] *= ENDPOINT_WEIGHT
         right[0] *= ENDPOINT_WEIGHT
-    found, _ = nnls(powers, right, maxiter=100 * (degree + 1))
-    if not found.any():
+    coefficients, _ = nnls(powers, right, maxiter=100 * (degree + 1))
+    if not coefficients.any():
         raise InputError(
             f"no polynomial of degree {degree} with non-negative coefficients fits this function, which is {target[0]:.3g} at 1."
         )
-    found[found < NEGLIGIBLE * found.sum()] = 0.0
-    return found * (target[0] / found.sum() if exact_end else abs(target[0]))
+    coefficients[coefficients < NEGLIGIBLE * coefficients.sum()] = 0.0
+    return coefficients * (target[0] / coefficients.sum() if exact_end else abs(target[0]))
 
 
 @functools.cache
@@ -215,17 +215,17 @@ def require_degree(degree: Any) -> int:
 
 def require_coefficients(coefficients: Any) -> np.ndarray:
     """Coefficients of a polynomial that can be sketched, (degree + 1,) float64; InputError for negative, infinite or all-zero ones."""
-    found = np.asarray(coefficients, np.float64)
-    if found.ndim != 1 or found.size < 2 or not np.isfinite(found).all():
+    values = np.asarray(coefficients, np.float64)
+    if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
         raise InputError(
             f"coefficients are {coefficients!r}, expected at least two finite numbers, from the constant term on."
         )
-    if (found < 0).any():
-        worst = int(found.argmin())
+    if (values < 0).any():
+        worst = int(values.argmin())
         raise InputError(
-            f"the coefficient of α^{worst} is {found[worst]:.3g}; a feature map needs non-negative ones. Fit with that constraint "
+            f"the coefficient of α^{worst} is {values[worst]:.3g}; a feature map needs non-negative ones. Fit with that constraint "
             "(ntkdask.features.sketching.polynomial_fits.homogeneous_coefficients) or drop the term."
         )
-    if not found.any():
+    if not values.any():
         raise InputError("all coefficients are zero; there is nothing to sketch.")
-    return found
+    return values

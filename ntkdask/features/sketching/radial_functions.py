@@ -123,14 +123,14 @@ def _rule(sigma: ActivationFunction, degree: int, octave: int) -> Rule:
     """The rule with which r_ℓ(2^octave) has converged; InputError where none has."""
     a = np.array([2.0 ** (octave - 1), 2.0**octave])
     for reach in REACHES:
-        splits, (rule, found, ends) = 1, _measured(sigma, a, degree, octave, 1, reach)
+        splits, (rule, values, ends) = 1, _measured(sigma, a, degree, octave, 1, reach)
         if ends > TOLERANCE:
             continue
         while splits < MAX_SPLITS:
             finer, better, _ = _measured(sigma, a, degree, octave, 2 * splits, reach)
-            if float(np.abs(better - found).max()) <= TOLERANCE:
+            if float(np.abs(better - values).max()) <= TOLERANCE:
                 return rule
-            splits, rule, found = 2 * splits, finer, better
+            splits, rule, values = 2 * splits, finer, better
         raise InputError(
             f"{sigma!r} has no usable Hermite expansion at a standard deviation of {a[-1]:.3g}: it has kinks or jumps elsewhere than "
             "at 0, or oscillates too fast there. Scale the inputs down or use another activation."
