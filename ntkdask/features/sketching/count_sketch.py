@@ -30,7 +30,7 @@ BLOCK_BYTES = 2**21
 
 @dataclass(frozen=True)
 class Buckets:
-    """Where each of d columns goes, and its sign: (d,) int32 and (d,) ±1."""
+    """The bucket of each of d columns, and its sign: (d,) int32 and (d,) ±1."""
 
     bucket: np.ndarray
     sign: np.ndarray
@@ -57,9 +57,10 @@ class CountSketch:
         require_components(self.n_components)
 
     def __call__(self, x: Any, *, out: Array | None = None, scale: float = 1.0) -> Array:
-        """(n, *s) → (n, n_components) of x's dtype, times `scale`; NumPy, CuPy or SciPy sparse, float32 or float64.
+        """The sketch of rows: (n, *s) → (n, n_components) of x's dtype, times `scale`.
 
-        out: written and returned when given; columns of a C-ordered array serve. Raises InputError for rows without columns.
+        x: NumPy, CuPy or SciPy sparse, float32 or float64. out: written and returned when given; a slice of columns of a
+        C-ordered array will do. Raises InputError for rows without columns.
         """
         rows = _rows(x)
         shape = (rows.shape[0], self.n_components)
@@ -85,7 +86,7 @@ class CountSketch:
         return n * self.n_components * itemsize + d * (4 + itemsize + 24) + 8 * 1024
 
     def _on_device(self, x: Array, out: Array, scale: float) -> Array:
-        """One kernel over columns sorted by bucket; deterministic."""
+        """One kernel over columns sorted by bucket; its sums have a fixed order."""
         d, dtype = x.shape[1], x.dtype
 
         def sort() -> tuple[Array, Array, Array]:
@@ -120,8 +121,8 @@ class CountSketch:
 class TensorSketch:
     """Sketch of x^{⊗p}, p = degree: the circular convolution of p independent CountSketches, by real FFTs.
 
-    E⟨S x, S y⟩ = ⟨x, y⟩^p; for unit vectors at p = 2 the variance is about ((1+α²)² + 2α⁴)/m; it grows as 3^p in the worst case, so
-    `PolySketch` is the better one from degree 4 or so on. Source: Pham & Pagh 2013; MATH.md §4.
+    E⟨S x, S y⟩ = ⟨x, y⟩^p. For unit vectors at p = 2 the variance is about ((1+α²)² + 2α⁴)/m; in the worst case it grows as
+    3^p, so `PolySketch` is better from about degree 4 on. Source: Pham & Pagh 2013; MATH.md §4.
     """
 
     degree: int
@@ -134,7 +135,7 @@ class TensorSketch:
         require_components(self.n_components)
 
     def __call__(self, x: Any, *, out: Array | None = None, scale: float = 1.0) -> Array:
-        """(n, *s) → (n, n_components) of x's dtype, times `scale`; NumPy, CuPy or SciPy sparse, float32 or float64."""
+        """The sketch of rows: (n, *s) → (n, n_components) of x's dtype, times `scale`; NumPy, CuPy or SciPy sparse, float32 or float64."""
         rows = _rows(x)
         m, like = self.n_components, rows.data if isinstance(rows, SparseRows) else rows
         out = checked_out(out, like, (rows.shape[0], m))
@@ -180,7 +181,7 @@ def _irfft(x: Array, length: int) -> Array:
 
 
 def count_into(rows: Any, buckets: Buckets, out: np.ndarray, scale: np.floating) -> None:
-    """out ← scale·CountSketch of the rows, (n, d) dense or `SparseRows`, on the CPU."""
+    """Write scale·CountSketch of the rows, (n, d) dense or `SparseRows`, to `out` on the CPU."""
     n, m = out.shape
     flat_out, stride_out = row_memory(out)
     if isinstance(rows, SparseRows):

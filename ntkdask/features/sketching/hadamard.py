@@ -2,7 +2,7 @@
 
 H has entries (−1)^{popcount(i & j)}: H Hᵀ = p·I, no 1/√p anywhere here. On the CPU one row at a time is signed, padded
 and transformed in cache by explicit vector butterflies; on a GPU one block of threads does the same in shared memory
-(`hadamard.cu`, see `hadamard_device`). Called by `sketches.py`; knows nothing of randomness.
+(`hadamard_device`). Called by the sketches; draws no random numbers.
 
 The CPU loops are Numba functions without the GIL, one per thread over its own rows. The butterflies are LLVM vector
 instructions written out, because Numba's own vectoriser cannot use full registers at strides below one. The bits of the
@@ -38,8 +38,8 @@ LANE_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 def walsh_hadamard(x: Array, out: Array | None = None) -> Array:
     """Unnormalised Walsh–Hadamard transform of every row: out[i, j] = Σ_k (−1)^{popcount(j & k)} x[i, k].
 
-    x: (n, p), p a power of two, float32 or float64, NumPy or CuPy. out: the same shape and dtype with unit stride along
-    its rows; `x` itself is allowed. Returns `out`, of x's dtype. Raises InputError on other shapes.
+    x: (n, p), p a power of two, float32 or float64, NumPy or CuPy. out: of the same shape and dtype with unit stride along
+    its rows; it may be `x` itself. Returns `out`, of x's dtype. Raises InputError for other shapes.
 
     >>> walsh_hadamard(np.array([[1.0, 2.0, 3.0, 4.0]]))
     array([[10., -2., -4.,  0.]])
@@ -63,7 +63,7 @@ def walsh_hadamard(x: Array, out: Array | None = None) -> Array:
 
 
 def sampled_hadamard(factors: tuple[Factor, ...], scale: float, out: Array) -> Array:
-    """out = scale · ∏ over one or two factors of (H D x)[rows], elementwise; x's are read once and never copied.
+    """out = scale · ∏ over one or two factors of (H D x)[rows], elementwise; every x is read once and never copied.
 
     out: (n, m), unit stride along its rows. Each row depends on its own inputs alone, so the bits are the same for any
     batching of the rows; x may share memory with the same rows of `out`.
@@ -109,9 +109,9 @@ def sampled_hadamard(factors: tuple[Factor, ...], scale: float, out: Array) -> A
 
 
 def _butterflies(bits: int, within: bool) -> Any:
-    """Numba intrinsic: the transform over j of 2**bits vectors source[start + j·stride], over lanes too if `within`.
+    """Numba intrinsic: the transform over j of 2**bits vectors source[start + j·stride], and over lanes too if `within`.
 
-    Called as f(source, start, out, out_start, stride) on contiguous 1-d arrays of one dtype; in place is allowed.
+    Called as f(source, start, out, out_start, stride) on contiguous 1-d arrays of one dtype; it may work in place.
     """
 
     @intrinsic
@@ -209,7 +209,7 @@ def transform_row(scratch, out, start):
 
 @compiled_as_written
 def load_signed(x, start, signs, scratch):
-    """scratch[:d] = signs · x[start : start + d], zero beyond d."""
+    """scratch[:d] = signs · x[start : start + d], and zeros beyond d."""
     d = signs.size
     row = x[start : start + d]
     for i in range(d):

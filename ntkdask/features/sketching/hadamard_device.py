@@ -49,7 +49,7 @@ def _device_size(size: int, itemsize: int) -> int:
 
 
 def transform_on_device(x: Array, signs: Array | None, size: int, out: Array) -> None:
-    """out (n, size) = H D x on the GPU; index bits beyond shared memory's go through global memory, 3 a pass."""
+    """out (n, size) = H D x on the GPU; index bits beyond those of shared memory go through global memory, 3 a pass."""
     n, dtype, null = x.shape[0], x.dtype, np.uintp(0)
     if not n:
         return

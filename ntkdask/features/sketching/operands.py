@@ -23,8 +23,16 @@ THREAD_ELEMENTS = 2**20
 class Factor:
     """One operand of a sampled transform: (H D x)[rows].
 
-    x: (n, d), unit stride along d. signs: (d,) ±1 of x's dtype, the diagonal of D. rows: (m,) uint32 below `size`.
-    size: power of two >= d; x is padded with zeros to it.
+    Parameters
+    ----------
+    x : array (n, d)
+        The rows, of unit stride along d; they are padded with zeros to `size`.
+    signs : array (d,)
+        ±1 of x's dtype, the diagonal of D.
+    rows : array (m,), uint32
+        Sampled entries, below `size`.
+    size : int
+        A power of two >= d.
     """
 
     x: Array
@@ -46,7 +54,7 @@ def unit_stride(x: Array) -> Array:
 
 
 def checked_out(out: Array | None, x: Array, shape: tuple[int, int]) -> Array:
-    """`out`, or a new array like `x` of `shape`; InputError when `out` cannot take the result in place."""
+    """`out`, or a new array like `x` of this shape; InputError when the result cannot be written to `out` in place."""
     if out is None:
         return namespace(x).empty(shape, dtype=x.dtype)
     if out.shape != shape or out.dtype != x.dtype or is_device_array(out) != is_device_array(x):
@@ -59,16 +67,16 @@ def checked_out(out: Array | None, x: Array, shape: tuple[int, int]) -> Array:
 
 
 def aligned(size: int, dtype: np.dtype) -> np.ndarray:
-    """(size,) of `dtype`, aligned to cache lines: an unaligned 64-byte load touches two of them."""
+    """Scratch (size,) of `dtype`, aligned to cache lines: an unaligned 64-byte load touches two of them."""
     raw = np.empty(size * dtype.itemsize + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
 def row_memory(x: np.ndarray) -> tuple[np.ndarray, int]:
-    """The memory of `x` from its first to its last element, (span,), and the elements between rows.
+    """The memory of `x` from its first to its last element, (span,), and the number of elements from row to row.
 
-    One compiled specialisation then serves whole arrays and column slices, input or output.
+    With it one compiled specialisation serves whole arrays and slices of columns, as input or output.
     """
     n, d = x.shape
     stride = x.strides[0] // x.itemsize if n > 1 else d
@@ -77,7 +85,7 @@ def row_memory(x: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def over_rows(work: Callable[[int, int], None], n: int, elements: int) -> None:
-    """work(start, stop) over contiguous row ranges, one per thread that the task may use and the work deserves."""
+    """Call work(start, stop) for contiguous ranges of rows, one for each thread that the task may use and the work deserves."""
     parts = max(1, min(threads.current(), n, elements // THREAD_ELEMENTS))
     if parts == 1:
         work(0, n)

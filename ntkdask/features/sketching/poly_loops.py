@@ -19,7 +19,10 @@ from ntkdask.features.sketching.sparse_rows import SparseRows
 
 
 def run_on_host(program: Program, tables: Tables, x: Any, out: np.ndarray, scale: float) -> None:
-    """out (n_powers, n, m) ← scale times the sketches of x, (n, d) dense with unit stride or `SparseRows`, by the program's steps."""
+    """Write scale times the sketches of x to `out` (n_powers, n, m), by the steps of the program.
+
+    x: (n, d) dense with unit stride, or `SparseRows`.
+    """
     n_powers, n, m = out.shape
     span = sum((length - 1) * step for length, step in zip(out.shape, out.strides, strict=True)) // out.itemsize + 1
     memory = np.lib.stride_tricks.as_strided(out, (span,), (out.itemsize,))

@@ -1,10 +1,11 @@
 """PolySketch: sketches of x^{⊗k} ⊗ e₁^{⊗(p−k)} for all k in one pass through a binary tree of TensorSRHTs.
 
-Leaf i is (H D_i x)[p_i], a signed and sampled Hadamard transform, or, for sparse rows, (H C_i x)[p_i] with a CountSketch C_i; an inner
-node multiplies its two children, signs, transforms and samples the product for its parent. Of the vectors that a node takes while
-leaves turn from e₁ to x one after the other, each is transformed once, and those of e₁ alone are constants: about p·log₂p
-transforms of a row for all powers, 2p for one. The order of the work is planned by `poly_program`; a compiled loop takes a row through
-all of it in cache. Called by the sketches of neural kernels; knows no kernels itself.
+Leaf i is (H D_i x)[p_i], a signed and sampled Hadamard transform, or, for sparse rows, (H C_i x)[p_i] with a CountSketch C_i;
+an inner node multiplies its two children, signs and transforms the product and samples it for its parent. While leaves turn
+from e₁ to x one after the other, each vector that a node takes is transformed once, and those of e₁ alone are constants: about
+p·log₂p transforms of a row for all powers, 2p for one. The order of the work is planned by `poly_program`, the random numbers
+are kept in `poly_tables`, and the compiled loop `poly_loops` takes a row through all of it in cache. Called by the sketches of
+neural kernels; knows no kernels itself.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ LEAVES = ("srht", "count")
 class PolySketch:
     """Sketches S_k x of x^{⊗k} ⊗ e₁^{⊗(p−k)}, k = 0 … p = degree, all with the same randomness: E⟨S_k x, S_k y⟩ = ⟨x, y⟩^k.
 
-    S_0 is the same vector for every row, of norm 1 in expectation. For unit vectors at p = 2 the variance is at most
-    ((1+2α²)² − α⁴)/m, α = ⟨x, y⟩, m = n_components; each further node of the tree adds about as much. Inner nodes have
-    `width` entries. leaves: "srht", Hadamard transforms of x itself, for dense rows; "count", CountSketches of x, for SciPy CSR rows
-    in time proportional to their non-zeros (dense rows give the same sketches), at a larger variance.
-    Raises InputError for a degree or a number of components below 1. Source: Zandieh et al. 2021, Lemma 1; Ahle et al. 2020.
+    S_0 is the same vector for every row, of norm 1 in expectation. For unit vectors at p = 2 the variance is at most ((1+2α²)²
+    − α⁴)/m, α = ⟨x, y⟩, m = n_components; each further node of the tree adds about as much. Inner nodes have `width` entries.
+    leaves: "srht", Hadamard transforms of x itself, for dense rows; "count", CountSketches of x, for SciPy CSR rows in time
+    proportional to their non-zeros, at a larger variance (dense rows give the same sketches). Raises InputError for a degree or
+    a number of components below 1. Source: Zandieh et al. 2021, Lemma 1; Ahle et al. 2020.
     """
 
     degree: int
@@ -74,11 +75,12 @@ class PolySketch:
     def __call__(
         self, x: Any, *, degrees: Iterable[int] | None = None, out: Array | None = None, scale: float = 1.0
     ) -> Array:
-        """(n, *s) → (len(degrees), n, n_components) of x's dtype, times `scale`; all k = 0 … degree without `degrees`.
+        """The sketches of rows: (n, *s) → (len(degrees), n, n_components) of x's dtype, times `scale`.
 
-        x: float32 or float64, NumPy or CuPy, or a SciPy sparse matrix with leaves="count". out: written and returned when given; any
-        strides that leave the last axis contiguous serve, such as `wide.transpose(1, 0, 2)` of an (n, len(degrees), n_components)
-        direct sum. Raises InputError for degrees outside 0 … degree, an `out` that does not fit, sparse rows with leaves="srht".
+        x: float32 or float64, NumPy or CuPy, or a SciPy sparse matrix with leaves="count". degrees: the powers k; None: all of
+        0 … degree. out: written and returned when given; any strides with a contiguous last axis will do, such as those of
+        `wide.transpose(1, 0, 2)` for an (n, len(degrees), n_components) direct sum. Raises InputError for degrees outside 0 …
+        degree, an `out` that does not fit, and sparse rows with leaves="srht".
         """
         rows = rows_for_leaves(x, self.leaves)
         asked = self._degrees(degrees)
@@ -151,7 +153,7 @@ class PolySketch:
         return Tables(*(to_device(a, device) for a in (*arrays, e1[: self.n_components].astype(dtype))))
 
     def _on_device(self, steps: Program, tables: Tables, x: Array, out: Array, scale: float) -> None:
-        """The same steps on a GPU, a block of rows at a time; on NumPy arrays too, where the tests compare the two."""
+        """The same steps on a GPU, a block of rows at a time; the tests run it on NumPy arrays too, and compare."""
         rows_of_block = max(1, DEVICE_BLOCK_BYTES // (self.width * x.itemsize * (steps.n_slots + 2)))
         for block in row_blocks(x.shape[0], rows_of_block):
             self._block_on_device(steps, tables, x[block], out[:, block], x.dtype.type(scale))

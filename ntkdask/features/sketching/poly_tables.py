@@ -18,9 +18,20 @@ from ntkdask.features.sketching.poly_program import edges_of, split
 class Tables:
     """The random numbers of a sketch for rows of one width, dtype and device; w = `PolySketch.width`.
 
-    leaf_signs: (p, d). buckets: (p, d) int32 with leaves="count", else (p, 0). node_signs: (n_edges, w) with the factor 1/√w of the
-    node. rows: (n_edges, w) uint32, sampled entries. constants: (n_edges, w), an edge's samples of e₁ alone times the signs of the
-    edge above. e1: (m,), the sketch of e₁^{⊗p}.
+    Parameters
+    ----------
+    leaf_signs : array (p, d)
+        Signs of each leaf's columns.
+    buckets : array (p, d), int32
+        Buckets of each leaf's columns with leaves="count", else (p, 0).
+    node_signs : array (n_edges, w)
+        Signs of each node, with the factor 1/√w.
+    rows : array (n_edges, w), uint32
+        Entries that each edge samples.
+    constants : array (n_edges, w)
+        An edge's samples of e₁ alone, times the signs of the edge above.
+    e1 : array (m,)
+        The sketch of e₁^{⊗p}.
     """
 
     leaf_signs: Array
@@ -39,7 +50,7 @@ class Tables:
 def samples_of_e1(
     degree: int, leaves: np.ndarray, node_signs: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(constants, root) in float64: what every edge samples from e₁ alone, times the signs above, and the root's product.
+    """(constants, root) in float64: every edge's samples of e₁ alone times the signs above it, and the root's product.
 
     leaves: (p, size), the transformed leaves of e₁, or (p, 1) where all their entries are equal.
     """

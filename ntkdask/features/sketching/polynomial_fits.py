@@ -82,8 +82,8 @@ def kernel_of_cosine(network: Network, cosine: Any, part: Part = "ntk") -> np.nd
 def nonnegative_fit(function: Callable[[np.ndarray], np.ndarray], degree: int, exact_end: bool = True) -> np.ndarray:
     """Coefficients c_j >= 0, (degree + 1,) float64, of the polynomial closest to `function` at Chebyshev points of [−1, 1].
 
-    Least squares; the points lie close to the steep end at 1. exact_end: Σ_j c_j = function(1), which must be positive. Raises
-    InputError for a degree below 1 and where no polynomial with non-negative coefficients is better than zero.
+    Least squares; the points are dense near the steep end at 1. exact_end: Σ_j c_j = function(1), which must be positive. Raises
+    InputError for a degree below 1, and where no polynomial with non-negative coefficients is better than zero.
     """
     degree = require_degree(degree)
     points = np.cos(np.pi * np.arange(GRID) / (GRID - 1))  # the first is 1
@@ -111,10 +111,9 @@ def homogeneous_coefficients(
 ) -> np.ndarray:
     """Coefficients c_j >= 0, (degree + 1,) float64, of Σ_j c_j α^j ≈ κ(α), with Σ_j c_j = κ(1) where `exact_diagonal`.
 
-    A `nonnegative_fit`; what it leaves is `fit_error`, largest near α = 1, and at 1 without `exact_diagonal`. network: fully
-    connected, homogeneous activations, no biases (`require_homogeneous`). Raises InputError for others, for a degree below 1 and for a
-    kernel that is zero on the diagonal.
-    Source: Zandieh et al. 2021, Remark 1; MATH.md §4.
+    A `nonnegative_fit`. Its error is `fit_error`, largest near α = 1, and without `exact_diagonal` at 1. network: fully
+    connected, of homogeneous activations, without biases (`require_homogeneous`). Raises InputError for other networks, for a
+    degree below 1 and for a kernel that is zero on the diagonal. Source: Zandieh et al. 2021, Remark 1; MATH.md §4.
 
     >>> from ntkdask.networks import fully_connected
     >>> round(float(homogeneous_coefficients(fully_connected(1), 8).sum()), 12)
@@ -160,7 +159,7 @@ def taylor_coefficients(order: int, degree: int) -> np.ndarray:
 
 
 def taylor_tail(order: int, degree: int) -> float:
-    """What the series of κ₀ or κ₁ lacks at α = 1 when it is cut after α^degree: its largest error on [−1, 1].
+    """The largest error on [−1, 1] of the series of κ₀ or κ₁ cut after α^degree: what it lacks at α = 1.
 
     >>> round(taylor_tail(0, 8), 3), round(taylor_tail(1, 8), 4)
     (0.091, 0.0035)
@@ -214,7 +213,10 @@ def require_degree(degree: Any) -> int:
 
 
 def require_coefficients(coefficients: Any) -> np.ndarray:
-    """Coefficients of a polynomial that can be sketched, (degree + 1,) float64; InputError for negative, infinite or all-zero ones."""
+    """Coefficients of a polynomial that can be sketched, (degree + 1,) float64.
+
+    Raises InputError for fewer than two, and for negative, infinite or all-zero ones.
+    """
     values = np.asarray(coefficients, np.float64)
     if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
         raise InputError(
