@@ -9,7 +9,7 @@
         learned ← learned + map.finish(index, learned, sums, training)
     FittedMap(map, learned)
 
-`DataDependentMap.fit` is that loop over one array in memory; `workflows.fit_features` makes the same calls over a dataset, on
+`DataDependentMap.fit` is that loop over one array in memory; `workflows.ridge.fit_features` makes the same calls over a dataset, on
 workers, resumably. A map is shown training rows only.
 """
 

@@ -88,7 +88,7 @@ class ReluLayers:
         return self.network.depth
 
     def has_tangent(self, h: int) -> bool:
-        """Whether tangent features enter hidden layer h: whether a dense layer up to it is trainable. Then it needs step features."""
+        """Whether tangent features enter hidden layer h, for which it needs step features: a dense layer up to it is trainable."""
         return any(layer.trainable for layer in self.denses[: h + 1])
 
     def needs_relu(self, h: int) -> bool:

@@ -24,7 +24,7 @@ from ntkdask.registry import register
 LANDMARKS = ("uniform", "leverage", "kmeans++")
 
 CANDIDATES = 4
-"""Rows a landmark that k-means++ chooses from, a uniform sample of the training rows."""
+"""For each landmark, rows of the uniform sample of training rows that k-means++ chooses from."""
 
 PROPOSALS = 256
 """Rows that k-means++ proposes at a time, at most."""
@@ -37,7 +37,7 @@ CUT = {"float32": 1e-6, "float64": 1e-12}
 becomes ε/√CUT in a feature: 1e-4 in float32, 1e-10 in float64."""
 
 LEAST_SCORE = 1e-300
-"""Of rows of zeros, which are landmarks only where nothing else is left."""
+"""Score of rows of zeros, which become landmarks only where nothing else is left."""
 
 
 @register("feature map")

@@ -94,7 +94,7 @@ class ProjectedGradients(FeatureMapBase):
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Peak bytes of a call: the result and, given the shape of a row, signs, components, the module's copy and a batch of rows."""
+        """Peak bytes of a call: the result and, given the shape of a row, signs, components, a copy of the module, a batch."""
         result = n * self.n_components * itemsize
         if row_shape is None:
             return result

@@ -1,6 +1,6 @@
 """Walks over row blocks, and what is done to one row at a time: the check for NaN, the normalisation.
 
-Everything here knows one row without the others, so nothing is fitted. Sums run in float64 over blocks of about
+Everything here reads each row without the others, so nothing is fitted. Sums run in float64 over blocks of about
 `BLOCK_ELEMENTS` values: the temporaries stay small whatever the array, and fit a CPU's outer cache.
 """
 
@@ -41,9 +41,21 @@ def name_rows(rows: Array, first_row: int = 0) -> str:
 
 
 def check_finite_rows(x: Array, first_row: int = 0, name: str = "x") -> None:
-    """Raise InputError that names the first rows of x, (n, *s), with a NaN or an infinity.
+    """Raise InputError, naming the first rows, when x has a NaN or an infinity.
 
-    first_row: the number of x's row 0 in the whole dataset. Integers and bool always pass.
+    Parameters
+    ----------
+    x : array (n, *s)
+        Rows; integers and bool always pass.
+    first_row : int
+        The number of x's row 0 in the whole dataset.
+    name : str
+        What the message calls x.
+
+    Raises
+    ------
+    InputError
+        For rows that are not finite.
     """
     if x.dtype.kind != "f":
         return

@@ -36,7 +36,10 @@ METHODS = ("random", "mixed", "sketch")
 
 @dataclass(frozen=True)
 class Norms:
-    """Exact squared norms for a block of rows, (rows,) float64: s of μ and t of χ before the activation, s_after and t_after after it."""
+    """Exact squared norms for a block of rows, (rows,) float64.
+
+    s of μ and t of χ before the activation, s_after and t_after after it.
+    """
 
     s: Array
     t: Array
@@ -56,7 +59,7 @@ def norms_after(layer: Activation, s: Array, t: Array) -> Norms:
 
 
 def has_slope(sigma: ActivationFunction) -> bool:
-    """Whether k_σ' is not 0 everywhere: whether σ has a derivative that is not 0 almost everywhere."""
+    """Whether k_σ' is not zero: it is where σ' is 0 almost everywhere."""
     return not (isinstance(sigma, (Step, Sign)) or (isinstance(sigma, RectifiedMonomial) and sigma.q == 0))
 
 
@@ -145,7 +148,7 @@ class PixelDual:
         _rectify_rows(mu, mu if chi is None else chi, chi is not None, phi_needed, low, high, *signs, exact)
 
     def _random(self, z: Array, tangent: bool) -> tuple[Array, Array]:
-        """(features of k, factors of k' on H χ/√width) of rows z = μ, which is overwritten; without `tangent` the factors are None."""
+        """(features of k, factors of k' on H χ/√width) of rows z = μ, which is overwritten; no factors without `tangent`."""
         xp, sigma, root = namespace(z), self.layer.sigma, math.sqrt(self.layer.gain)
         lengths = xp.sqrt(xp.einsum("ij,ij->i", z, z))[:, None]
         if isinstance(sigma, NormalizedGaussian):

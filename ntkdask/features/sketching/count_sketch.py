@@ -135,7 +135,10 @@ class TensorSketch:
         require_components(self.n_components)
 
     def __call__(self, x: Any, *, out: Array | None = None, scale: float = 1.0) -> Array:
-        """The sketch of rows: (n, *s) → (n, n_components) of x's dtype, times `scale`; NumPy, CuPy or SciPy sparse, float32 or float64."""
+        """The sketch of rows: (n, *s) → (n, n_components) of x's dtype, times `scale`.
+
+        x: NumPy, CuPy or SciPy sparse, float32 or float64. out: written and returned when given.
+        """
         rows = _rows(x)
         m, like = self.n_components, rows.data if isinstance(rows, SparseRows) else rows
         out = checked_out(out, like, (rows.shape[0], m))

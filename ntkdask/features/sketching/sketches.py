@@ -66,10 +66,10 @@ class TensorSRHT:
         _check_components(self.n_components)
 
     def __call__(self, x: Array, y: Array, *, out: Array | None = None, scale: float = 1.0) -> Array:
-        """The sketch of x ⊗ y: (n, d1), (n, d2) -> (n, n_components) of their dtype, times `scale`; float32 or float64, NumPy or CuPy.
+        """The sketch of x ⊗ y: (n, d1), (n, d2) -> (n, n_components) of their dtype, times `scale`.
 
-        out: written and returned when given; a slice of columns of a C-ordered array will do. Raises InputError when x and y
-        differ in rows or device, DtypeError when they differ in dtype.
+        x and y: float32 or float64, NumPy or CuPy. out: written and returned when given; a slice of columns of a C-ordered
+        array will do. Raises InputError when x and y differ in rows or device, DtypeError when they differ in dtype.
         """
         x, y = _rows(x, "x"), _rows(y, "y")
         if x.shape[0] != y.shape[0] or is_device_array(x) != is_device_array(y):

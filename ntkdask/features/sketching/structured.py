@@ -154,7 +154,10 @@ def structured_bytes(d: int, m: int, itemsize: int) -> int:
 
 
 def scratch_bytes(n: int, d: int, itemsize: int) -> int:
-    """Bytes of the temporaries of a product with n rows: two padded rows for each thread, or on a GPU two padded copies of all rows."""
+    """Bytes of the temporaries of a product with n rows.
+
+    Two padded rows for each thread, or on a GPU two padded copies of all rows.
+    """
     p = padded_size(d)
     return max(2 * threads.current() * (p * itemsize + 256), 2 * n * p * itemsize if gpu_usable() else 0)
 
