@@ -128,28 +128,18 @@ def shifted_sums(
     """
     if is_device_array(source):
         return _on_device(source, neighbourhood, shifts, weights, first, out, addend, addend_weights)
+    n = neighbourhood
+    tables = n.pixels, n.filter, n.counts, n.rows_in, n.rows_out
     extra = (out, weights) if addend is None else (addend, addend_weights)
-    _sum_rows(
-        source,
-        neighbourhood.rows_in,
-        neighbourhood.rows_out,
-        neighbourhood.pixels,
-        neighbourhood.filter,
-        neighbourhood.counts,
-        shifts,
-        weights,
-        addend is not None,
-        *extra,
-        first,
-        out,
-    )
+    _sum_rows(source, tables, shifts, weights, addend is not None, extra, first, out)
     return out
 
 
 @compiled_as_written
-def _sum_rows(
-    source, rows_in, rows_out, pixels, numbers, counts, shifts, weights, has_addend, addend, addend_weights, first, out
-):
+def _sum_rows(source, tables, shifts, weights, has_addend, extra, first, out):
+    """Tables: the fields of `Neighbours`. extra: (addend, its weights), which are read where there is one."""
+    pixels, numbers, counts, rows_in, rows_out = tables
+    addend, addend_weights = extra
     width = out.shape[1]
     for r in range(out.shape[0]):
         image = (first + r) // rows_out

@@ -186,36 +186,29 @@ def _irfft(x: Array, length: int) -> Array:
 def count_into(rows: Any, buckets: Buckets, out: np.ndarray, scale: np.floating) -> None:
     """Write scale·CountSketch of the rows, (n, d) dense or `SparseRows`, to `out` on the CPU."""
     n, m = out.shape
-    flat_out, stride_out = row_memory(out)
+    columns = buckets.bucket, buckets.sign
+    target = (*row_memory(out), m)
     if isinstance(rows, SparseRows):
+        matrix = rows.data, rows.columns, rows.starts
 
         def work(start: int, stop: int) -> None:
-            _count_sparse(
-                rows.data,
-                rows.columns,
-                rows.starts,
-                buckets.bucket,
-                buckets.sign,
-                flat_out,
-                stride_out,
-                m,
-                start,
-                stop,
-                scale,
-            )
+            _count_sparse(matrix, columns, target, start, stop, scale)
 
         over_rows(work, n, n * m + rows.data.size)
         return
-    flat, stride = row_memory(rows)
+    memory, stride = row_memory(rows)
 
     def dense_work(start: int, stop: int) -> None:
-        _count_dense(flat, stride, buckets.bucket, buckets.sign, flat_out, stride_out, m, start, stop, scale)
+        _count_dense(memory, stride, columns, target, start, stop, scale)
 
     over_rows(dense_work, n, n * (m + rows.shape[1]))
 
 
 @compiled_as_written
-def _count_dense(x, stride, bucket, sign, out, stride_out, m, first, last, scale):
+def _count_dense(x, stride, columns, target, first, last, scale):
+    """Columns: (bucket, sign). target: (memory of the result, elements between its rows, m)."""
+    bucket, sign = columns
+    out, stride_out, m = target
     for r in range(first, last):
         row = out[r * stride_out : r * stride_out + m]
         source = x[r * stride : r * stride + bucket.size]
@@ -229,13 +222,17 @@ def _count_dense(x, stride, bucket, sign, out, stride_out, m, first, last, scale
 
 
 @compiled_as_written
-def _count_sparse(data, columns, starts, bucket, sign, out, stride_out, m, first, last, scale):
+def _count_sparse(matrix, columns, target, first, last, scale):
+    """Matrix: (values, columns, starts) of CSR rows; the rest as in `_count_dense`."""
+    data, indices, starts = matrix
+    bucket, sign = columns
+    out, stride_out, m = target
     for r in range(first, last):
         row = out[r * stride_out : r * stride_out + m]
         for b in range(m):
             row[b] = 0
         for k in range(starts[r], starts[r + 1]):
-            i = columns[k]
+            i = indices[k]
             row[bucket[i]] += sign[i] * data[k]
         if scale != 1:
             for b in range(m):

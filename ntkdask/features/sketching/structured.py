@@ -64,25 +64,11 @@ class StructuredDirections:
         if is_device_array(x):
             return self._device_into(x, out, kind)
         n, p = x.shape[0], self.diagonals.shape[1]
-        flat, stride = row_memory(x)
-        flat_out, stride_out = row_memory(out)
+        rows, target = row_memory(x), (*row_memory(out), self.m)
 
         def work(start: int, stop: int) -> None:
-            scratch, rotated = aligned(p, out.dtype), aligned(p, out.dtype)
-            _rows_into(
-                flat,
-                stride,
-                self.signs,
-                self.diagonals,
-                flat_out,
-                stride_out,
-                self.m,
-                start,
-                stop,
-                kind,
-                rotated,
-                scratch,
-            )
+            scratch = aligned(p, out.dtype), aligned(p, out.dtype)
+            _rows_into(rows, self.signs, self.diagonals, target, start, stop, kind, scratch)
 
         over_rows(work, n, n * p * (1 + self.diagonals.shape[0]))
         return out
@@ -163,7 +149,11 @@ def scratch_bytes(n: int, d: int, itemsize: int) -> int:
 
 
 @compiled_as_written
-def _rows_into(x, stride, signs, diagonals, out, stride_out, columns, first, last, kind, rotated, scratch):
+def _rows_into(rows, signs, diagonals, target, first, last, kind, buffers):
+    """Rows: (memory, elements between rows). target: (memory, elements between rows, m). buffers: two padded rows."""
+    x, stride = rows
+    out, stride_out, columns = target
+    rotated, scratch = buffers
     p = scratch.size
     for r in range(first, last):
         load_signed(x, r * stride, signs, scratch)
