@@ -189,7 +189,7 @@ class HermiteSketch(FeatureMapBase):
         try:
             return self._planned(np.array(LENGTHS) ** 2)
         except InputError:
-            # growing activations have no expansion for long rows; what is wrong in another way is raised again
+            # growing activations have no expansion for long rows; any other fault is raised again here
             return self._planned(np.ones(1))
 
     def _planned(self, squares: np.ndarray) -> tuple[Stage, ...]:

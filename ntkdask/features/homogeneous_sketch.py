@@ -107,7 +107,7 @@ class HomogeneousSketch(FeatureMapBase):
             return np.array(self.coefficients)
         part: Any = self.kernel
         coefficients = homogeneous_coefficients(self.network, self.degree, part)
-        # what a fit leaves of a power that κ does not have costs components and gives nothing
+        # a tiny coefficient of a power that κ does not have would cost components and give nothing
         return np.where(coefficients > SMALLEST_SHARE * coefficients.sum(), coefficients, 0.0)
 
     @property

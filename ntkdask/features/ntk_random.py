@@ -117,13 +117,13 @@ class NTKRandomFeatures(DataDependentMap):
             raise InputError(f"{NAME}: unknown kernel {self.kernel!r}{nearest(str(self.kernel), KERNELS)}")
         if self.alignment is not None and (self.sampling != "optimized" or not isinstance(self.alignment, Alignment)):
             raise InputError(
-                f"{NAME}: alignment is {self.alignment!r} with sampling={self.sampling!r}; it is an Alignment, and for "
-                'sampling="optimized".'
+                f"{NAME}: alignment is {self.alignment!r} with sampling={self.sampling!r}; give an Alignment, and only "
+                'with sampling="optimized".'
             )
         if not isinstance(self.exact_norms, bool) or (self.exact_norms and self.sampling == "optimized"):
             raise InputError(
                 f"{NAME}: exact_norms is {self.exact_norms!r} with sampling={self.sampling!r}; expected true or false, and false for "
-                "optimised features, whose lengths the targets decide."
+                "optimised features, whose lengths follow from the targets."
             )
         _ = self.widths
 

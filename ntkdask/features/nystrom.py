@@ -141,7 +141,7 @@ class Nystrom(DataDependentMap):
         order = order[np.isfinite(sums["numbers"][order])]
         if not len(order):
             raise InputError("Nystrom: no training row has a positive weight, so there are no landmarks.")
-        # float64 whatever the rows: rounding of K_SS is what its small eigenvalues drown in
+        # float64 whatever the dtype of the rows: the rounding of K_SS hides its small eigenvalues
         rows = to_device(sums["rows"][order], training.device).reshape(len(order), *training.row_shape)
         if self.landmarks == "kmeans++":
             rows = rows[namespace(rows).asarray(_spread(self.kernel, rows, self.n_components, self.seed))]
@@ -266,7 +266,7 @@ def _spread(kernel: Kernel, rows: Array, count: int, seed: int) -> np.ndarray:
     def squares(columns: np.ndarray) -> np.ndarray:
         sizes = own[:, None] + own[columns]
         distances = sizes - 2 * to_host(kernel(rows, rows[namespace(rows).asarray(columns)]))
-        # what is rounding only, as of equal rows, is no distance
+        # a distance that is only rounding, as between equal rows, counts as 0
         return np.where(distances > rounding * sizes, distances, 0)
 
     chosen, batch = [0], 0

@@ -75,7 +75,7 @@ class ProjectedGradients(FeatureMapBase):
         require_components(self.n_components)
         if isinstance(self.parameters, list):
             object.__setattr__(self, "parameters", tuple(self.parameters))
-        _ = self.target  # it checks what both take
+        _ = self.target  # checks the arguments that both take
 
     @property
     def target(self) -> PseudoNTK:

@@ -80,9 +80,23 @@ def flat_view(out: Array) -> Array:
 def normalize_rows(x: Array, *, center: bool, min_norm: float, out: Array | None = None) -> Array:
     """Each row divided by its Euclidean norm, after its own mean is subtracted when `center`.
 
-    x: (n, *s), float32 or float64. Norms <= min_norm divide by 1: zero rows (constant ones, when `center`) give zero.
-    Returns the shape and dtype of x, in `out` when given, which may be x. Computed in float64, block by block; squares
-    of float64 values beyond 1e±154 leave its range.
+    Computed in float64, block by block; squares of float64 values beyond 1e±154 leave its range.
+
+    Parameters
+    ----------
+    x : array (n, *s), float32 or float64
+        Rows.
+    center : bool
+        Whether each row's own mean is subtracted first.
+    min_norm : float
+        Rows of a norm up to this are divided by 1: zero rows (constant ones, when `center`) stay zero.
+    out : array (n, *s), optional
+        Receives the result; it may be x.
+
+    Returns
+    -------
+    array (n, *s)
+        Of x's dtype.
     """
     xp = namespace(x)
     out = xp.empty(x.shape, x.dtype) if out is None else out

@@ -65,8 +65,16 @@ class Shift:
 class Step:
     """What one step did for one shift.
 
-    move (n, k) is added to X; norms (k,) are those of the residual. Where Δ is not positive definite there is no move, and
-    `curvature` is the lowest curvature met.
+    Parameters
+    ----------
+    member : int
+        Index of the alpha.
+    move : array (n, k), optional
+        What is added to X; None where Δ is not positive definite.
+    norms : array (k,)
+        Residual norms; empty without a move.
+    curvature : float, optional
+        The lowest curvature where Δ is not positive definite.
     """
 
     member: int
@@ -143,7 +151,7 @@ class Process:
             image = image - self.previous @ _like(self.coupling.T, image)
         diagonal = self.block.T @ image
         image = image - self.block @ diagonal
-        # once more: what rounding left along the block
+        # once more, for what rounding left along the block
         again = self.block.T @ image
         image = image - self.block @ again
         inner = to_host(diagonal + again)
@@ -182,7 +190,7 @@ class Process:
             return shift, cho_solve(cho_factor(shift.pivot, lower=True), shift.xi), None
         except LinAlgError:
             lowest = _lowest_curvature(shift)
-            # what A's own rounding makes negative is a singular matrix, not an indefinite one
+            # a curvature that A's own rounding makes negative means a singular matrix, not an indefinite one
             return shift, None, lowest if lowest < -len(directions) * np.finfo(float).eps * self.norm else 0.0
 
     def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -296,7 +296,7 @@ class _Solver:
             one.reason, one.norm, one.residuals, one.best = "converged", largest, residual, one.x
             _halt(state, member)
         elif due or largest > 10 * one.norm:
-            # the recurrence has left the truth, or has none yet: begin again from the true residual, as long as that helps
+            # the recurrence has drifted, or has not begun: start again from the true residual, as long as that helps
             _halt(state, member)
             if largest < 0.5 * one.cycle:
                 one.cycle = one.norm = one.lowest = largest

@@ -38,7 +38,17 @@ class DualSolution:
 
 @dataclass(frozen=True)
 class DualProblem:
-    """scale (n,) = √w, targets (n, k), float64 on the host, and whether an intercept is fitted."""
+    """Weights and targets of a kernel ridge problem, and whether it has an intercept.
+
+    Parameters
+    ----------
+    scale : array (n,), float64, on the host
+        √w.
+    targets : array (n, k), float64, on the host
+        Y.
+    fit_intercept : bool
+        Whether an intercept is fitted.
+    """
 
     scale: np.ndarray
     targets: np.ndarray

@@ -93,10 +93,21 @@ class GradientFlow:
 
     @classmethod
     def factorise(cls, theta_dd: Array, k_dd: Array | None = None, *, overwrite: bool = False) -> GradientFlow:
-        """Decompose Θ_DD (n, n), float32 or float64, lower triangle, in float64: about 9 n³ flops, 4 n³ more with k_dd.
+        """Decompose Θ_DD in float64: about 9 n³ flops, 4 n³ more with k_dd.
 
-        k_dd: the NNGP K_DD (n, n); None: theta_dd is K_DD itself (last-layer training, the NNGP posterior). overwrite: float64
-        inputs may be destroyed. InputError for matrices that are not square, differ in shape, contain NaN, or are no kernel.
+        Parameters
+        ----------
+        theta_dd : array (n, n), float32 or float64
+            Θ_DD; its lower triangle is read.
+        k_dd : array (n, n), optional
+            The NNGP K_DD; None: theta_dd is K_DD itself (last-layer training, the NNGP posterior).
+        overwrite : bool
+            Whether float64 inputs may be destroyed.
+
+        Raises
+        ------
+        InputError
+            For matrices that are not square, differ in shape, contain NaN, or are no kernel.
         """
         theta = _square(theta_dd, "theta_dd")
         xp, n = namespace(theta), theta.shape[0]
@@ -338,7 +349,7 @@ def _square(matrix: Array, name: str) -> Array:
 
 
 def _eigh(matrix: Array) -> tuple[Array, Array]:
-    """Ascending eigenvalues and the eigenvectors as C-ordered rows; `matrix` float64 is consumed."""
+    """Ascending eigenvalues, and the eigenvectors as C-ordered rows; `matrix`, float64, is destroyed."""
     xp = namespace(matrix)
     if xp is np:
         # LAPACK overwrites Fortran order: the transpose of a C-ordered matrix is that without a copy, its upper triangle our lower one

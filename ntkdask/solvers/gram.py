@@ -150,7 +150,7 @@ class GramSums:
         )
 
     def pack(self) -> np.ndarray:
-        """All the sums as one float64 vector on the host, the Gram as its lower block triangle."""
+        """All the sums as one float64 vector on the host, the Gram matrix as its lower block triangle."""
         m, k = self.cross.shape
         out = np.empty(packed_length(m, k))
         position = 0

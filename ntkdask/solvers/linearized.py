@@ -41,11 +41,26 @@ class Linearized:
     def fit(
         cls, kernel: Array, residual: Array, alpha: float = 0.0, *, solver: str = "cholesky", overwrite: bool = False
     ) -> Linearized:
-        """Fit residual (n, O) = Y − f₀(D), on kernel: Θ̂ (n, n), or Θ as (n, n, O, O) or (n·O, n·O), float32 or float64.
+        """Fit the residuals Y − f₀(D), in float64.
 
-        Solved in float64. solver: "cholesky" (n³/3 flops), or "eigh" (9 n³), which at α = 0 takes the solution of minimum norm
-        of a singular kernel where there is one. overwrite: a float64 matrix may be destroyed. InputError for other shapes, NaN,
-        and kernels that are not positive definite at alpha: by how much, and what to use.
+        Parameters
+        ----------
+        kernel : array, float32 or float64
+            Θ̂ (n, n), or Θ as (n, n, O, O) or (n·O, n·O).
+        residual : array (n, O)
+            Y − f₀(D).
+        alpha : float
+            α.
+        solver : {"cholesky", "eigh"}
+            "cholesky": n³/3 flops. "eigh": 9 n³; at α = 0 it takes the solution of minimum norm of a singular kernel where
+            there is one.
+        overwrite : bool
+            Whether a float64 matrix may be destroyed.
+
+        Raises
+        ------
+        InputError
+            For other shapes, NaN, and kernels that are not positive definite at alpha: by how much, and what to use.
         """
         if solver not in SOLVERS:
             raise InputError(f"linearised prediction: solver is {solver!r}; use {' or '.join(map(repr, SOLVERS))}.")

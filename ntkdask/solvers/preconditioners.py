@@ -144,12 +144,30 @@ def _nystrom(image: Array, core: Array) -> Array:
 def pivoted_cholesky(
     operator: Any, rank: int, *, seed: int | None = None, block: int = BLOCK, tolerance: float = 1e-12
 ) -> Array:
-    """Partial Cholesky K ≈ F Fᵀ with `block` pivots a round, chosen by the diagonal of the residual of K.
+    """Partial Cholesky K ≈ F Fᵀ with `block` pivots a round, chosen by the diagonal of the residual of K; 2·n·r² flops.
 
-    seed None: greedy, the largest entries; a seed: at random, probability ∝ the entry (RPCholesky). Near copies within a round
-    are dropped. Returns (n, r), r ≤ rank; it ends early when the trace left is below tolerance·tr K, or what is left is noise.
-    Flops 2·n·r². Sources: Harbrecht, Peters & Schneider 2012; Chen, Epperly, Tropp & Webber 2023, Algorithm 2;
-    Dong, Chen, Martinsson & Pearce 2025 for dropping pivots within a block.
+    Near copies within a round are dropped. It ends early when what is left of K is noise.
+
+    Parameters
+    ----------
+    operator : object
+        K, see the module.
+    rank : int
+        The largest rank.
+    seed : int, optional
+        None: greedy, the largest entries of the diagonal. A seed: at random, with probability ∝ the entry (RPCholesky).
+    block : int
+        Pivots of a round.
+    tolerance : float
+        It also ends when the trace that is left is below tolerance·tr K.
+
+    Returns
+    -------
+    array (n, r), float64
+        F, r <= rank.
+
+    References ---------- Harbrecht, Peters & Schneider 2012; Chen, Epperly, Tropp & Webber 2023, Algorithm 2; Dong, Chen,
+    Martinsson & Pearce 2025 for dropping pivots within a block.
     """
     n = _checked(operator, rank)
     left = np.maximum(_diagonal(operator), 0.0)

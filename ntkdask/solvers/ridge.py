@@ -159,8 +159,19 @@ class EighRidge:
     ) -> np.ndarray:
         """Σ over rows and targets of w·e², (n_alphas,), e the exact error of each row under the fit without it.
 
-        e_i = (y_i − ŷ_i)/(1 − w_i h_i), h_i(α) = 1/W + Σ_j (φ̃_i·u_j)²/(e_j + α): 2·b·m² flops serve every alpha.
-        phi: (b, m), features as they come. y: (b, k) float64. weights: (b,). The caller sums over batches and divides by W·k.
+        e_i = (y_i − ŷ_i)/(1 − w_i h_i), h_i(α) = 1/W + Σ_j (φ̃_i·u_j)²/(e_j + α): 2·b·m² flops serve every alpha. The caller sums
+        over batches and divides by W·k.
+
+        Parameters
+        ----------
+        phi : array (b, m)
+            Features of a batch, not centred.
+        y : array (b, k), float64
+            Targets.
+        weights : array (b,), optional
+            Weights; None: all 1.
+        alphas : sequence of float
+            The alphas.
         """
         centred = self.centred
         turned = (phi - centred.feature_mean.astype(phi.dtype)) @ self.vectors.astype(phi.dtype, copy=False)

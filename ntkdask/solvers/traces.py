@@ -31,10 +31,19 @@ Operator = Any
 class Quadrature:
     """Gauss quadratures of the spectral measures of p probes, zᵀ f(A) z ≈ Σ_j weights_j f(nodes_j), and Gauss–Radau ones.
 
-    nodes, weights: (p, n_steps) float64. radau_nodes, radau_weights: (p, n_steps + 1), with one node at the lower end of the
-    spectrum (0, or below the eigenvalues that rounding made negative). A row of weights sums to ‖z‖². For 1/(e + α), e/(e + α)
-    and log(e + α) the two lie on either side of the truth. Source: Golub & Meurant 2010, §6.2; Ubaru, Chen & Saad 2017,
-    Algorithm 1.
+    A row of weights sums to ‖z‖². For 1/(e + α), e/(e + α) and log(e + α) the two rules lie on either side of the truth.
+
+    Parameters
+    ----------
+    nodes, weights : array (p, n_steps), float64
+        The Gauss rules.
+    radau_nodes, radau_weights : array (p, n_steps + 1), float64
+        The Gauss–Radau rules, with one node at the lower end of the spectrum (0, or below the eigenvalues that rounding made
+        negative).
+
+    References
+    ----------
+    Golub & Meurant 2010, §6.2; Ubaru, Chen & Saad 2017, Algorithm 1.
     """
 
     nodes: np.ndarray
@@ -187,8 +196,20 @@ def stochastic_scores(
 ) -> TraceScores:
     """GCV, defined as in `EighRidge.gcv` (intercept included), and effective dimension from solves alone.
 
-    solved: (n, k + 1), C⁻¹·problem.right_hand_sides(). probes: (n, p), `sign_probes(n, p, seed, weights)`. probes_solved: (n, p),
-    C⁻¹·probes. The intercept's part of the trace is exact. GCV's error is first order in the trace's.
+    The intercept's part of the trace is exact. GCV's error is first order in the trace's.
+
+    Parameters
+    ----------
+    problem : DualProblem
+        The problem, with C = S K S + αI.
+    solved : array (n, k + 1)
+        C⁻¹·problem.right_hand_sides().
+    probes : array (n, p)
+        `sign_probes(n, p, seed, weights)`.
+    probes_solved : array (n, p)
+        C⁻¹·probes.
+    alpha : float
+        α.
     """
     trace, error = inverse_trace(probes, probes_solved)
     free = alpha * problem.free(solved, trace)

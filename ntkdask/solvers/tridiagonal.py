@@ -64,8 +64,8 @@ class TridiagonalRidge:
         reflectors = np.asfortranarray(reduced[1:, :-1])
         values = eigvalsh_tridiagonal(diagonal, off_diagonal, check_finite=False, lapack_driver="sterf")
         values = np.where(values > spectrum_floor(values), values, 0.0)
-        empty = cls(centred, diagonal, off_diagonal, reflectors, tau, centred.cross, values)
-        return cls(centred, diagonal, off_diagonal, reflectors, tau, empty._rotate(centred.cross, "T"), values)
+        unrotated = cls(centred, diagonal, off_diagonal, reflectors, tau, centred.cross, values)
+        return cls(centred, diagonal, off_diagonal, reflectors, tau, unrotated._rotate(centred.cross, "T"), values)
 
     def solve(self, alpha: float) -> Solution:
         """w = Q (T + α)⁻¹ QᵀB; InputError when T + αI is not positive definite to rounding."""

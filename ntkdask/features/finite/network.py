@@ -110,7 +110,7 @@ class FiniteNetwork:
 
         def all_backward(g: Array, out: Array) -> Array:
             while backwards:
-                # what a layer holds goes when it is done
+                # released as soon as the layer is done
                 g = backwards.pop()(g, out)
             return g
 
@@ -160,7 +160,7 @@ class FiniteNetwork:
                     total = g.reshape(n, -1, w.units).sum(axis=1)
                     xp.multiply(total, deviation, out=out[:, stop : stop + w.units])
             if is_first:
-                return g  # nobody asks for the gradient of the rows
+                return g  # the gradient with respect to the rows is not needed
             back = scaled.reshape(-1, w.units) @ weights.T
             return back.reshape(seen.shape) if gather is None else gather(back)
 

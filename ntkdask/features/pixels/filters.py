@@ -24,7 +24,21 @@ from ntkdask.networks import Conv, Dense
 
 @dataclass(frozen=True)
 class Filter:
-    """One layer with weights at one place of a network; its random numbers follow from (seed, path). The width is a power of two."""
+    """One layer with weights at one place of a network; its random numbers follow from (seed, path).
+
+    Parameters
+    ----------
+    conv : Conv
+        The layer.
+    shape : tuple of int
+        (H, W) of its input images.
+    width : int
+        Features of a pixel, a power of two.
+    seed : int
+        Seed of the random numbers.
+    path : tuple
+        Place of the layer in the network.
+    """
 
     conv: Conv
     shape: tuple[int, int]

@@ -38,8 +38,22 @@ LANE_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 def walsh_hadamard(x: Array, out: Array | None = None) -> Array:
     """Unnormalised Walsh–Hadamard transform of every row: out[i, j] = Σ_k (−1)^{popcount(j & k)} x[i, k].
 
-    x: (n, p), p a power of two, float32 or float64, NumPy or CuPy. out: of the same shape and dtype with unit stride along
-    its rows; it may be `x` itself. Returns `out`, of x's dtype. Raises InputError for other shapes.
+    Parameters
+    ----------
+    x : array (n, p), float32 or float64, NumPy or CuPy
+        Rows; p is a power of two.
+    out : array (n, p), optional
+        Receives the result; of x's dtype with unit stride along its rows. It may be `x` itself.
+
+    Returns
+    -------
+    array (n, p)
+        `out`, of x's dtype.
+
+    Raises
+    ------
+    InputError
+        For other shapes.
 
     >>> walsh_hadamard(np.array([[1.0, 2.0, 3.0, 4.0]]))
     array([[10., -2., -4.,  0.]])

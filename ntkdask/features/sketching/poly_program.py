@@ -21,8 +21,16 @@ LEAF, JOIN, JOIN_CONSTANT, OUT, OUT_CONSTANT, OUT_SINGLE = range(6)
 class Program:
     """The steps of a sketch of one degree, which every row goes through, whatever the width and dtype.
 
-    steps: (n_steps, 5) int64: kind, operand slot, other operand (slot or constant), edge, target (slot or position in the
-    output). An edge is a child that its parent transforms and samples; edges[e] = (first leaf, end) of that child.
+    An edge is a child that its parent transforms and samples.
+
+    Parameters
+    ----------
+    steps : array (n_steps, 5), int64
+        Kind, operand slot, other operand (slot or constant), edge, target (slot or position in the output).
+    edges : tuple of (int, int)
+        (first leaf, end) of the child of each edge.
+    n_slots : int
+        How many vectors are held at a time.
     """
 
     steps: np.ndarray

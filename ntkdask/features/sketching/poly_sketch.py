@@ -49,11 +49,33 @@ LEAVES = ("srht", "count")
 class PolySketch:
     """Sketches S_k x of x^{⊗k} ⊗ e₁^{⊗(p−k)}, k = 0 … p = degree, all with the same randomness: E⟨S_k x, S_k y⟩ = ⟨x, y⟩^k.
 
-    S_0 is the same vector for every row, of norm 1 in expectation. For unit vectors at p = 2 the variance is at most ((1+2α²)²
-    − α⁴)/m, α = ⟨x, y⟩, m = n_components; each further node of the tree adds about as much. Inner nodes have `width` entries.
-    leaves: "srht", Hadamard transforms of x itself, for dense rows; "count", CountSketches of x, for SciPy CSR rows in time
-    proportional to their non-zeros, at a larger variance (dense rows give the same sketches). Raises InputError for a degree or
-    a number of components below 1. Source: Zandieh et al. 2021, Lemma 1; Ahle et al. 2020.
+    S_0 is the same vector for every row, of norm 1 in expectation. Inner nodes have `width` entries.
+
+    Parameters
+    ----------
+    degree : int
+        p >= 1.
+    n_components : int
+        m >= 1, the length of a sketch.
+    seed : int
+        Seed of all random numbers.
+    path : tuple
+        Place of this sketch in its map, which with the seed fixes the numbers.
+    leaves : {"srht", "count"}
+        "srht": Hadamard transforms of x itself, for dense rows. "count": CountSketches of x, for SciPy CSR rows in time
+        proportional to their non-zeros, at a larger variance (dense rows give the same sketches).
+
+    Raises
+    ------
+    InputError
+        For a degree or a number of components below 1.
+
+    Notes ----- For unit vectors at p = 2 the variance is at most ((1+2α²)² − α⁴)/m, α = ⟨x, y⟩; each further node of the tree
+    adds about as much.
+
+    References
+    ----------
+    Zandieh et al. 2021, Lemma 1; Ahle et al. 2020.
     """
 
     degree: int
@@ -77,10 +99,22 @@ class PolySketch:
     ) -> Array:
         """The sketches of rows: (n, *s) → (len(degrees), n, n_components) of x's dtype, times `scale`.
 
-        x: float32 or float64, NumPy or CuPy, or a SciPy sparse matrix with leaves="count". degrees: the powers k; None: all of
-        0 … degree. out: written and returned when given; any strides with a contiguous last axis will do, such as those of
-        `wide.transpose(1, 0, 2)` for an (n, len(degrees), n_components) direct sum. Raises InputError for degrees outside 0 …
-        degree, an `out` that does not fit, and sparse rows with leaves="srht".
+        Parameters
+        ----------
+        x : array (n, *s), float32 or float64
+            NumPy or CuPy, or a SciPy sparse matrix with leaves="count".
+        degrees : iterable of int, optional
+            The powers k; None: all of 0 … degree.
+        out : array (len(degrees), n, n_components), optional
+            Written and returned when given. Any strides with a contiguous last axis will do, such as those of
+            `wide.transpose(1, 0, 2)` for an (n, len(degrees), n_components) direct sum.
+        scale : float
+            Factor of the sketches.
+
+        Raises
+        ------
+        InputError
+            For degrees outside 0 … degree, an `out` that does not fit, and sparse rows with leaves="srht".
         """
         rows = rows_for_leaves(x, self.leaves)
         asked = self._degrees(degrees)
@@ -180,7 +214,7 @@ class PolySketch:
 
 
 def require_leaves(leaves: str) -> str:
-    """`leaves` when it is known; InputError otherwise."""
+    """`leaves` when it is "srht" or "count"; InputError otherwise."""
     if leaves not in LEAVES:
         raise InputError(f"leaves is {leaves!r}, expected 'srht' (dense rows) or 'count' (sparse rows).")
     return leaves

@@ -109,11 +109,31 @@ def _fitted(network: Network, degree: int, part: Part, exact_diagonal: bool) -> 
 def homogeneous_coefficients(
     network: Network, degree: int, part: Part = "ntk", exact_diagonal: bool = True
 ) -> np.ndarray:
-    """Coefficients c_j >= 0, (degree + 1,) float64, of Σ_j c_j α^j ≈ κ(α), with Σ_j c_j = κ(1) where `exact_diagonal`.
+    """Coefficients c_j >= 0, (degree + 1,) float64, of Σ_j c_j α^j ≈ κ(α): a `nonnegative_fit`.
 
-    A `nonnegative_fit`. Its error is `fit_error`, largest near α = 1, and without `exact_diagonal` at 1. network: fully
-    connected, of homogeneous activations, without biases (`require_homogeneous`). Raises InputError for other networks, for a
-    degree below 1 and for a kernel that is zero on the diagonal. Source: Zandieh et al. 2021, Remark 1; MATH.md §4.
+    Parameters
+    ----------
+    network : Network
+        Fully connected, of homogeneous activations, without biases (`require_homogeneous`).
+    degree : int
+        Degree >= 1 of the polynomial.
+    part : {"ntk", "nngp"}
+        The kernel whose κ is fitted.
+    exact_diagonal : bool
+        Whether Σ_j c_j = κ(1).
+
+    Raises
+    ------
+    InputError
+        For other networks, a degree below 1, and a kernel that is zero on the diagonal.
+
+    Notes
+    -----
+    The error is `fit_error`, largest near α = 1, and at 1 without `exact_diagonal`.
+
+    References
+    ----------
+    Zandieh et al. 2021, Remark 1; MATH.md §4.
 
     >>> from ntkdask.networks import fully_connected
     >>> round(float(homogeneous_coefficients(fully_connected(1), 8).sum()), 12)
@@ -178,9 +198,24 @@ def _dual_fits(layer: Activation, degree: int) -> tuple[tuple[float, ...], tuple
 def activation_coefficients(layer: Activation, degree: int, expansion: str = "fit") -> tuple[np.ndarray, np.ndarray]:
     """Coefficients of κ and κ' of one homogeneous activation, (degree + 1,) float64: k_σ(a, b, c) = ab·κ(c), k_σ' = κ'(c).
 
-    Both include `gain`. expansion: "fit" (`nonnegative_fit`, exact at c = 1) or "taylor", the truncated series at 0 of activations
-    with one kink at 0 (κ₀ and κ₁) and of the normalised Gaussian. Raises InputError for other activations and expansions.
-    Source: Zandieh et al. 2021, eq. 6; MATH.md §2.
+    Parameters
+    ----------
+    layer : Activation
+        The activation; both results include its `gain`.
+    degree : int
+        Degree >= 1 of the polynomials.
+    expansion : {"fit", "taylor"}
+        "fit": `nonnegative_fit`, exact at c = 1. "taylor": the truncated series at 0 of activations with one kink at 0 (κ₀ and
+        κ₁) and of the normalised Gaussian.
+
+    Raises
+    ------
+    InputError
+        For other activations and expansions.
+
+    References
+    ----------
+    Zandieh et al. 2021, eq. 6; MATH.md §2.
     """
     sigma, gain = layer.sigma, layer.gain
     if not sigma.homogeneous:

@@ -148,7 +148,7 @@ def _measured(
     """(a rule, r_ℓ(a)/√E σ(at)² by it, what the integrand still contributes at the end of the rule)."""
     t, weights = _half_line(octave, splits, reach)
     even, odd = _hermite_tables(t, weights, degree)
-    with np.errstate(over="ignore", invalid="ignore"):  # what they leave is looked for
+    with np.errstate(over="ignore", invalid="ignore"):  # non-finite values are looked for below
         values, square = _integrals(np, sigma, a, t, even, odd)
         edge = np.abs(np.concatenate([sigma(a * reach), sigma(-a * reach)])).max() * math.exp(-reach * reach / 4)
     if not (np.isfinite(square).all() and math.isfinite(edge)):

@@ -173,7 +173,7 @@ def _rows_into(rows, signs, diagonals, target, first, last, kind, buffers):
         row = out[r * stride_out : r * stride_out + columns]
         if kind == 1:
             for i in range(columns):
-                # what is not a number stays so
+                # NaN stays NaN
                 row[i] = 0 if row[i] <= 0 else row[i]
         elif kind == 2:
             for i in range(columns):
