@@ -55,6 +55,7 @@ def walsh_hadamard(x: Array, out: Array | None = None) -> Array:
     InputError
         For other shapes.
 
+    >>> import numpy as np
     >>> walsh_hadamard(np.array([[1.0, 2.0, 3.0, 4.0]]))
     array([[10., -2., -4.,  0.]])
     """
