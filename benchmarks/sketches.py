@@ -17,7 +17,8 @@ from sklearn.kernel_approximation import PolynomialCountSketch
 
 from ntkdask import seeds, threads
 from ntkdask.features import NTKSketch
-from ntkdask.features.sketching.hadamard import padded_size, walsh_hadamard
+from ntkdask.features.sketching.hadamard import walsh_hadamard
+from ntkdask.features.sketching.operands import padded_size
 from ntkdask.features.sketching.poly_program import split
 from ntkdask.features.sketching.poly_sketch import PolySketch
 from ntkdask.features.sketching.sketches import TensorSRHT

@@ -29,13 +29,32 @@ BLOCK_ROWS, BLOCK_COLUMNS = 512, 2048
 @register("alignment")
 @dataclass(frozen=True)
 class Alignment:
-    """How features are optimised: n_candidates N drawn by `sampling`, the radius rho, and what q is used for.
+    """How random features are chosen by their agreement with the targets.
 
-    weighting: "sqrt", every candidate with q > 0 times √q, the kernel of q itself; "sample", as many draws from q as the map has
-    features of the kind; "uniform", the candidates with q > 0, all with the same weight, as the authors' released code does.
-    sampling: the law of the ReLU candidates: "gaussian", "spherical" or "gibbs" (leverage scores); step candidates are the same
-    under all.
-    Raises InputError for unknown names, N < 1, rho < 0. Source: Das & Maity 2025, "Proposed Method" (N = 20 000).
+    N candidates are drawn, each gets a score, and the distribution q that maximises the mean score within a χ²-ball of radius ρ
+    around the uniform one weighs them (`chi_square_weights`).
+
+    Parameters
+    ----------
+    n_candidates : int
+        N >= 1, how many candidates are drawn; the paper takes 20 000.
+    rho : float
+        Radius ρ >= 0, finite. 0 keeps every candidate with the same weight; a larger radius leaves fewer candidates.
+    weighting : {"sqrt", "sample", "uniform"}
+        What q is used for. "sqrt": every candidate with q > 0 is multiplied by √q, which gives the kernel of q itself.
+        "sample": as many draws from q as the map has features of the kind. "uniform": the candidates with q > 0, all with the
+        same weight, as in the authors' released code.
+    sampling : {"gaussian", "spherical", "gibbs"}
+        The law of the ReLU candidates; "spherical" and "gibbs" sample by leverage scores. It does not change the step candidates.
+
+    Raises
+    ------
+    InputError
+        For unknown names, N < 1 and ρ < 0.
+
+    References
+    ----------
+    Das & Maity 2025, "Proposed Method".
     """
 
     n_candidates: int = 20_000
@@ -46,14 +65,15 @@ class Alignment:
     def __post_init__(self) -> None:
         require_components(self.n_candidates, "n_candidates")
         _require_radius(self.rho)
-        for name, known in (("weighting", WEIGHTINGS), ("sampling", ("gaussian", "spherical", "gibbs"))):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
+        for name, allowed in (("weighting", WEIGHTINGS), ("sampling", ("gaussian", "spherical", "gibbs"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), allowed)}")
 
     def choose(self, scores: np.ndarray, most: int, seed: int, path: seeds.Path) -> Chosen:
-        """At most `most` of the candidates with these scores (N,), and the factor of each feature; randomness by (seed, path).
+        """Choose at most `most` of the candidates with these scores (N,), and the factor of each chosen feature.
 
-        Σ factor² = 1: with factors 1/√N for all of them the features are the plain ones.
+        The random draws of weighting="sample" follow from (seed, path). Σ factor² = 1: with a factor of 1/√N for every
+        candidate the features would be those of the plain map.
         """
         q = chi_square_weights(scores, self.rho, None if self.weighting == "sample" else most)
         if self.weighting == "sample":
@@ -67,20 +87,50 @@ class Alignment:
 
 
 class Chosen(NamedTuple):
-    """columns (k,) int64, ascending: which candidates; factors (k,) float64 > 0: what their features are multiplied by."""
+    """The chosen candidates.
+
+    Parameters
+    ----------
+    columns : array (k,), int64
+        Which candidates, ascending.
+    factors : array (k,), float64
+        Positive numbers that their features are multiplied by.
+    """
 
     columns: np.ndarray
     factors: np.ndarray
 
 
 def chi_square_weights(v: np.ndarray, rho: float, most: int | None = None) -> np.ndarray:
-    """argmax vᵀq over q >= 0, Σq = 1, N‖q − 1/N‖² <= ρ: (N,) scores → (N,) float64 weights, exactly, by one sort.
+    """The distribution that maximises the mean score: argmax vᵀq over q >= 0, Σq = 1, N‖q − 1/N‖² <= ρ, exactly, by one sort.
 
-    v descending, m_k and s_k² the mean and Σ(v − m_k)² of the k largest: λ_k = s_k/√((1+ρ)/N − 1/k) for k > N/(1+ρ),
-    q_i = 1/k + (v_i − m_k)/λ_k on those k, 0 elsewhere, for the k with q_(k) >= 0 >= q_(k+1). ρ = 0 gives 1/N; when at least N/(1+ρ)
-    scores tie at the maximum the weight is spread over those alone.
-    most: where more than so many weights are positive ρ is raised until so many are (of ties, the first are kept).
-    Raises InputError for scores that are not (N,) and finite, ρ < 0, most < 1. Source: Sinha & Duchi 2016, eq. 7; MATH.md §4.
+    With v descending, and m_k and s_k² the mean and Σ(v − m_k)² of the k largest scores: λ_k = s_k/√((1+ρ)/N − 1/k) for k >
+    N/(1+ρ), and q_i = 1/k + (v_i − m_k)/λ_k on those k scores, 0 elsewhere, for the k with q_(k) >= 0 >= q_(k+1). ρ = 0 gives
+    1/N. Where at least N/(1+ρ) scores tie at the maximum, they alone share the weight.
+
+    Parameters
+    ----------
+    v : array (N,)
+        Scores, finite.
+    rho : float
+        Radius ρ >= 0, finite.
+    most : int, optional
+        The largest number of positive weights; where there are more, ρ is raised until there are so many (the first ones among
+        ties).
+
+    Returns
+    -------
+    array (N,), float64
+        Weights that sum to 1.
+
+    Raises
+    ------
+    InputError
+        For scores that are not (N,) or not finite, ρ < 0 and most < 1.
+
+    References
+    ----------
+    Sinha & Duchi 2016, eq. 7; MATH.md §4.
 
     >>> chi_square_weights(np.array([0.0, 3.0, 1.0]), rho=0.0).round(3)
     array([0.333, 0.333, 0.333])
@@ -112,7 +162,10 @@ def chi_square_weights(v: np.ndarray, rho: float, most: int | None = None) -> np
 
 
 def _water_filled(fallen: np.ndarray, rho: float) -> np.ndarray:
-    """The weights of the k largest scores, descending, at the k where they end: fewer than N/(1+ρ) tie at the top."""
+    """The weights of the k largest scores, descending, where k is how many are positive.
+
+    Needs fewer than N/(1+ρ) ties at the maximum.
+    """
     n = fallen.size
     k = np.arange(1, n + 1)
     means = np.cumsum(fallen) / k
@@ -130,7 +183,7 @@ def _water_filled(fallen: np.ndarray, rho: float) -> np.ndarray:
 
 
 def _most_concentrated(fallen: np.ndarray, most: int) -> np.ndarray:
-    """The weights at the smallest radius that leaves at most `most`: where the next one's weight is just 0."""
+    """The weights at the smallest radius that leaves at most `most` positive: the next score's weight is just 0."""
     top = fallen[:most]
     multiplier = most * (top.mean() - fallen[most])
     if multiplier <= 0:
@@ -139,10 +192,23 @@ def _most_concentrated(fallen: np.ndarray, most: int) -> np.ndarray:
 
 
 def add_scores(x: Array, weights: Array, targets: Array, sums: Array, step: bool) -> None:
-    """sums += φ(x·weights)ᵀ·targets, with φ = relu or, for `step`, 1 where positive.
+    """Add φ(x·weights)ᵀ·targets to `sums`, with φ = relu or, for `step`, the indicator of a positive number.
 
-    x (b, d), weights (d, N) of x's dtype, targets (b, k) float64 (centred, times the rows' weights), sums (N, k) float64.
-    Features exist one block at a time; products of a block of 512 rows are summed in x's dtype, blocks in float64.
+    Only one block of features exists at a time. The products of a block of 512 rows are summed in x's dtype, the blocks in
+    float64.
+
+    Parameters
+    ----------
+    x : array (b, d), float32 or float64
+        Rows.
+    weights : array (d, N)
+        Directions of the candidates, of x's dtype.
+    targets : array (b, k), float64
+        Centred targets, multiplied by the rows' weights.
+    sums : array (N, k), float64
+        Receives the products.
+    step : bool
+        Whether the candidates are step features.
     """
     xp = namespace(x)
     small = targets.astype(x.dtype)

@@ -13,7 +13,7 @@ from ntkdask.cache import shared
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import FeatureMapBase, require_components
 from ntkdask.features.gibbs import gibbs_directions
-from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.operands import padded_size
 from ntkdask.features.sketching.structured import (
     RELU,
     STEP,
@@ -28,10 +28,10 @@ from ntkdask.registry import register
 SAMPLINGS = ("gaussian", "spherical", "structured")
 
 
-def require_sampling(sampling: str, known: tuple[str, ...] = SAMPLINGS) -> str:
-    """`sampling` when it is known; InputError naming the nearest otherwise."""
-    if sampling not in known:
-        raise InputError(f"unknown sampling {sampling!r}{nearest(str(sampling), known)}")
+def require_sampling(sampling: str, allowed: tuple[str, ...] = SAMPLINGS) -> str:
+    """`sampling` when it is one of `allowed`; InputError with the nearest known name otherwise."""
+    if sampling not in allowed:
+        raise InputError(f"unknown sampling {sampling!r}{nearest(str(sampling), allowed)}")
     return sampling
 
 
@@ -40,19 +40,65 @@ Weights = Array | StructuredDirections
 
 
 def step_weights(seed: int, path: seeds.Path, d: int, m: int, like: Array, sampling: str = "gaussian") -> Weights:
-    """(d, m) Gaussian directions in like's dtype and on its device, or "structured" ones; only their signs' geometry matters."""
+    """Directions of step features, (d, m): Gaussian, or "structured"; only the signs of their products with rows matter.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the random numbers.
+    path : tuple
+        Place of these weights in the map, which with the seed fixes the numbers.
+    d : int
+        Features of a row.
+    m : int
+        Number of directions.
+    like : array
+        The weights take its dtype and its device.
+    sampling : str
+        "structured" for directions by Walsh–Hadamard transforms, anything else for a Gaussian matrix.
+
+    Returns
+    -------
+    array (d, m) or StructuredDirections
+        Kept by the cache of the process.
+    """
     if sampling == "structured":
         return structured_directions(seed, path, d, m, like)
     return _cached("step", seed, path, d, m, like, lambda: seeds.normals(seed, path, d, m, like.dtype.name))
 
 
 def relu_weights(seed: int, path: seeds.Path, d: int, m: int, sampling: str, like: Array, n_sweeps: int = 1) -> Weights:
-    """(d, m) weights with the factor that makes relu(xᵀW) features of κ₁: E⟨relu(xᵀW), relu(yᵀW)⟩ = ‖x‖‖y‖κ₁.
+    """Weights of ReLU features, (d, m), with the factor that makes them features of κ₁: E⟨relu(xᵀW), relu(yᵀW)⟩ = ‖x‖‖y‖κ₁.
 
-    "gaussian": √(2/m)·N(0, I). "spherical": √(2d/m)·u, u uniform on the sphere, which has exactly the law of the
-    leverage-score features of Zandieh et al. 2021, eq. 15: p(w) ∝ ‖w‖²exp(−‖w‖²/2) is isotropic and only w/‖w‖ enters.
-    "gibbs": the same with `n_sweeps` sweeps of the paper's sampler in place of the exact law. "structured": the spherical law for rows
-    padded to a power of two, products by Walsh–Hadamard transforms, directions of one transform dependent (`structured`).
+    Parameters
+    ----------
+    seed : int
+        Seed of the random numbers.
+    path : tuple
+        Place of these weights in the map, which with the seed fixes the numbers.
+    d : int
+        Features of a row.
+    m : int
+        Number of directions.
+    sampling : {"gaussian", "spherical", "gibbs", "structured"}
+        "gaussian": √(2/m)·N(0, I). "spherical": √(2d/m)·u with u uniform on the sphere, which has exactly the law of the
+        leverage-score features of eq. 15: p(w) ∝ ‖w‖²exp(−‖w‖²/2) is isotropic, and only w/‖w‖ enters. "gibbs": the same with
+        the paper's sampler in place of the exact law. "structured": the spherical law for rows padded to a power of two;
+        products are Walsh–Hadamard transforms, and the directions of one transform depend on each other
+        (`sketching.structured`).
+    like : array
+        The weights take its dtype and its device.
+    n_sweeps : int
+        Sweeps of the Gibbs sampler.
+
+    Returns
+    -------
+    array (d, m) or StructuredDirections
+        Kept by the cache of the process.
+
+    References
+    ----------
+    Zandieh et al. 2021, eq. 15.
     """
     if sampling == "structured":
         return structured_directions(seed, path, d, m, like, math.sqrt(2.0 / m))
@@ -76,7 +122,7 @@ def _cached(law: str, seed: int, path: seeds.Path, d: int, m: int, like: Array, 
 
 
 def step_into(x: Array, weights: Weights, out: Array) -> Array:
-    """out ← step(x·weights) as 0 and 1 (1 where positive); x (n, d), weights (d, m), out (n, m)."""
+    """Write step(x·weights) to `out`: 1 where a product is positive, else 0; x (n, d), weights (d, m), out (n, m)."""
     if isinstance(weights, StructuredDirections):
         return weights.into(x, out, STEP)
     xp = namespace(x)
@@ -86,7 +132,7 @@ def step_into(x: Array, weights: Weights, out: Array) -> Array:
 
 
 def relu_into(x: Array, weights: Weights, out: Array) -> Array:
-    """out ← max(x·weights, 0); x (n, d), weights (d, m), out (n, m), which may be a column slice."""
+    """Write max(x·weights, 0) to `out`; x (n, d), weights (d, m), out (n, m), which may be a slice of columns."""
     if isinstance(weights, StructuredDirections):
         return weights.into(x, out, RELU)
     xp = namespace(x)
@@ -100,10 +146,29 @@ def relu_into(x: Array, weights: Weights, out: Array) -> Array:
 class ArcCosineFeatures(FeatureMapBase):
     """Random features of ArcCosine(order): unbiased, variance O(1/n_components).
 
-    order 0: √(2/m)·step(Wᵀx), estimates κ₀(cos); order 1: √(2/m)·relu(Wᵀx), estimates ‖x‖‖y‖κ₁(cos), or the same kernel
-    from directions on the sphere (`sampling="spherical"`: leverage-score sampling, smaller variance). "structured": directions by
-    Walsh–Hadamard transforms, in a fraction of the time (`structured`).
-    Source: Cho & Saul 2009; Zandieh et al. 2021, eq. 11 and 15; Le et al. 2013.
+    Order 0: √(2/m)·step(Wᵀx), whose products estimate κ₀(cos). Order 1: √(2/m)·relu(Wᵀx), whose products estimate ‖x‖‖y‖κ₁(cos).
+
+    Parameters
+    ----------
+    n_components : int
+        Number of features m >= 1.
+    order : {0, 1}
+        Order of the kernel.
+    seed : int
+        Seed of the directions W.
+    sampling : {"gaussian", "spherical", "structured"}
+        "gaussian": independent normal directions. "spherical": for order 1 directions on the sphere, which is leverage-score
+        sampling and has a smaller variance. "structured": directions by Walsh–Hadamard transforms, in a fraction of the time
+        (`sketching.structured`).
+
+    Raises
+    ------
+    InputError
+        For n_components < 1, other orders and other samplings.
+
+    References
+    ----------
+    Cho & Saul 2009; Zandieh et al. 2021, eq. 11 and 15; Le et al. 2013.
     """
 
     n_components: int
@@ -123,7 +188,7 @@ class ArcCosineFeatures(FeatureMapBase):
         return ArcCosine(self.order)
 
     def __call__(self, x: Array) -> Array:
-        """(n, *s) → (n, n_components)."""
+        """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype."""
         x = flatten_rows(require_float(x))
         out = namespace(x).empty((x.shape[0], self.n_components), x.dtype)
         path = ("arccosine", self.order)
@@ -135,7 +200,7 @@ class ArcCosineFeatures(FeatureMapBase):
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The result, and (with the shape of a row) weights."""
+        """Peak bytes of a call: the result and, when the shape of a row is given, the weights and their drawing."""
         d = math.prod(row_shape or (0,))
         m = self.n_components
         weights = weights_bytes(d, m, itemsize, self.sampling) + product_bytes(n, d, itemsize, self.sampling)
@@ -143,18 +208,19 @@ class ArcCosineFeatures(FeatureMapBase):
 
 
 def weights_bytes(d: int, m: int, itemsize: int, sampling: str) -> int:
-    """Bytes of (d, m) weights."""
+    """Bytes of weights (d, m)."""
     return structured_bytes(d, m, itemsize) if sampling == "structured" else d * m * itemsize
 
 
 def product_bytes(n: int, d: int, itemsize: int, sampling: str) -> int:
-    """Bytes beside the result of a product of n rows with weights."""
+    """Bytes that a product of n rows with weights takes beside its result."""
     return scratch_bytes(n, d, itemsize) if sampling == "structured" else 0
 
 
 def drawing_bytes(d: int, m: int, sampling: str = "gaussian") -> int:
-    """Bytes beside (d, m) weights while they are drawn: one block of columns as bits and in float64 steps; for the Gibbs sampler also
-    the state of the sweep and its uniforms.
+    """Bytes that drawing weights (d, m) takes beside them.
+
+    One block of columns exists as bits and in float64 steps; for the Gibbs sampler also the state of the sweep and its uniforms.
     """
     if sampling == "structured":
         d = padded_size(d)

@@ -1,8 +1,9 @@
 """CNTKSketch: features of the neural tangent kernel of convolutional networks, linear in the number of pixels.
 
-Zandieh et al. 2021, §4 and Theorem 4, for every convolutional `Network` of MATH.md §1: features φ_p of S and ψ_p of T for each pixel,
-taken through the layers by `pixel_layers`, norms exact. The exact kernel pairs all pixels of two images; here an image is seen
-alone. Three ways to realise the dual activations (`method`), of which "random" is measured best. Called by workflows on tiles.
+Zandieh et al. 2021, §4 and Theorem 4, for every convolutional `Network` of MATH.md §1: features φ_p of S and ψ_p of T for each
+pixel, taken through the layers by `pixels.layers`, norms exact. The exact kernel pairs all pixels of two images; here each
+image is seen alone. There are three ways to realise the dual activations (`method`), of which "random" is measured best. Called
+by workflows on tiles.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ntkdask.features.pixels.duals import METHODS, require_function
 from ntkdask.features.pixels.layers import PixelLayers, Pixels
 from ntkdask.features.pixels.plan import block_bytes, held_pixels, truncation_error
 from ntkdask.features.pixels.sums import shift_units
-from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.operands import padded_size
 from ntkdask.features.sketching.sketches import SRHT
 from ntkdask.kernels.image_rows import image_rows, image_shape
 from ntkdask.kernels.neural import NTK
@@ -35,20 +36,42 @@ HELD_BYTES, DEVICE_HELD_BYTES = 2**25, 2**32
 class CNTKSketch(FeatureMapBase):
     """Features ψ with ⟨ψ(x), ψ(z)⟩ ≈ Θ(x, z), the NTK of a convolutional network; images (n, H, W, C).
 
-    Per pixel: φ' = features of k(Λ), ψ' = features of T·k'(Λ); a Conv sums both over the filter with random signs and shifts; poolings
-    are exact means; any layer of MATH.md §1 goes, with any padding, stride, bias, variance and `trainable`.
-    method: "random" (default) takes σ(z) and σ'(z) at z = H G φ, exactly normal; "sketch", the paper's, PolySketches of the Hermite
-    series of k and k' up to `degree` and a TensorSRHT; "mixed" the series for k and σ'(z) for k'. Normalised Gaussians have no σ:
-    "random" takes cosines and sines. exact_norms: the features of every pixel are scaled to their exact norms √S(p, p), √T(p, p),
-    which about halves the error where pixels are averaged; layers after the readout keep estimated ones.
+    Per pixel, an activation takes features φ of Λ and ψ of T to features of k(Λ) and of T·k'(Λ). A Conv sums both over the
+    filter with random signs and shifts; poolings are exact means. Every layer of MATH.md §1 is accepted, with any padding,
+    stride, bias, variance and `trainable`. A pixel has `width` features.
 
-    At depth 1 "random" without exact norms is unbiased; exact norms and deeper layers leave a bias O(1/n_components), series their
-    `truncation_error` too. A pixel has `width` features; n_components that are no power of two are sampled from them at the end.
-    Relative Frobenius error on 12×12 CIFAR-10 crops, standardised, depth 3, frozen ends, at 512, 1 024, 2 048, 4 096 components: 0.08,
-    0.05, 0.04, 0.03; squared error times time of "mixed" is 2 to 8 times, of "sketch" 5 to 140 times that of "random".
-    Raises InputError for networks of vectors, for ones without a trainable layer, and for an activation without the
-    function or the series that `method` needs.
-    Source: Zandieh et al. 2021, §4, Theorem 4; Han et al. 2022, Algorithm 1; MATH.md §4.
+    Parameters
+    ----------
+    network : Network
+        A network that takes images and has a trainable layer.
+    n_components : int
+        Number of features >= 1. One that is no power of two is sampled from the `width` features of the last layer.
+    seed : int
+        Seed of all random numbers.
+    method : {"random", "mixed", "sketch"}
+        How dual activations are realised. "random": σ(z) and σ'(z) at z = H G φ, which is exactly normal. "sketch", as in the
+        paper: PolySketches of the Hermite series of k and k', and a TensorSRHT. "mixed": the series for k, σ'(z) for k'. A
+        normalised Gaussian has no σ: "random" takes cosines and sines for it.
+    degree : int
+        Degree >= 1 at which the series are truncated; "random" has none.
+    exact_norms : bool
+        Whether the features of every pixel are scaled to their exact norms √S(p, p) and √T(p, p). This about halves the error
+        where pixels are averaged. Layers after the readout keep estimated norms.
+
+    Raises
+    ------
+    InputError
+        For a network of vectors, for one without a trainable layer, and for an activation without the function or the series that
+        `method` needs.
+
+    Notes ----- At depth 1 "random" without exact norms is unbiased. Exact norms and deeper layers leave a bias
+    O(1/n_components); series also leave their `truncation_error`. Relative Frobenius error on 12×12 CIFAR-10 crops,
+    standardised, depth 3, frozen ends, at 512, 1 024, 2 048 and 4 096 components: 0.08, 0.05, 0.04, 0.03. Squared error times
+    time is 2 to 8 times that of "random" for "mixed", and 5 to 140 times for "sketch".
+
+    References
+    ----------
+    Zandieh et al. 2021, §4, Theorem 4; Han et al. 2022, Algorithm 1; MATH.md §4.
     """
 
     network: Network
@@ -79,20 +102,23 @@ class CNTKSketch(FeatureMapBase):
 
     @functools.cached_property
     def truncation_error(self) -> float:
-        """Largest error that the truncated series leave at any n_components, over Θ(x, x); 0 for "random".
+        """The largest error that the truncated series leave at any n_components, over Θ(x, x); 0 for "random".
 
-        Of images whose pixels are all alike, over their correlation: the largest that the layers make of it.
+        It is taken for two images whose pixels are all alike, as the maximum over their correlation.
         """
         return truncation_error(self.network, self.method, self.degree)
 
     @property
     def width(self) -> int:
-        """Features of a pixel: a power of two >= n_components, with room for the shifts of the largest filter."""
+        """Features of a pixel: a power of two >= n_components that has room for the shifts of the largest filter."""
         filters = [layer.filter for layer in every_layer(self.network.layers) if isinstance(layer, Conv)]
         return max(padded_size(self.n_components), shift_units(max((a * b for a, b in filters), default=1)))
 
     def __call__(self, x: Array) -> Array:
-        """(n, H, W, C) → (n, n_components) of x's kind and dtype; InputError for rows that are not images or that do not fit."""
+        """Features of images: (n, H, W, C) → (n, n_components), of x's kind and dtype.
+
+        Raises InputError for rows that are not images, and for images that the network does not take.
+        """
         x = image_rows(x)
         self.network.image_shapes((int(x.shape[1]), int(x.shape[2])))
         out = namespace(x).empty((x.shape[0], self.n_components), x.dtype)
@@ -102,7 +128,7 @@ class CNTKSketch(FeatureMapBase):
         return out
 
     def _block_into(self, x: Array, out: Array) -> None:
-        """A block of images through the layers; `out` (b, n_components) receives the features."""
+        """Take a block of images through the layers; `out` (b, n_components) receives the features."""
         xp, layers, readout = namespace(x), self.network.layers, self.network.readout_position
         n, h, w, channels = x.shape
         inputs = xp.ascontiguousarray(x).reshape(n * h * w, channels)
@@ -121,13 +147,14 @@ class CNTKSketch(FeatureMapBase):
             SRHT(self.n_components, self.seed, ("cntk", "output"))(psi, out=out)
 
     def _images(self, row_shape: tuple[int, ...], itemsize: int, device: bool = False) -> int:
-        """Images of a block."""
+        """How many images a block has."""
         held = held_pixels(self.network, (int(row_shape[0]), int(row_shape[1]))) * self.width * itemsize
         return max(1, (DEVICE_HELD_BYTES if device else HELD_BYTES) // max(1, held))
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Result, one block of images at its widest layer, each thread's rows and the random vectors; the result alone without a
-        row's shape. InputError for rows that the network does not take.
+        """Peak bytes of a call: the result, one block of images at its widest layer, each thread's rows and the random vectors.
+
+        Without the shape of a row it is the result alone. Raises InputError for rows that the network does not take.
         """
         result = n * self.n_components * itemsize
         if row_shape is None:
@@ -145,7 +172,7 @@ class CNTKSketch(FeatureMapBase):
 
 
 def _require_network(network: Network) -> None:
-    """InputError unless the network takes images and something in it is trained."""
+    """InputError unless the network takes images and has a trainable layer."""
     if not isinstance(network, Network):
         raise InputError(f"CNTKSketch: network is {network!r}; give a Network, for example convolutional(3).")
     if not network.takes_images:

@@ -16,7 +16,7 @@ from ntkdask import seeds
 from ntkdask.arrays import Array, namespace
 from ntkdask.errors import InputError
 from ntkdask.features.sketching.count_sketch import CountSketch
-from ntkdask.features.sketching.hadamard import checked_out
+from ntkdask.features.sketching.operands import checked_out
 from ntkdask.features.sketching.poly_sketch import PolySketch
 from ntkdask.features.sketching.sketches import SRHT
 from ntkdask.features.sketching.sparse_rows import SparseRows
@@ -26,10 +26,30 @@ from ntkdask.features.sketching.sparse_rows import SparseRows
 class DotProductSketch:
     """φ(x) = ⊕_ℓ w_ℓ(x)·Q_ℓ x̂, Q_ℓ a sketch of x̂^{⊗ℓ}: E⟨φ(x), φ(y)⟩ = Σ_ℓ w_ℓ(x)w_ℓ(y)⟨x̂, ŷ⟩^ℓ, variance O(1/n_components).
 
-    degrees: ascending, >= 0. shares: of the components, one a degree, >= 0: with shares ∝ w_ℓ² the variance is least, about
-    (Σ_ℓ w_ℓ²)²/n_components. Each degree has a PolySketch of its own, whose inner nodes are no wider than its components ask for.
-    leaves: "srht" for dense rows, "count" for sparse ones too, as of `PolySketch`.
-    Raises InputError for fewer components than degrees. Source: Han et al. 2022, Algorithm 1, lines 4-6.
+    Parameters
+    ----------
+    degrees : tuple of int
+        Degrees ℓ >= 0, ascending.
+    shares : tuple of float
+        The share of the components that each degree gets, >= 0. The variance is least for shares ∝ w_ℓ², where it is about (Σ_ℓ
+        w_ℓ²)²/n_components. Each degree has a PolySketch of its own, whose inner nodes are no wider than its components need.
+    n_components : int
+        Number of components, at least one for each degree.
+    seed : int
+        Seed of all random numbers.
+    path : tuple
+        Place of this sketch in the map, which with the seed fixes the numbers.
+    leaves : {"srht", "count"}
+        "srht" for dense rows, "count" for sparse ones too, as in `PolySketch`.
+
+    Raises
+    ------
+    InputError
+        For fewer components than degrees.
+
+    References
+    ----------
+    Han et al. 2022, Algorithm 1, lines 4-6.
     """
 
     degrees: tuple[int, ...]
@@ -47,14 +67,15 @@ class DotProductSketch:
             )
 
     def widths(self, d: int) -> tuple[int, ...]:
-        """Components of each degree for unit rows of d features; what linear and constant terms leave goes to the others."""
+        """Components of each degree for unit rows of d features; what degrees 0 and 1 do not need goes to the others."""
         limits = tuple({0: 1, 1: d}.get(degree, self.n_components) for degree in self.degrees)
         return _allocated(self.shares, limits, self.n_components)
 
     def powers(self, unit: Array, out: Array | None = None) -> Array:
-        """(n, d) unit rows → (n, n_components) of their dtype: ⊕_ℓ Q_ℓ x̂, without weights. out: columns of a C-ordered array serve.
+        """Sketches of the powers of unit rows, ⊕_ℓ Q_ℓ x̂ without weights: (n, d) → (n, n_components) of their dtype.
 
-        Rows have length 1, or 0 (then all but the constant vanish); with leaves="count" they may be `SparseRows`. Components that no
+        unit: rows of length 1, or 0 (then all components but the constant vanish); with leaves="count" they may be
+        `SparseRows`. out: written and returned when given; a slice of columns of a C-ordered array will do. Components that no
         degree needs are 0.
         """
         start, widths = 0, self.widths(unit.shape[1])
@@ -75,7 +96,10 @@ class DotProductSketch:
         return out
 
     def weigh(self, powers: Array, weights: Array, d: int, out: Array) -> Array:
-        """out ← ⊕_ℓ w_ℓ(x)·Q_ℓ x̂ from `powers` of rows of d features, which `out` may be; weights: (len(degrees), n or 1)."""
+        """Write ⊕_ℓ w_ℓ(x)·Q_ℓ x̂ to `out`, from the `powers` of rows of d features; `out` may be `powers` itself.
+
+        weights: (len(degrees), n), or (len(degrees), 1) for weights that do not depend on the row.
+        """
         start = 0
         for width, weight in zip(self.widths(d), weights, strict=True):
             part = slice(start, start + width)
@@ -92,7 +116,7 @@ class DotProductSketch:
         return PolySketch(degree, width, self.seed, (*self.path, degree), self.leaves)
 
     def workspace_bytes(self, n: int, d: int, itemsize: int) -> int:
-        """Peak bytes of `powers` on (n, d) rows beyond unit and out: scratch and random numbers of all degrees."""
+        """Peak bytes of `powers` on (n, d) rows beyond its arguments: scratch and the random numbers of all degrees."""
         held, scratch = 0, 0
         for degree, width in zip(self.degrees, self.widths(d), strict=True):
             if degree == 1:
@@ -104,9 +128,10 @@ class DotProductSketch:
 
 
 def allocate(shares: Sequence[float], limits: Sequence[int], total: int) -> tuple[int, ...]:
-    """Integers ∝ shares that sum to `total`, each >= 1 and <= its limit (>= 1); less than `total` where the limits sum to less.
+    """Integers proportional to `shares` that sum to `total`, each between 1 and its limit.
 
-    Deterministic: largest remainders, ties to the first. Needs total >= len(shares).
+    They sum to less than `total` where the limits do. Deterministic: the largest remainders are rounded up, the first ones
+    among ties. Needs total >= len(shares) and limits >= 1.
     """
     wanted = np.ones(len(shares))
     left, open_ = float(total - len(shares)), np.array(limits) > 1
@@ -135,7 +160,7 @@ _allocated = functools.lru_cache(maxsize=1024)(allocate)  # asked for again by e
 
 
 def scaled_rows(x: Array, scales: Array, constants: Array | None = None) -> Array:
-    """[scales_i·x_i, constants_i], (n, d) or (n, d + 1) in x's dtype; scales, constants: (n,) float64."""
+    """The rows [scales_i·x_i, constants_i], (n, d) or (n, d + 1) in x's dtype; scales and constants are (n,) float64."""
     xp, (n, d) = namespace(x), x.shape
     out = xp.empty((n, d + (constants is not None)), x.dtype)
     xp.multiply(x, scales[:, None], out=out[:, :d])

@@ -9,8 +9,8 @@
         learned ← learned + map.finish(index, learned, sums, training)
     FittedMap(map, learned)
 
-`DataDependentMap.fit` is that loop over one array in memory; `workflows/fit_features.py` runs the same calls over a dataset, on
-workers, resumably. Only training rows are ever shown to a map.
+`DataDependentMap.fit` is that loop over one array in memory; `workflows.ridge.fit_features` makes the same calls over a dataset, on
+workers, resumably. A map is shown training rows only.
 """
 
 from __future__ import annotations
@@ -41,9 +41,20 @@ and on `Training`, never on the rows."""
 
 
 class Training(NamedTuple):
-    """What a map is told of the training rows before it sees one: shape of a row, dtype of the rows, columns of the targets (0:
-    there are none), how many row numbers there are (rows of the whole dataset, of which the training rows are a part), and whether
-    rows and features lie on a GPU, where `finish` may compute too.
+    """What a map is told about the training rows before it sees one.
+
+    Parameters
+    ----------
+    row_shape : tuple of int
+        Shape of a row.
+    dtype : str
+        Dtype of the rows.
+    n_targets : int
+        Columns of the targets; 0 when there are none.
+    n_total : int
+        How many row numbers there are: rows of the whole dataset, of which the training rows are a part.
+    device : bool
+        Whether rows and features lie on a GPU, where `finish` may compute too.
     """
 
     row_shape: tuple[int, ...]
@@ -54,8 +65,18 @@ class Training(NamedTuple):
 
 
 class TrainingBatch(NamedTuple):
-    """Training rows x (b, *row_shape) float32 or float64, targets y (b, n_targets) float64 or None, weights (b,) float64 or None
-    (all 1), and their row numbers (b,) in the whole dataset, on the host.
+    """A batch of training rows.
+
+    Parameters
+    ----------
+    x : array (b, *row_shape), float32 or float64
+        The rows.
+    y : array (b, n_targets), float64, or None
+        Their targets.
+    weights : array (b,), float64, or None
+        Their weights; None: all 1.
+    numbers : array (b,), on the host
+        Their row numbers in the whole dataset.
     """
 
     x: Array
@@ -66,7 +87,7 @@ class TrainingBatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """Arrays by name that a map learned; shared, never written to."""
+    """Arrays by name that a map learned; they are shared and never written to."""
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -81,7 +102,7 @@ class Learned:
         return Learned({**self.arrays, **{name: np.ascontiguousarray(a) for name, a in more.items()}})
 
     def on(self, name: str, like: Array) -> Array:
-        """The array in like's dtype and on its device, kept by this process's cache."""
+        """The named array in like's dtype and on its device, kept by this process's cache."""
         array, device = self.arrays[name], is_device_array(like)
         if not device and array.dtype == like.dtype:
             return array
@@ -95,7 +116,7 @@ class Learned:
 
     @functools.cached_property
     def digest(self) -> str:
-        """16 hex digits of SHA-256 of names, shapes, dtypes and bytes."""
+        """16 hexadecimal digits of the SHA-256 of the names, shapes, dtypes and bytes."""
         hasher = hashlib.sha256()
         for name in sorted(self.arrays):
             a = np.ascontiguousarray(self.arrays[name])
@@ -105,11 +126,11 @@ class Learned:
 
 
 class DataDependentMap(FeatureMapBase):
-    """A map that learns from training rows before it can be called: `fit` gives the `FittedMap` to call.
+    """A map that learns from training rows before it can be called: `fit` returns the `FittedMap` to call.
 
-    A subclass is a frozen, registered dataclass with `n_components` (at most so many features), `target`, `workspace_bytes` (an upper
-    bound of a fitted map's), and the methods below. Its `n_passes` may be 0 for some arguments: then it is an ordinary map, and
-    overrides `__call__`.
+    A subclass is a frozen, registered dataclass with `n_components` (the largest number of features), `target`,
+    `workspace_bytes` (an upper bound for the fitted map) and the methods below. With some arguments its `n_passes` may be 0;
+    then it is an ordinary map and overrides `__call__`.
     """
 
     needs_targets: ClassVar[bool] = False
@@ -121,7 +142,7 @@ class DataDependentMap(FeatureMapBase):
         raise NotImplementedError
 
     def begin(self, index: int, learned: Learned, training: Training, like: Array | None = None) -> Sums:
-        """Empty sums of pass `index`, on the device of `like` (None: the host)."""
+        """Empty sums of pass `index`, on the device of `like` (None: on the host)."""
         raise NotImplementedError
 
     def accumulate(self, index: int, learned: Learned, batch: TrainingBatch, sums: Sums) -> None:
@@ -129,56 +150,76 @@ class DataDependentMap(FeatureMapBase):
         raise NotImplementedError
 
     def merge(self, index: int, left: Sums, right: Sums) -> Sums:
-        """The sums of the rows of both, on the host; `left`, whose rows come first, may be reused. Default: their sum."""
+        """The sums of two sets of rows, on the host; by default they are added.
+
+        The rows of `left` come first; `left` may be overwritten.
+        """
         for name in left:
             left[name] += right[name]
         return left
 
     def finish(self, index: int, learned: Learned, sums: Sums, training: Training) -> Mapping[str, np.ndarray]:
-        """What pass `index` teaches: arrays on the host, added to what was learned before. sums: on the host."""
+        """What pass `index` teaches: arrays on the host that are added to `learned`. The sums are on the host."""
         raise NotImplementedError
 
     def finish_bytes(self, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
-        """Peak bytes of `finish` beside the sums, of the worst pass; by default as much as the sums."""
+        """Peak bytes of `finish` beyond the sums, in the pass that needs most; by default as many as the sums have."""
         return self.sums_bytes(row_shape, n_targets)
 
     def fit_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
-        """Peak bytes of `accumulate` on a batch of n rows, the sums and weights included, of the worst pass."""
+        """Peak bytes of `accumulate` on a batch of n rows, sums and weights included, in the pass that needs most."""
         raise NotImplementedError
 
     def sums_bytes(self, row_shape: tuple[int, ...], n_targets: int) -> int:
-        """Bytes of the largest pass's sums."""
+        """Bytes of the sums of the pass that has most."""
         raise NotImplementedError
 
     def apply(self, x: Array, learned: Learned) -> Array:
-        """(n, *s) → features (n, learned_components(learned)), as the fitted map computes them."""
+        """The features that the fitted map gives: (n, *s) → (n, learned_components(learned))."""
         raise NotImplementedError
 
     def learned_components(self, learned: Learned) -> int:
-        """Features of the fitted map; at most, and by default, n_components."""
+        """The number of features of the fitted map; at most n_components, which is the default."""
         return self.n_components
 
     def learned_target(self, learned: Learned) -> Kernel:
-        """The kernel that the fitted map approximates; the map's own by default."""
+        """The kernel that the fitted map approximates; by default the target of this map."""
         return self.target  # type: ignore[attr-defined]
 
     def learned_workspace_bytes(
         self, learned: Learned, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None
     ) -> int:
-        """As `workspace_bytes`, of the fitted map; that one by default."""
+        """`workspace_bytes` of the fitted map; by default that of this map."""
         return self.workspace_bytes(n, itemsize, row_shape)  # type: ignore[attr-defined]
 
     def __call__(self, x: Array) -> Array:
-        """InputError: nothing is learned yet."""
+        """Raise InputError: nothing has been learned yet."""
         require_fitted(self)  # type: ignore[arg-type]
         raise NotImplementedError
 
     def fit(self, x: Array, targets: Array | None = None, weights: Array | None = None) -> FittedMap:  # type: ignore[override]
-        """The map fitted to training rows x (n, *s); itself when nothing is to be learned.
+        """Fit the map to training rows x (n, *s); a map that has nothing to learn returns itself.
 
-        targets: (n,) or (n, k) numbers; integers, bools and strings are labels and become zero-mean one-hot columns.
-        weights: (n,), at least 0. The rows are one slab in batches of 4 096: a stream of equal plan gives equal bits. InputError
-        for targets that are missing or of other rows.
+        The rows are one slab in batches of 4 096: a stream of equal plan gives equal bits.
+
+        Parameters
+        ----------
+        x : array (n, *s), float32 or float64, n >= 1
+            Training rows.
+        targets : array (n,) or (n, k), optional
+            Numbers; integers, bools and strings are labels and become zero-mean one-hot columns.
+        weights : array (n,), optional
+            Weights of the rows, at least 0; None: all 1.
+
+        Returns
+        -------
+        FittedMap
+            The map to call.
+
+        Raises
+        ------
+        InputError
+            For no rows, and for targets or weights that are missing or have another number of rows.
         """
         if not self.n_passes:
             return self  # type: ignore[return-value]
@@ -205,10 +246,10 @@ class DataDependentMap(FeatureMapBase):
 
 @dataclass(frozen=True, eq=False)
 class FittedMap(FeatureMapBase):
-    """A data-dependent map with what it learned: x ↦ map.apply(x, learned), (n, *s) → (n, n_components).
+    """A data-dependent map together with what it learned: x ↦ map.apply(x, learned), (n, *s) → (n, n_components).
 
-    Equal when map and learned arrays are. Its parameters are the map's: `replace` gives a map that is not fitted. `fit` returns it
-    as it is.
+    Two fitted maps are equal when their maps and learned arrays are. The parameters are those of the map: `replace` returns a
+    map that is not fitted. `fit` returns the fitted map unchanged.
     """
 
     map: DataDependentMap
@@ -216,20 +257,20 @@ class FittedMap(FeatureMapBase):
 
     @property
     def n_components(self) -> int:
-        """Features of a row; what was learned may need fewer than the map was given."""
+        """The number of features of a row; what was learned may need fewer than the map allows."""
         return self.map.learned_components(self.learned)
 
     @property
     def target(self) -> Kernel:
-        """The kernel it approximates."""
+        """The kernel that the fitted map approximates."""
         return self.map.learned_target(self.learned)
 
     def __call__(self, x: Array) -> Array:
-        """(n, *s) → (n, n_components) of x's kind and dtype."""
+        """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype."""
         return self.map.apply(x, self.learned)
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Bytes a call on n rows holds at its peak beyond its input and what was learned in float64."""
+        """Peak bytes of a call on n rows, beyond its input and the learned arrays in float64."""
         return self.map.learned_workspace_bytes(self.learned, n, itemsize, row_shape)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -237,11 +278,11 @@ class FittedMap(FeatureMapBase):
         return self.map.get_params(deep)
 
     def replace(self, **changes: Any) -> Any:
-        """The map with some arguments changed, to be fitted again."""
+        """The map with some arguments changed, which has to be fitted again."""
         return self.map.replace(**changes)
 
     def to_config(self) -> dict[str, Any]:
-        """For fingerprints: the map and the digest of what it learned."""
+        """What a fingerprint records: the map and the digest of what it learned."""
         return {"type": "FittedMap", "map": registry.to_config(self.map), "learned": self.learned.digest}
 
     def __eq__(self, other: object) -> bool:
@@ -252,12 +293,12 @@ class FittedMap(FeatureMapBase):
 
 
 def learns(feature_map: FeatureMap | None) -> bool:
-    """Whether a map must be fitted to training rows before it can be called."""
+    """Whether a map has to be fitted to training rows before it can be called."""
     return getattr(feature_map, "n_passes", 0) > 0
 
 
 def require_fitted(feature_map: FeatureMap) -> None:
-    """InputError when a map must be fitted before it can be called, and is not."""
+    """InputError when a map has to be fitted before it can be called and is not."""
     if learns(feature_map):
         raise InputError(
             f"{type(feature_map).__name__} learns from training rows and is not fitted: call the map that "
@@ -266,7 +307,7 @@ def require_fitted(feature_map: FeatureMap) -> None:
 
 
 def uses_targets(feature_map: FeatureMap | None) -> bool:
-    """Whether a map must be fitted, and to targets: what it learns from rows must then not be judged on them."""
+    """Whether a map has to be fitted to targets; then its features must not be judged on the rows it was fitted to."""
     return learns(feature_map) and feature_map.needs_targets  # type: ignore[union-attr]
 
 
@@ -280,9 +321,10 @@ def require_targets(feature_map: DataDependentMap, has_targets: bool) -> None:
 
 
 def as_targets(targets: Any) -> np.ndarray:
-    """(n, k) float64: numbers as columns; integers, bools and strings as labels, in zero-mean one-hot columns of their sorted classes.
+    """Targets as (n, k) float64: numbers as columns, labels as zero-mean one-hot columns of their sorted classes.
 
-    Raises InputError for targets of other shapes, of one class, or that are not finite.
+    Integers, bools and strings are labels. Raises InputError for targets of other shapes, for labels of one class, and for
+    numbers that are not finite.
     """
     y = np.asarray(to_host(targets) if is_device_array(targets) else targets)
     if y.ndim not in (1, 2) or (y.dtype.kind != "f" and y.ndim == 2 and y.dtype.kind not in "biu"):
@@ -309,7 +351,7 @@ def pack_sums(sums: Sums) -> np.ndarray:
 
 
 def unpack_sums(vector: np.ndarray, empty: Sums) -> Sums:
-    """The sums that `pack_sums` wrote; `empty` (from `begin`) has their names and shapes."""
+    """The sums that `pack_sums` packed; `empty`, from `begin`, gives their names and shapes."""
     out, position = {}, 0
     for name in sorted(empty):
         size = empty[name].size
@@ -319,7 +361,7 @@ def unpack_sums(vector: np.ndarray, empty: Sums) -> Sums:
 
 
 def to_state(feature_map: FeatureMap | None) -> tuple[dict[str, np.ndarray], Any]:
-    """(arrays, JSON-ready tables) of a map, fitted or not: what models and states keep."""
+    """What models and states keep of a map, fitted or not: (arrays, tables that JSON can hold)."""
     if isinstance(feature_map, FittedMap):
         return dict(feature_map.learned.arrays), {"fitted": registry.to_config(feature_map.map)}
     return {}, registry.to_config(feature_map)

@@ -1,6 +1,7 @@
 """Random Fourier features of the Gaussian kernel, the comparator of Table 2 of Zandieh et al. 2021.
 
-Frequencies come from `seeds`, with independent directions or with orthogonal ones. Called by workflows on tiles of rows.
+The directions of the frequencies are independent, orthogonal or structured; their random numbers come from `seeds`. Called by
+workflows on tiles of rows.
 """
 
 from __future__ import annotations
@@ -29,12 +30,30 @@ SAMPLINGS = ("gaussian", "orthogonal", "structured")
 class FourierFeatures(FeatureMapBase):
     """Random features of RBF(gamma) = exp(−γ‖x − y‖²): √(2/m)·[cos(Wᵀx), sin(Wᵀx)], W (d, m/2) with columns N(0, 2γI).
 
-    Unbiased; a pair's products give cos(wᵀ(x − y)), so ⟨φ(x), φ(x)⟩ = 1 for every draw. An odd m ends with √(2/m)·cos(wᵀx + b),
-    b uniform on [0, 2π). sampling: "gaussian", or "orthogonal", where each d frequencies have orthogonal directions and
-    independent lengths of the same law, which is unbiased too and of no larger variance for rows that are near each other;
-    "structured": products by Walsh–Hadamard transforms, unbiased, several times faster from some hundred features of a row on.
-    Raises InputError for n_components < 1, gamma <= 0, unknown sampling and rows without features.
-    Source: Rahimi & Recht 2007; Yu et al. 2016 (orthogonal); Le et al. 2013 (structured).
+    Unbiased. The products of a cosine and a sine give cos(wᵀ(x − y)), so ⟨φ(x), φ(x)⟩ = 1 for every draw. An odd m ends with
+    √(2/m)·cos(wᵀx + b), b uniform on [0, 2π).
+
+    Parameters
+    ----------
+    n_components : int
+        Number of features m >= 1.
+    gamma : float
+        γ > 0.
+    seed : int
+        Seed of the frequencies.
+    sampling : {"gaussian", "orthogonal", "structured"}
+        "gaussian": independent frequencies. "orthogonal": each d frequencies have orthogonal directions and independent lengths
+        of the same law; unbiased too, and of no larger variance for rows that are close to each other. "structured": products
+        by Walsh–Hadamard transforms; unbiased, and several times faster when rows have some hundred features or more.
+
+    Raises
+    ------
+    InputError
+        For n_components < 1, gamma <= 0, an unknown sampling and rows without features.
+
+    References
+    ----------
+    Rahimi & Recht 2007; Yu et al. 2016 (orthogonal); Le et al. 2013 (structured).
     """
 
     n_components: int
@@ -50,11 +69,11 @@ class FourierFeatures(FeatureMapBase):
 
     @property
     def target(self) -> RBF:
-        """The Gaussian kernel of this gamma."""
+        """The Gaussian kernel with this gamma."""
         return RBF(self.gamma)
 
     def __call__(self, x: Array) -> Array:
-        """(n, *s) → (n, n_components)."""
+        """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype."""
         x, pairs = flat_rows(x), self.n_components // 2
         xp = namespace(x)
         out = xp.empty((x.shape[0], self.n_components), x.dtype)
@@ -70,7 +89,7 @@ class FourierFeatures(FeatureMapBase):
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The result, and (with the shape of a row) the frequencies and their drawing."""
+        """Peak bytes of a call: the result and, when the shape of a row is given, the frequencies and their drawing."""
         d, m = math.prod(row_shape or (0,)), -(-self.n_components // 2)
         drawing = drawing_bytes(d, m, self.sampling)
         if self.sampling == "orthogonal":
@@ -81,7 +100,7 @@ class FourierFeatures(FeatureMapBase):
         return n * self.n_components * itemsize + held + drawing + 2 * 8192 * itemsize
 
     def _products_into(self, x: Array, out: Array) -> None:
-        """out (n, ⌈m/2⌉) ← xᵀw of every frequency."""
+        """Write xᵀw for every frequency w to `out` (n, ⌈m/2⌉)."""
         if self.sampling == "structured":
             scale, path = math.sqrt(2.0 * self.gamma), ("fourier", "frequencies")
             structured_directions(self.seed, path, x.shape[1], out.shape[1], x, scale, "gaussian").into(x, out)
@@ -89,7 +108,7 @@ class FourierFeatures(FeatureMapBase):
             namespace(x).matmul(x, self._frequencies(x), out=out)
 
     def _frequencies(self, x: Array) -> Array:
-        """(d, ⌈m/2⌉) in x's dtype and on its device, drawn once per process."""
+        """The frequencies (d, ⌈m/2⌉) in x's dtype and on its device, drawn once per process."""
         d, m, device = x.shape[1], -(-self.n_components // 2), is_device_array(x)
         draw = _orthogonal if self.sampling == "orthogonal" else _independent
         key = ("fourier", self.sampling, self.gamma, self.seed, d, m, x.dtype.name, device and x.device.id)
@@ -102,7 +121,7 @@ def _independent(seed: int, d: int, m: int, dtype: str, scale: float) -> np.ndar
 
 
 def _orthogonal(seed: int, d: int, m: int, dtype: str, scale: float) -> np.ndarray:
-    """(d, m) in blocks of d columns: a Haar-distributed orthogonal matrix times independent lengths of law χ_d."""
+    """Frequencies (d, m) in blocks of d columns: a Haar-distributed orthogonal matrix times independent lengths of law χ_d."""
     out = np.empty((d, m), dtype)
     for block, start in enumerate(range(0, m, d)):
         width = min(d, m - start)
@@ -117,7 +136,7 @@ def _orthogonal(seed: int, d: int, m: int, dtype: str, scale: float) -> np.ndarr
 
 
 def _lengths(seed: int, block: int, d: int, width: int) -> np.ndarray:
-    """(width,) lengths of standard normal vectors of d entries, independent of the directions."""
+    """Lengths (width,) of standard normal vectors of d entries, independent of the directions."""
     path = ("fourier", "lengths", block)
     return np.concatenate(
         [

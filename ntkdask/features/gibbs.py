@@ -1,7 +1,8 @@
 """The Gibbs sampler of Zandieh et al. 2021 for p(w) ∝ ‖w‖² exp(−‖w‖²/2), coordinate by coordinate. Kept as a comparison.
 
-p is isotropic, so w/‖w‖, which alone enters the features, is uniform on the sphere: `seeds.sphere` draws it exactly and at once.
-A finite number of sweeps draws it nearly: after one the diagonal of the kernel is off by 10 % at d = 2 (MATH.md §4).
+p is isotropic and only w/‖w‖ enters the features, which is uniform on the sphere: `seeds.sphere` draws it exactly and at once.
+A finite number of sweeps draws it approximately: after one sweep the diagonal of the kernel is off by 10 % at d = 2 (MATH.md
+§4).
 """
 
 from __future__ import annotations
@@ -21,10 +22,36 @@ STEPS = 60
 def gibbs_directions(
     seed: int, path: seeds.Path, d: int, m: int, sweeps: int, dtype: str = "float64", scale: float = 1.0
 ) -> np.ndarray:
-    """(d, m): columns scale·w/‖w‖, w the state of `sweeps` Gibbs sweeps that began at N(0, I).
+    """Directions (d, m) with columns scale·w/‖w‖, w the state after `sweeps` Gibbs sweeps that began at N(0, I).
 
-    One sweep draws w_1, …, w_d in turn, each given the others: CDF Φ(t) − t·φ(t)/(1+s), s = Σ_{j≠i} w_j². Column j is the same
-    whatever m. Source: Zandieh et al. 2021, §3.3; MATH.md §4.
+    One sweep draws w_1, …, w_d in turn, each given the others: its CDF is Φ(t) − t·φ(t)/(1+s), s = Σ_{j≠i} w_j². Column j does
+    not depend on m.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the random numbers.
+    path : tuple
+        Place of these directions in the map, which with the seed fixes the numbers.
+    d : int
+        Entries of a direction.
+    m : int
+        Number of directions.
+    sweeps : int
+        Number of sweeps.
+    dtype : str
+        "float32" or "float64", of the result; the sweeps are in float64.
+    scale : float
+        Length of every direction.
+
+    Returns
+    -------
+    array (d, m) of dtype
+        The directions, as columns.
+
+    References
+    ----------
+    Zandieh et al. 2021, §3.3; MATH.md §4.
     """
     out = np.empty((d, m), dtype)
     for block, start in enumerate(range(0, m, seeds.COLUMN_BLOCK)):

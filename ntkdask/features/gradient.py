@@ -1,7 +1,7 @@
 """Gradient features (GradRF): the gradients of a finite random network, whose inner products are its empirical tangent kernel.
 
-The comparator of Zandieh et al. 2021: as the network grows wider they approach the exact NTK. See `finite` for the network and
-`kernels` for the limit; empirical kernels of trained torch modules are another matter.
+The comparator of Zandieh et al. 2021: as the network grows wider they approach the exact NTK. The network is in
+`finite.network`, the limit in `kernels.neural`. Empirical kernels of trained torch modules are in `kernels.empirical`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ntkdask.networks.network import every_layer
 from ntkdask.registry import register
 
 BLOCK_BYTES = 2**25
-"""Of what a block of rows holds between its forward and its backward pass."""
+"""Bytes that a block of rows holds between its forward and its backward pass."""
 
 
 @register("feature map")
@@ -32,14 +32,31 @@ BLOCK_BYTES = 2**25
 class GradientFeatures(FeatureMapBase):
     """φ(x) = ∇_θ f(x; θ), θ standard normal: the gradient of a finite network in NTK parameterisation for each row.
 
-    E⟨φ(x), φ(y)⟩ → Θ(x, y) as the network's width grows; exact with one hidden layer, with a bias O(1/width) from
-    two on. Width, not n_components, is what counts: at depth 1 n_components ≈ width·(d + 1) and the variance is O(1/n_components),
-    deeper n_components ≈ width²·(depth − 1) and it is O(1/√n_components).
+    E⟨φ(x), φ(y)⟩ → Θ(x, y) as the width of the network grows. It is exact with one hidden layer and has a bias O(1/width) from
+    two on.
 
-    network: any `Network` of activations that are functions. n_components: the width is the largest whose trainable weights and
-    biases are at most so many for the rows at hand (`width`), and columns left over are 0; `n_parameters` gives the number that
-    a width needs. Raises InputError for a network without trainable layers or whose activations have no derivative as a function,
-    and, when called, for rows whose network of width 1 has more parameters. Source: Arora et al. 2019; MATH.md §4, §5.
+    Parameters
+    ----------
+    network : Network
+        Any network whose activations are functions and that has a trainable layer.
+    n_components : int
+        Number of features. The width is the largest whose trainable weights and biases are at most so many for the rows at hand
+        (`width`); columns left over are 0. `n_parameters` gives the number that a width needs.
+    seed : int
+        Seed of the weights and biases θ.
+
+    Raises
+    ------
+    InputError
+        For a network without trainable layers, for activations without a derivative that is a function, and, when called, for
+        rows for which a network of width 1 has more than n_components parameters.
+
+    Notes ----- The width decides the error, not n_components: at depth 1 n_components ≈ width·(d + 1) and the variance is
+    O(1/n_components); deeper, n_components ≈ width²·(depth − 1) and it is O(1/√n_components).
+
+    References
+    ----------
+    Arora et al. 2019; MATH.md §4, §5.
 
     >>> from ntkdask.networks import fully_connected
     >>> GradientFeatures(fully_connected(1), GradientFeatures.n_parameters(fully_connected(1), 100, (5,))).width((5,))
@@ -61,16 +78,16 @@ class GradientFeatures(FeatureMapBase):
 
     @staticmethod
     def n_parameters(network: Network, width: int, row_shape: tuple[int, ...]) -> int:
-        """Trainable weights and biases of a network of `width` for rows of `row_shape`: the n_components that gives it."""
+        """The n_components that gives this width: the number of trainable weights and biases for rows of `row_shape`."""
         _require_network(network)
         return _finite(network, require_components(width, "width"), _network_shape(network, row_shape)).n_parameters
 
     def width(self, row_shape: tuple[int, ...]) -> int:
-        """Units of the hidden layers for rows of this shape; InputError where n_components is too small for one."""
+        """Units of a hidden layer for rows of this shape; InputError where n_components is too small for one unit."""
         return _widest(self.network, self.n_components, _network_shape(self.network, row_shape))
 
     def __call__(self, x: Array) -> Array:
-        """(n, *s) → (n, n_components) of x's kind and dtype."""
+        """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype."""
         x = image_rows(x) if self.network.takes_images else flatten_rows(require_float(x))
         finite = _finite(self.network, self.width(x.shape[1:]), tuple(x.shape[1:]))
         shared.reserve(2 * finite.parameters_bytes(x.dtype.itemsize))
@@ -82,7 +99,7 @@ class GradientFeatures(FeatureMapBase):
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The result, and (with the shape of a row) the network's parameters and what a block of rows holds."""
+        """Peak bytes of a call: the result and, when the shape of a row is given, the network's parameters and a block of rows."""
         if row_shape is None:
             return n * self.n_components * itemsize
         finite = _finite(self.network, self.width(row_shape), _network_shape(self.network, row_shape))
@@ -96,7 +113,7 @@ _finite = functools.lru_cache(maxsize=64)(FiniteNetwork)
 
 @functools.lru_cache(maxsize=64)
 def _widest(network: Network, n_components: int, row_shape: tuple[int, ...]) -> int:
-    """The largest width with at most n_components parameters, by bisection: they grow with the width."""
+    """The largest width with at most n_components parameters, by bisection: their number grows with the width."""
 
     def needed(width: int) -> int:
         return FiniteNetwork(network, width, row_shape).n_parameters
@@ -122,7 +139,7 @@ def _block_rows(finite: FiniteNetwork, itemsize: int) -> int:
 
 
 def _network_shape(network: Network, row_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a row as the network takes it: images as they are, else all its numbers in a row."""
+    """The shape of a row as the network takes it: an image keeps its shape, any other row is flattened."""
     if network.takes_images:
         return image_shape(tuple(row_shape))
     count = 1
@@ -134,7 +151,7 @@ def _network_shape(network: Network, row_shape: tuple[int, ...]) -> tuple[int, .
 
 
 def _require_network(network: Network) -> None:
-    """InputError unless there is something to differentiate, and it can be."""
+    """InputError unless the network has trainable parameters and every activation a derivative."""
     if not isinstance(network, Network):
         raise InputError(f"GradientFeatures: network is {network!r}; give a Network, for example fully_connected(1).")
     layers = list(every_layer(network.layers))

@@ -36,13 +36,13 @@ BLOCK_BYTES = 2**23
 
 @dataclass(frozen=True)
 class SlopeProduct:
-    """Features of (rest of T) · k_σ': the rest's features tensored with those of k_σ' = Σ_ℓ s_ℓ(a)s_ℓ(b)c^ℓ."""
+    """Features of (rest of T)·k_σ', k_σ' = Σ_ℓ s_ℓ(a)s_ℓ(b)c^ℓ: the sketched tensor product of the features of both."""
 
     slope: DotProductSketch
     tensor: TensorSRHT
 
     def __call__(self, rest: Array, unit: Array, slopes: Array, scale: float, out: Array) -> None:
-        """out (n, tensor.n_components) ← scale·Q²(φ̇ ⊗ rest); slopes: s_ℓ(a_i), (degree, n)."""
+        """Write scale·Q²(φ̇ ⊗ rest) to `out` (n, tensor.n_components); slopes (degree, n) are the s_ℓ(a_i)."""
         powers = self.slope.powers(unit)
         weighed = self.slope.weigh(powers, slopes[list(self.slope.degrees)], unit.shape[1], powers)
         self.tensor(rest, weighed, out=out, scale=scale)
@@ -58,8 +58,18 @@ class SlopeProduct:
 class Stage:
     """One activation with the Dense layers around it.
 
-    covariance: sketch of Σ_ℓ f_ℓ·r_ℓ(a)r_ℓ(b)c^ℓ; factors: (degree + 1,) the f_ℓ, 1 in hidden layers. product: None where T has no
-    rest, a part before this layer that is not Λ.
+    Parameters
+    ----------
+    before, after : Dense
+        The layers before and after the activation.
+    layer : Activation
+        The activation.
+    covariance : DotProductSketch
+        Sketch of Σ_ℓ f_ℓ·r_ℓ(a)r_ℓ(b)c^ℓ.
+    factors : array (degree + 1,), float64
+        The f_ℓ, which are 1 in hidden layers.
+    product : SlopeProduct, optional
+        None where T has no rest, that is no part before this layer other than Λ.
     """
 
     before: Dense
@@ -73,17 +83,38 @@ class Stage:
 @register("feature map")
 @dataclass(frozen=True)
 class HermiteSketch(FeatureMapBase):
-    """Features of the NTK ("ntk") or NNGP ("nngp") of a fully connected network of any activations, truncated at `degree`.
+    """Features of the NTK or NNGP of a fully connected network of any activations, truncated at `degree`.
 
-    Depth 1: φ(x) = ⊕_ℓ √(1 + ℓ)·r_ℓ(a)·Q_ℓ û with u = [σ_w·x, σ_b], a = ‖u‖ (√(1 + ℓ) for an NTK, 1 for an NNGP): since
-    Λ·k_σ' = Σ_ℓ ℓ·r_ℓ(a)r_ℓ(b)c^ℓ, one sketch serves both terms. The bias is that of truncation, see `truncation_errors`.
-    Above, each layer's features, rescaled to their exact length, enter the next, and what T holds beside Λ is tensored with features
-    of k_σ'; features of earlier layers leave a further bias of O(1/n_components). Variance O(1/n_components).
+    Depth 1: φ(x) = ⊕_ℓ √(1 + ℓ)·r_ℓ(a)·Q_ℓ û with u = [σ_w·x, σ_b], a = ‖u‖, and 1 in place of √(1 + ℓ) for an NNGP: since
+    Λ·k_σ' = Σ_ℓ ℓ·r_ℓ(a)r_ℓ(b)c^ℓ, one sketch serves both terms of the NTK. Above, each layer's features, rescaled to their
+    exact length, enter the next layer, and the rest of T beside Λ is tensored with features of k_σ'.
 
-    network: [Dense, Activation]×L + Dense, L >= 1. Components are shared out for rows with ‖x‖ from ¼ to 4 (‖x‖/√d with
-    `scale_inputs`); others are as unbiased, with more variance. Raises InputError for other networks, for too few components, for
-    activations without a usable expansion (`radial_functions`), for an NTK of σ that jumps, whose k_σ' is not the derivative of its
-    k_σ. Source: Han et al. 2022, Theorems 1-3, Algorithm 1.
+    Parameters
+    ----------
+    network : Network
+        [Dense, Activation]×L + Dense with L >= 1.
+    n_components : int
+        Number of features. They are shared out for rows with ‖x‖ from ¼ to 4 (‖x‖/√d with `scale_inputs`); for other rows the
+        features are as unbiased, with more variance.
+    seed : int
+        Seed of all random numbers.
+    degree : int
+        Degree of truncation, from 1 to 64.
+    kernel : {"ntk", "nngp"}
+        The kernel that is sketched.
+
+    Raises
+    ------
+    InputError
+        For other networks, for too few components, for activations without a usable expansion (`sketching.radial_functions`),
+        and for the NTK of a σ that jumps, whose k_σ' is not the derivative of its k_σ.
+
+    Notes ----- At depth 1 the bias is that of truncation, see `truncation_errors`; features of earlier layers leave a further
+    bias of O(1/n_components). The variance is O(1/n_components).
+
+    References
+    ----------
+    Han et al. 2022, Theorems 1-3, Algorithm 1.
     """
 
     network: Network
@@ -107,12 +138,13 @@ class HermiteSketch(FeatureMapBase):
         return NTK(self.network) if self.kernel == "ntk" else NNGP(self.network)
 
     def truncation_errors(self, x: Array) -> Array:
-        """(n, *s) → (n,) float64: the part of k_σ(a, a, 1), or of k_σ'(a, a, 1) for an NTK, in degrees above `degree`, of any layer.
+        """The share of k_σ(a, a, 1) that truncation leaves out for each row: (n, *s) → (n,) float64, the largest of all layers.
 
-        At depth 1, by Cauchy-Schwarz, |E⟨φ(x), φ(y)⟩ − K(x, y)| <= √(error(x)·error(y)·K(x, x)·K(y, y)).
+        It is the share in degrees above `degree`; for an NTK that of k_σ'(a, a, 1) counts, too. At depth 1, by Cauchy-Schwarz,
+        |E⟨φ(x), φ(y)⟩ − K(x, y)| <= √(error(x)·error(y)·K(x, x)·K(y, y)).
         """
         x = flatten_rows(require_float(x))
-        xp, found = namespace(x), namespace(x).zeros(x.shape[0])
+        xp, errors = namespace(x), namespace(x).zeros(x.shape[0])
         for stage, squares in zip(self._stages, self._variances(x), strict=True):
             sigma, a = stage.layer.sigma, xp.sqrt(squares)
             one = xp.where(a > 0, 1.0, 0.0)
@@ -122,11 +154,11 @@ class HermiteSketch(FeatureMapBase):
             for values, exact in parts:
                 # a row of length 0 has no direction: of its expansion the constant is all
                 kept = xp.where(a > 0, (values * values).sum(axis=0), values[0] ** 2)
-                found = xp.maximum(found, xp.where(exact > 0, 1.0 - kept / xp.where(exact > 0, exact, 1.0), 0.0))
-        return found
+                errors = xp.maximum(errors, xp.where(exact > 0, 1.0 - kept / xp.where(exact > 0, exact, 1.0), 0.0))
+        return errors
 
     def __call__(self, x: Array) -> Array:
-        """(n, *s) → (n, n_components) of x's kind and dtype."""
+        """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype."""
         x = flatten_rows(require_float(x))
         out = namespace(x).empty((x.shape[0], self.n_components), x.dtype)
         for rows in row_blocks(x.shape[0], self._block_rows(x.dtype.itemsize)):
@@ -134,7 +166,7 @@ class HermiteSketch(FeatureMapBase):
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Result, one block's temporaries and, given the shape of a row, the sketches' random numbers."""
+        """Peak bytes of a call: result, one block's temporaries and, given the shape of a row, the sketches' random numbers."""
         rows, m = min(n, self._block_rows(itemsize)), self.n_components
         peak, width, n_rest = 0, math.prod(row_shape or (0,)) + 1, 0
         for h, stage in enumerate(self._stages):
@@ -153,11 +185,11 @@ class HermiteSketch(FeatureMapBase):
 
     @functools.cached_property
     def _stages(self) -> tuple[Stage, ...]:
-        """Every activation with its sketches, their components shared out for rows of the lengths `LENGTHS`."""
+        """Every activation with its sketches; their components are shared out for rows of the lengths `LENGTHS`."""
         try:
             return self._planned(np.array(LENGTHS) ** 2)
         except InputError:
-            # growing activations have no expansion for long rows; what is wrong in another way is raised again
+            # growing activations have no expansion for long rows; any other fault is raised again here
             return self._planned(np.ones(1))
 
     def _planned(self, squares: np.ndarray) -> tuple[Stage, ...]:
@@ -168,7 +200,10 @@ class HermiteSketch(FeatureMapBase):
         return tuple(stages)
 
     def _stage(self, h: int, layers: tuple, a: np.ndarray, rest: np.ndarray) -> tuple[Stage, np.ndarray]:
-        """(a stage, the rest of T after it) for rows of lengths a (k,) and rest of T (k,) before the stage, 0 where there is none."""
+        """One stage, and the rest of T after it, (k,), for rows of lengths a (k,).
+
+        rest: (k,), the rest of T before the stage, 0 where there is none.
+        """
         before, layer, after = layers
         is_last, tangent, path = h + 1 == self.network.depth, self.kernel == "ntk", ("hermite", h)
         squares = radial_functions(layer.sigma, a, self.degree) ** 2
@@ -199,7 +234,10 @@ class HermiteSketch(FeatureMapBase):
     def _sketch(
         self, degrees: tuple[int, ...], values: np.ndarray, kept: np.ndarray, n_components: int, path: tuple
     ) -> DotProductSketch:
-        """A sketch with components as the degrees' shares of `values` (degree + 1, k) at k lengths, which weigh `kept` (k,)."""
+        """A sketch whose components follow the degrees' shares of `values`.
+
+        values: (degree + 1, k), at k lengths; kept: (k,), the weight of each length.
+        """
         chosen = values[list(degrees)]
         sums = chosen.sum(axis=0)
         shares = tuple((kept * chosen / np.where(sums > 0, sums, 1.0)).sum(axis=1).tolist())
@@ -212,7 +250,7 @@ class HermiteSketch(FeatureMapBase):
         return isinstance(last, Dense) and last.bias_variance > 0 and (last.trainable or self.kernel == "nngp")
 
     def _variances(self, x: Array) -> list[Array]:
-        """Λ(x_i, x_i) before every activation, (n,) float64, exact."""
+        """Λ(x_i, x_i) before every activation, each (n,) float64, exact."""
         return node_variances(self.network.layers, row_squares(x) / self._divisor(x))
 
     def _divisor(self, x: Array) -> float:
@@ -222,7 +260,7 @@ class HermiteSketch(FeatureMapBase):
         return max(32, min(1024, BLOCK_BYTES // (itemsize * self.n_components)))
 
     def _block_into(self, x: Array, out: Array) -> None:
-        """One block of rows through all the layers; `out` (b, n_components) receives the features."""
+        """Take one block of rows through all layers; `out` (b, n_components) receives the features."""
         xp, variances, rest = namespace(x), self._variances(x), None
         first = self._stages[0].before
         unit = _first_rows(x, first.weight_variance / self._divisor(x), first.bias_variance, variances[0])
@@ -244,7 +282,7 @@ class HermiteSketch(FeatureMapBase):
     def _rest(
         self, stage: Stage, unit: Array, powers: Array, radial: Array, slopes: Array | None, rest: Array | None
     ) -> Array | None:
-        """Features of what T is beside Λ after the stage's second Dense; None where that is zero."""
+        """Features of the rest of T beside Λ after the stage's second Dense; None where it is zero."""
         xp, own = namespace(unit), stage.before.trainable
         n_tensor = stage.product.tensor.n_components if stage.product is not None else 0
         if not (n_tensor or own):
@@ -262,7 +300,7 @@ class HermiteSketch(FeatureMapBase):
     def _last_into(
         self, stage: Stage, unit: Array, radial: Array, slopes: Array | None, rest: Array | None, out: Array
     ) -> None:
-        """out ← [σ_w·(rest ⊗ φ̇), σ_w·√f_ℓ·r_ℓ·Q_ℓ û, σ_b] of the last layer."""
+        """Write [σ_w·(rest ⊗ φ̇), σ_w·√f_ℓ·r_ℓ·Q_ℓ û, σ_b] of the last layer to `out`."""
         gain = stage.after.weight_variance * stage.layer.gain
         xp, start = namespace(unit), 0
         if stage.product is not None:
@@ -276,14 +314,17 @@ class HermiteSketch(FeatureMapBase):
 
 
 def _first_rows(x: Array, weight_variance: float, bias_variance: float, squares: Array) -> Array:
-    """[σ_w·x, σ_b]/√Λ, Λ = squares (n,): unit rows, or 0 where Λ = 0."""
+    """Unit rows [σ_w·x, σ_b]/√Λ with Λ = squares (n,); 0 where Λ = 0."""
     inverse = _inverse(squares)
     constants = math.sqrt(bias_variance) * inverse if bias_variance > 0 else None
     return scaled_rows(x, math.sqrt(weight_variance) * inverse, constants)
 
 
 def _next_rows(features: Array, bias_variance: float, squares: Array) -> Array:
-    """[√(Λ − σ_b²)·φ/‖φ‖, σ_b]/√Λ, Λ = squares (n,): a layer's features, made as long as their exact variance says, as unit rows."""
+    """Unit rows [√(Λ − σ_b²)·φ/‖φ‖, σ_b]/√Λ with Λ = squares (n,).
+
+    The features φ of a layer are given the length of their exact variance.
+    """
     xp = namespace(features)
     inverse = _inverse(squares)
     constants = xp.minimum(math.sqrt(bias_variance) * inverse, 1.0)

@@ -41,17 +41,39 @@ SMALLEST_SHARE = 1e-13
 @register("feature map")
 @dataclass(frozen=True)
 class HomogeneousSketch(FeatureMapBase):
-    """Features ‖x‖·⊕_j √c_j·Q_j x̂ of the NTK ("ntk") or NNGP ("nngp"), unbiased for ‖x‖‖y‖·Σ_{j<=degree} c_j·cos^j.
+    """Features ‖x‖·⊕_j √c_j·Q_j x̂ of the NTK or NNGP of homogeneous activations, unbiased for ‖x‖‖y‖·Σ_{j<=degree} c_j·cos^j.
 
-    The bias is that of the polynomial, at most `truncation_error`·√(K_ii·K_jj), and 0 on the diagonal; variance O(1/n_components).
     Zero rows have zero features.
 
-    network: fully connected, without biases, of ReLU, ABReLU, leaky ReLU, abs, identity or the normalised Gaussian, any depth.
-    coefficients: c_0, c_1, … >= 0 in the place of a fit of `degree`. None: the non-negative least-squares fit to the whole κ with
-    Σ_j c_j = κ(1); the paper composes a polynomial of one layer with itself, to a degree^L.
-    leaves: "srht", or "count" for SciPy sparse rows in time proportional to their non-zeros, at a larger variance.
-    Raises InputError for other networks, negative coefficients, fewer components than powers.
-    Source: Han et al. 2022, Algorithm 1, Theorem 4.
+    Parameters
+    ----------
+    network : Network
+        Fully connected, without biases, of ReLU, ABReLU, leaky ReLU, abs, identity or the normalised Gaussian, of any depth.
+    n_components : int
+        Number of features, at least as many as there are powers.
+    seed : int
+        Seed of the sketches.
+    degree : int
+        Degree >= 1 of the polynomial that is fitted to κ.
+    kernel : {"ntk", "nngp"}
+        The kernel that is sketched.
+    coefficients : tuple of float, optional
+        c_0, c_1, … >= 0 in place of a fit of `degree`. None: the non-negative least-squares fit to the whole κ with Σ_j c_j =
+        κ(1). The paper composes a polynomial of one layer with itself instead, which has degree^L terms.
+    leaves : {"srht", "count"}
+        "srht" for dense rows; "count" for SciPy sparse rows in time proportional to their non-zeros, at a larger variance.
+
+    Raises
+    ------
+    InputError
+        For other networks, negative coefficients and fewer components than powers.
+
+    Notes ----- The bias is that of the polynomial: at most `truncation_error`·√(K_ii·K_jj), and 0 on the diagonal. The variance
+    is O(1/n_components).
+
+    References
+    ----------
+    Han et al. 2022, Algorithm 1, Theorem 4.
     """
 
     network: Network
@@ -80,17 +102,17 @@ class HomogeneousSketch(FeatureMapBase):
 
     @functools.cached_property
     def polynomial(self) -> np.ndarray:
-        """c_j, (degree + 1,) float64; with `scale_inputs` the kernel has a further 1/d."""
+        """The coefficients c_j, (degree + 1,) float64; with `scale_inputs` the kernel has a further factor 1/d."""
         if self.coefficients is not None:
             return np.array(self.coefficients)
         part: Any = self.kernel
-        found = homogeneous_coefficients(self.network, self.degree, part)
-        # what a fit leaves of a power that κ does not have costs components and gives nothing
-        return np.where(found > SMALLEST_SHARE * found.sum(), found, 0.0)
+        coefficients = homogeneous_coefficients(self.network, self.degree, part)
+        # a tiny coefficient of a power that κ does not have would cost components and give nothing
+        return np.where(coefficients > SMALLEST_SHARE * coefficients.sum(), coefficients, 0.0)
 
     @property
     def truncation_error(self) -> float:
-        """max over cosines of |Σ_j c_j·cos^j − κ(cos)|/κ(1): the largest bias, in parts of √(K_ii·K_jj)."""
+        """The largest bias, in parts of √(K_ii·K_jj): max over cosines of |Σ_j c_j·cos^j − κ(cos)|/κ(1)."""
         part: Any = self.kernel
         return fit_error(self.network, self.polynomial, part)
 
@@ -101,7 +123,10 @@ class HomogeneousSketch(FeatureMapBase):
         return DotProductSketch(degrees, shares, self.n_components, self.seed, ("homogeneous",), self.leaves)
 
     def __call__(self, x: Any) -> Array:
-        """(n, *s) → (n, n_components) of x's kind and dtype; with leaves="count" x may be a SciPy sparse matrix."""
+        """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype.
+
+        With leaves="count" x may be a SciPy sparse matrix.
+        """
         x = rows_for_leaves(x, self.leaves)
         xp, (n, d) = namespace(x), x.shape
         out = xp.empty((n, self.n_components), x.dtype)
@@ -115,7 +140,7 @@ class HomogeneousSketch(FeatureMapBase):
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Result, one block's unit rows and, given the shape of a row, the sketches' random numbers."""
+        """Peak bytes of a call: result, one block's unit rows and, given the shape of a row, the sketches' random numbers."""
         d, rows = math.prod(row_shape or (1,)), min(n, self._block_rows(itemsize))
         block = rows * (d * itemsize + 8 * (len(self._sketch.degrees) + 6))
         return n * self.n_components * itemsize + block + self._sketch.workspace_bytes(rows, d, itemsize)
@@ -125,7 +150,7 @@ class HomogeneousSketch(FeatureMapBase):
 
 
 def _unit_rows(x: Any) -> tuple[Any, Array]:
-    """(rows of length 1, or 0 where they were; their lengths (n,) in float64) of dense rows or `SparseRows`."""
+    """(rows of length 1, or 0 where they were 0; their lengths (n,) in float64) of dense rows or `SparseRows`."""
     xp, is_sparse = namespace(x), isinstance(x, SparseRows)
     lengths = xp.sqrt(x.squares() if is_sparse else row_squares(x))
     inverse = xp.where(lengths > 0, 1.0 / xp.where(lengths > 0, lengths, 1.0), 0.0)

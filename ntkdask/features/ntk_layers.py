@@ -1,8 +1,8 @@
-"""A fully connected ReLU network read as random features, one block of rows through all its layers, given the layers' weights.
+"""A fully connected ReLU network as random features: one block of rows through all its layers, given the layers' weights.
 
     φ ← √(gain/2)·σ_w·[relu(φ W), σ_b],   ψ ← φ ⊕ Q²(φ̇ ⊗ ψ),   φ̇ = step(φ W')
 
-Who draws or learns the weights is not said here: see ntk_random.py. Arrays in, arrays out.
+Who draws or learns the weights is not decided here, see `ntk_random`. Arrays in, arrays out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.compiled import compiled
 from ntkdask.errors import InputError
 from ntkdask.features.arccosine import Weights, relu_into, step_into
-from ntkdask.features.sketching.hadamard import over_rows, row_memory, unit_stride
+from ntkdask.features.sketching.operands import over_rows, row_memory, unit_stride
 from ntkdask.features.sketching.sketches import TensorSRHT
 from ntkdask.networks import Activation, Dense, Network
 
@@ -26,7 +26,7 @@ BLOCK_BYTES = 2**23
 
 @dataclass(frozen=True)
 class Widths:
-    """How many features of each kind a layer has: m₀ step, m₁ ReLU, m_s sketched."""
+    """How many features of each kind a layer has: m₀ step, m₁ ReLU and m_s sketched ones."""
 
     step: int
     relu: int
@@ -35,9 +35,20 @@ class Widths:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One hidden layer's: relu (inputs, m₁) with the factors of its features, step (inputs, m₀); None where the layer needs none.
+    """The weights of one hidden layer.
 
-    share, factors: a step feature is √share times 0 or 1, times its own factor (m₀,) where there are factors. sketch: m_s.
+    Parameters
+    ----------
+    relu : array (inputs, m₁), optional
+        Directions of the ReLU features, with their factors; None where the layer needs none.
+    step : array (inputs, m₀), optional
+        Directions of the step features; None where the layer needs none.
+    share : float
+        A step feature is 0 or √share, times its own factor where there are `factors`.
+    sketch : int
+        m_s, the number of sketched features.
+    factors : array (m₀,), optional
+        A factor for each step feature.
     """
 
     relu: Weights | None
@@ -49,10 +60,17 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ReluLayers:
-    """The layers of [Dense, ReLU]×L + Dense as a map of row blocks; seed: of the sketches.
+    """The layers of [Dense, ReLU]×L + Dense as a map of row blocks.
 
-    exact_norms: ReLU and sketched features of every row are scaled to the lengths that they have in the mean, which are those of what
-    enters the layer.
+    Parameters
+    ----------
+    network : Network
+        The network.
+    seed : int
+        Seed of the sketches.
+    exact_norms : bool
+        Whether ReLU and sketched features of every row are scaled to the lengths that they have in the mean, which are those of
+        what enters the layer.
     """
 
     network: Network
@@ -70,19 +88,19 @@ class ReluLayers:
         return self.network.depth
 
     def has_tangent(self, h: int) -> bool:
-        """Whether tangent features enter hidden layer h: a dense layer up to it is trainable. Then it needs step features."""
+        """Whether tangent features enter hidden layer h, for which it needs step features: a dense layer up to it is trainable."""
         return any(layer.trainable for layer in self.denses[: h + 1])
 
     def needs_relu(self, h: int) -> bool:
-        """Whether ReLU features of hidden layer h are read: not those before a frozen readout."""
+        """Whether the ReLU features of hidden layer h are read; those before a frozen readout are not."""
         return h + 1 < self.depth or self.denses[-1].trainable
 
     def n_inputs(self, h: int, d: int, relu_before: int) -> int:
-        """Features that enter hidden layer h: those of the rows (d) or of the layer before, and the bias."""
+        """How many features enter hidden layer h: those of the rows (d) or of the layer before, and one for a bias."""
         return (relu_before if h else d) + int(self.denses[h].bias_variance > 0)
 
     def block_into(self, x: Array, weights: Sequence[LayerWeights], out: Array) -> None:
-        """One block of rows x (b, d) through all the layers; `out` (b, n_components) receives the features."""
+        """Take one block of rows x (b, d) through all layers; `out` (b, n_components) receives the features."""
         xp = namespace(x)
         covariance = self._inputs(x)
         tangent = covariance if self.denses[0].trainable else None
@@ -103,7 +121,7 @@ class ReluLayers:
             tangent = features if following.trainable else (features[:, width:] if tangent is not None else None)
 
     def covariance(self, h: int, x: Array, weights: Sequence[LayerWeights]) -> Array:
-        """Features of the covariance that enters hidden layer h, (b, n_inputs); only the layers before h are read."""
+        """Features of the covariance that enters hidden layer h, (b, n_inputs); only weights of the layers before h are read."""
         covariance = self._inputs(x)
         for before in range(h):
             relu = weights[before].relu
@@ -114,7 +132,7 @@ class ReluLayers:
         return covariance
 
     def block_bytes(self, widths: Sequence[Widths], d: int, n: int, itemsize: int) -> int:
-        """Temporaries of one block of at most n rows."""
+        """Bytes of the temporaries of one block of at most n rows."""
         rows = min(n, block_rows(widths, itemsize))
         step, sketch = max(w.step for w in widths), max(w.sketch for w in widths)
         hidden = max(w.relu + w.sketch for w in widths) + 1
@@ -122,7 +140,7 @@ class ReluLayers:
         return rows * itemsize * (step + (d + 1) + 2 * hidden) + srht
 
     def _inputs(self, x: Array) -> Array:
-        """[factor·x, σ_b]: features of Λ of the first Dense layer; x itself where that is the same."""
+        """[factor·x, σ_b], features of Λ of the first Dense layer; x itself where they are equal."""
         xp, first = namespace(x), self.denses[0]
         factor = math.sqrt(first.weight_variance / (x.shape[1] if self.network.scale_inputs else 1))
         if factor == 1.0 and first.bias_variance == 0.0:
@@ -135,7 +153,7 @@ class ReluLayers:
         return out
 
     def _relu_into(self, h: int, covariance: Array, weights: Weights, out: Array) -> None:
-        """out ← [σ_w·φ, σ_b]: ReLU features of layer h as the next Dense layer weighs them."""
+        """Write [σ_w·φ, σ_b] to `out`: the ReLU features of layer h as the next Dense layer weighs them."""
         following, m = self.denses[h + 1], weights.shape[1]
         relu_into(covariance, weights, out[:, :m])
         factor = math.sqrt(self._gain(h) / 2 * following.weight_variance)
@@ -147,7 +165,7 @@ class ReluLayers:
             out[:, m] = math.sqrt(following.bias_variance)
 
     def _sketch_into(self, h: int, covariance: Array, tangent: Array, layer: LayerWeights, out: Array) -> None:
-        """out ← σ_w·Q²(φ̇ ⊗ ψ): step features of layer h times the tangent features, compressed."""
+        """Write σ_w·Q²(φ̇ ⊗ ψ) to `out`: step features of layer h times the tangent features, compressed."""
         xp, m = namespace(covariance), layer.step.shape[1]  # type: ignore[union-attr]
         steps = step_into(covariance, layer.step, xp.empty((covariance.shape[0], m), covariance.dtype))
         if layer.factors is not None:
@@ -164,7 +182,7 @@ class ReluLayers:
 
 
 def _scale_to(out: Array, like: Array, factor: float) -> None:
-    """Rows of `out` get factor times the lengths of the rows of `like`; rows of zeros stay."""
+    """Scale the rows of `out` to `factor` times the lengths of the rows of `like`; rows of zeros stay zero."""
     if is_device_array(out):
         xp = namespace(out)
         squares, wanted = (xp.einsum("ij,ij->i", a, a) for a in (out, like))
@@ -195,12 +213,12 @@ def _scale_rows(out, stride, columns, like, stride_like, width, factor, zero, fi
 
 
 def block_rows(widths: Sequence[Widths], itemsize: int) -> int:
-    """Rows of a block."""
+    """How many rows a block has."""
     return max(32, min(1024, BLOCK_BYTES // (itemsize * max(max(w.step, w.relu) for w in widths))))
 
 
 def readout_network(network: Network) -> Network:
-    """The network whose NTK is the NNGP of `network`: only its last layer is trained."""
+    """The network whose NTK is the NNGP of `network`: the same layers, of which only the last is trainable."""
     *hidden, last = network.layers
     frozen = [replace(layer, trainable=False) if isinstance(layer, Dense) else layer for layer in hidden]
     readout = replace(last, trainable=True) if isinstance(last, Dense) else last
@@ -208,7 +226,7 @@ def readout_network(network: Network) -> Network:
 
 
 def require_relu_network(network: Network, name: str) -> None:
-    """InputError in the name of a map, naming the layer, unless the network is [Dense, ReLU]×L + Dense with L >= 1."""
+    """InputError, naming the map and the layer, unless the network is [Dense, ReLU]×L + Dense with L >= 1."""
     if not isinstance(network, Network):
         raise InputError(f"{name}: network is {network!r}; give a Network, for example fully_connected(1).")
     for position, layer in enumerate(network.layers):

@@ -1,10 +1,10 @@
-"""Random features of ReLU neural tangent and NNGP kernels: Zandieh et al. 2021, Algorithm 2, for every fully connected ReLU
-network of MATH.md §1 (biases, weight variances, frozen layers, raw or normalised ReLU, scaled inputs).
+"""Random features of ReLU neural tangent and NNGP kernels: Zandieh et al. 2021, Algorithm 2.
 
-Each hidden layer multiplies the tangent features ψ by step features φ̇ of the covariance, compressed by a TensorSRHT,
-and puts the layer's ReLU features φ beside them. Everything is homogeneous, so rows need no normalisation: norms (and
-biases, as a constant feature) travel through φ. Works on row blocks that stay in cache (ntk_layers.py); called by workflows on
-tiles. With `sampling="optimized"` the features of every layer are chosen by their alignment with the targets (alignment.py).
+For every fully connected ReLU network of MATH.md §1 (biases, weight variances, frozen layers, raw or normalised ReLU, scaled
+inputs). Each hidden layer multiplies the tangent features ψ by step features φ̇ of the covariance, compressed by a TensorSRHT,
+and puts the layer's ReLU features φ beside them. Everything is homogeneous, so rows need no normalisation: norms (and biases,
+as a constant feature) are carried by φ. Works on row blocks that stay in cache (`ntk_layers`); called by workflows on tiles.
+With `sampling="optimized"` the features of every layer are chosen by their alignment with the targets (`alignment`).
 """
 
 from __future__ import annotations
@@ -57,17 +57,42 @@ class NTKRandomFeatures(DataDependentMap):
     ψ ← φ ⊕ Q²(φ̇ ⊗ ψ), φ̇ = √(2/m₀)·step(W₀φ), φ = √(2/m₁)·relu(W₁φ); m₁ + m_s = n_components at every depth (a bias in
     the last layer takes one more, constant, component).
 
-    network: fully connected, ReLU, ending in Dense. n_relu = m₁ and n_step = m₀ (None: the split measured best per second,
-    see `default_widths`). kernel: "ntk", or "nngp", whose features are the last layer's φ, n_components of them in every layer.
-    sampling, of ReLU weights: "gaussian"; "spherical", the leverage-score sampling of Theorem 3 in exact form; "gibbs", the paper's
-    sampler of it, `n_sweeps` sweeps; "structured": ReLU and step weights by Walsh–Hadamard transforms, several times faster from some
-    hundred features of a row on (`structured`); "optimized": `fit` chooses, layer by layer and apart for φ̇ and φ, the features that
-    agree best with the targets (Das & Maity 2025), at most n_step and n_relu of them, see `Alignment` (None: its defaults). The fitted
-    map has n_components features in all, or only as many as were chosen where nothing is sketched (the NNGP); its kernel depends on
-    the targets and is not its `target`.
-    exact_norms: in every layer φ(x) and Q²(φ̇ ⊗ ψ)(x) are scaled to the lengths that they have in the mean, so that
-    ‖ψ(x)‖² = Θ(x, x) to rounding. Less error at the same width, and a bias O(1/n_components); not with "optimized".
-    Raises InputError for other networks or too few components. Source: Zandieh et al. 2021, Algorithm 2, eq. 11, 15.
+    Parameters
+    ----------
+    network : Network
+        Fully connected, ReLU, ending in Dense.
+    n_components : int
+        Number of features.
+    seed : int
+        Seed of weights and sketches.
+    n_step, n_relu : int, optional
+        m₀ and m₁. None: the split measured best per second, see `default_widths`. With sampling="optimized" the largest numbers.
+    sampling : {"gaussian", "spherical", "gibbs", "structured", "optimized"}
+        The law of the ReLU weights. "spherical": the leverage-score sampling of Theorem 3 in exact form. "gibbs": the paper's
+        sampler of it. "structured": ReLU and step weights by Walsh–Hadamard transforms, several times faster when rows have
+        some hundred features or more (`sketching.structured`). "optimized": `fit` chooses, layer by layer and separately for φ̇
+        and φ, the features that agree best with the targets, at most n_step and n_relu of them (Das & Maity 2025).
+    kernel : {"ntk", "nngp"}
+        The kernel that is approximated. The features of the NNGP are the last layer's φ; every layer has n_components of them.
+    n_sweeps : int
+        Sweeps of the Gibbs sampler.
+    alignment : Alignment, optional
+        How features are optimised; None: `Alignment` with its defaults. For sampling="optimized" alone.
+    exact_norms : bool
+        Whether φ(x) and Q²(φ̇ ⊗ ψ)(x) are scaled in every layer to the lengths that they have in the mean, so that ‖ψ(x)‖² =
+        Θ(x, x) to rounding. Less error at the same width, and a bias O(1/n_components). Not with "optimized".
+
+    Raises
+    ------
+    InputError
+        For other networks, too few components and options that do not go together.
+
+    Notes ----- A map with sampling="optimized" has n_components features after `fit`, or only as many as were chosen where
+    nothing is sketched (the NNGP). Its kernel depends on the targets and is not its `target`.
+
+    References
+    ----------
+    Zandieh et al. 2021, Algorithm 2, eq. 11, 15; Das & Maity 2025.
     """
 
     needs_targets: ClassVar[bool] = True
@@ -92,13 +117,13 @@ class NTKRandomFeatures(DataDependentMap):
             raise InputError(f"{NAME}: unknown kernel {self.kernel!r}{nearest(str(self.kernel), KERNELS)}")
         if self.alignment is not None and (self.sampling != "optimized" or not isinstance(self.alignment, Alignment)):
             raise InputError(
-                f"{NAME}: alignment is {self.alignment!r} with sampling={self.sampling!r}; it is an Alignment, and for "
-                'sampling="optimized".'
+                f"{NAME}: alignment is {self.alignment!r} with sampling={self.sampling!r}; give an Alignment, and only "
+                'with sampling="optimized".'
             )
         if not isinstance(self.exact_norms, bool) or (self.exact_norms and self.sampling == "optimized"):
             raise InputError(
                 f"{NAME}: exact_norms is {self.exact_norms!r} with sampling={self.sampling!r}; expected true or false, and false for "
-                "optimised features, whose lengths the targets decide."
+                "optimised features, whose lengths follow from the targets."
             )
         _ = self.widths
 
@@ -109,8 +134,9 @@ class NTKRandomFeatures(DataDependentMap):
 
     @functools.cached_property
     def widths(self) -> Widths:
-        """The numbers of step, ReLU and sketched features (optimised: the most there may be); InputError where n_components does not
-        leave room.
+        """The numbers of step, ReLU and sketched features; for optimised features the largest numbers.
+
+        Raises InputError where n_components does not leave room for them.
         """
         denses = self._layers.denses
         bias = int(denses[-1].bias_variance > 0)
@@ -139,7 +165,7 @@ class NTKRandomFeatures(DataDependentMap):
         return ReluLayers(network, self.seed, self.exact_norms)
 
     def __call__(self, x: Array) -> Array:
-        """(n, *s) → (n, n_components) of x's kind and dtype; InputError when the features are to be optimised and are not."""
+        """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype; InputError for a map that has yet to be fitted."""
         if self.sampling == "optimized":
             return super().__call__(x)
         x = flatten_rows(require_float(x))
@@ -155,8 +181,10 @@ class NTKRandomFeatures(DataDependentMap):
         return out
 
     def _drawn(self, x: Array) -> list[LayerWeights]:
-        """The weights of every hidden layer, held for a whole call: drawing them again for each block could take
-        longer than using them. The process's cache keeps them between calls where it may.
+        """The weights of every hidden layer, held for a whole call.
+
+        Drawing them again for each block could take longer than using them. The cache of the process keeps them between calls
+        where it may.
         """
         shared.reserve(2 * self._weights_bytes(x.dtype.itemsize, x.shape[1]))
         w, layers, out = self.widths, self._layers, []
@@ -168,7 +196,7 @@ class NTKRandomFeatures(DataDependentMap):
         return out
 
     def _candidates(self, h: int, kind: str, inputs: int, count: int, like: Array) -> Weights:
-        """(inputs, count) weights of hidden layer h: of plain features, or of candidates to choose from."""
+        """Weights (inputs, count) of hidden layer h: those of plain features, or candidates to choose from."""
         path = ("ntk", h, kind)
         if kind == "step":
             return step_weights(self.seed, path, inputs, count, like, self._law)
@@ -179,7 +207,7 @@ class NTKRandomFeatures(DataDependentMap):
         return self._alignment.sampling if self.sampling == "optimized" else self.sampling
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Result, one block's temporaries and, given the shape of a row, every layer's weights."""
+        """Peak bytes of a call: result, one block's temporaries and, when the shape of a row is given, every layer's weights."""
         d = math.prod(row_shape or (0,))
         block = self._layers.block_bytes([self.widths], d, n, itemsize)
         inputs = max(d, self.widths.relu if self._layers.depth > 1 else 0) + 1
@@ -188,7 +216,7 @@ class NTKRandomFeatures(DataDependentMap):
         return n * self.n_components * itemsize + block + weights
 
     def _weights_bytes(self, itemsize: int, d: int) -> int:
-        """All layers' weights, which are kept, and the drawing of one, which is not."""
+        """Bytes of all layers' weights, which are kept, and of the drawing of one layer's, which is not."""
         w, inputs = self.widths, [d + 1] + [self.widths.relu + 1] * (self._layers.depth - 1)
         return sum(weights_bytes(i, m, itemsize, self._law) for i in inputs for m in (w.relu, w.step)) + max(
             drawing_bytes(i, max(w.relu, w.step), self._law) for i in inputs
@@ -202,11 +230,11 @@ class NTKRandomFeatures(DataDependentMap):
 
     @property
     def n_passes(self) -> int:
-        """0; for optimised features one for the mean of the targets and one for each hidden layer."""
+        """0; for optimised features one pass for the mean of the targets and one for each hidden layer."""
         return 1 + self._layers.depth if self.sampling == "optimized" else 0
 
     def begin(self, index: int, learned: Learned, training: Training, like: Array | None = None) -> Sums:
-        """Pass 0: Σ w y and Σ w. Pass h + 1: Φᵀ(Y − Ȳ) of the candidates of hidden layer h."""
+        """Empty sums: in pass 0 for Σ w y and Σ w, in pass h + 1 for Φᵀ(Y − Ȳ) of the candidates of hidden layer h."""
         xp = np if like is None else namespace(like)
         if not index:
             return {"targets": xp.zeros(training.n_targets), "weight": xp.zeros(1)}
@@ -214,12 +242,12 @@ class NTKRandomFeatures(DataDependentMap):
         return {kind: xp.zeros(shape) for kind in self._kinds(index - 1)}
 
     def _kinds(self, h: int) -> list[str]:
-        """Which features hidden layer h chooses."""
+        """The kinds of features that hidden layer h chooses."""
         needed = {"relu": self._layers.needs_relu(h), "step": self._layers.has_tangent(h)}
         return [kind for kind, is_needed in needed.items() if is_needed]
 
     def accumulate(self, index: int, learned: Learned, batch: TrainingBatch, sums: Sums) -> None:
-        """Add a batch; candidate features exist one block at a time."""
+        """Add a batch to the sums; candidate features exist one block at a time."""
         x, y = flatten_rows(batch.x), batch.y
         xp = namespace(x)
         weights = xp.ones(x.shape[0]) if batch.weights is None else batch.weights
@@ -236,7 +264,7 @@ class NTKRandomFeatures(DataDependentMap):
             add_scores(covariance, candidates, centred, sums[kind], kind == "step")
 
     def finish(self, index: int, learned: Learned, sums: Sums, training: Training) -> Mapping[str, np.ndarray]:
-        """The mean of the targets; then the weights of the chosen features of hidden layer h, with their factors."""
+        """In pass 0 the mean of the targets, then the weights of the chosen features of hidden layer h with their factors."""
         if not index:
             if not sums["weight"][0] > 0:
                 raise InputError(f"{NAME}: the training rows have no weight: there is nothing to align with.")
@@ -260,7 +288,7 @@ class NTKRandomFeatures(DataDependentMap):
         return out
 
     def fit_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
-        """Features of the covariance, one block of candidates, their sums and weights, and the drawing of these."""
+        """Peak bytes of `accumulate`: features of the covariance, one block of candidates, their sums, weights and drawing."""
         d, a, relu = math.prod(row_shape), self._alignment, self.widths.relu
         inputs = max(d, relu if self._layers.depth > 1 else 0) + 1
         weights = (
@@ -277,15 +305,18 @@ class NTKRandomFeatures(DataDependentMap):
         )
 
     def sums_bytes(self, row_shape: tuple[int, ...], n_targets: int) -> int:
-        """Both kinds of candidates times the targets, float64."""
+        """Bytes of the sums: both kinds of candidates times the targets, in float64."""
         return 8 * 2 * self._alignment.n_candidates * n_targets
 
     def apply(self, x: Array, learned: Learned) -> Array:
-        """(n, *s) → (n, learned_components(learned)); InputError for rows of another width than those the map was fitted to."""
+        """Features of rows: (n, *s) → (n, learned_components(learned)).
+
+        Raises InputError for rows of another width than the training rows had.
+        """
         x = flatten_rows(require_float(x))
-        known = self._width_of(learned)
-        if x.shape[1] != known:
-            raise InputError(f"{NAME} was fitted to rows of {known} features; these have {x.shape[1]}.")
+        expected = self._width_of(learned)
+        if x.shape[1] != expected:
+            raise InputError(f"{NAME} was fitted to rows of {expected} features; these have {x.shape[1]}.")
         return self._blocks(x, self._learned_weights(learned, self._layers.depth, x), self._learned_widths(learned))
 
     def _width_of(self, learned: Learned) -> int:
@@ -293,7 +324,7 @@ class NTKRandomFeatures(DataDependentMap):
         return first.shape[0] - int(self._layers.denses[0].bias_variance > 0)
 
     def _learned_weights(self, learned: Learned, count: int, like: Array) -> list[LayerWeights]:
-        """Weights of the first `count` hidden layers."""
+        """The weights of the first `count` hidden layers."""
         out = []
         for h, widths in enumerate(self._learned_widths(learned)[:count]):
             relu, step, factors = (
@@ -304,7 +335,7 @@ class NTKRandomFeatures(DataDependentMap):
         return out
 
     def _learned_widths(self, learned: Learned) -> list[Widths]:
-        """Of every layer that is learned: the sketch takes what the chosen ReLU features leave."""
+        """The widths of every layer that has been learned: the sketch gets what the chosen ReLU features leave."""
         last, out = self._layers.denses[-1], []
         for h in range(self._layers.depth):
             step, relu = (learned[n].shape[1] if n in learned else 0 for n in (f"{h}.step", f"{h}.relu"))
@@ -315,7 +346,7 @@ class NTKRandomFeatures(DataDependentMap):
         return out
 
     def learned_components(self, learned: Learned) -> int:
-        """n_components; where nothing is sketched, the chosen features of the last layer and its bias."""
+        """n_components; where nothing is sketched, the number of chosen features of the last layer, and one for its bias."""
         if self.widths.sketch:
             return self.n_components
         return self._learned_widths(learned)[-1].relu + int(self._layers.denses[-1].bias_variance > 0)
@@ -323,13 +354,13 @@ class NTKRandomFeatures(DataDependentMap):
     def learned_workspace_bytes(
         self, learned: Learned, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None
     ) -> int:
-        """Result, one block's temporaries and the learned weights in the rows' dtype."""
+        """Peak bytes of a call: result, one block's temporaries and the learned weights in the rows' dtype."""
         d = self._width_of(learned)
         block = self._layers.block_bytes(self._learned_widths(learned), d, n, itemsize)
         return n * self.learned_components(learned) * itemsize + block + learned.nbytes * itemsize // 8
 
 
 def default_widths(n_components: int) -> tuple[int, int]:
-    """(m₀, m₁) for `n_components` outputs: half ReLU features, the other half sketched from as many step features."""
+    """(m₀, m₁) for n_components features: half are ReLU features, the other half is sketched from as many step features."""
     half = max(1, n_components // 2)
     return half, half

@@ -1,8 +1,8 @@
 """NTKSketch: sketches of the neural tangent kernel of homogeneous activations without random weights. Zandieh et al. 2021.
 
-Two methods: one polynomial in the cosine for the whole kernel (Remark 1, `homogeneous_sketch`), or Algorithm 1 here, layer by layer:
-a polynomial for κ₁ and one for κ₀ of the layer's cosine, sketched by `dot_product_sketch`, with φ̇ ⊗ ψ compressed by a TensorSRHT.
-Called by workflows on tiles.
+Two methods: one polynomial in the cosine for the whole kernel (Remark 1, `homogeneous_sketch`), or Algorithm 1, layer by layer,
+which is here: a polynomial for κ₁ and one for κ₀ of the layer's cosine, sketched by `dot_product_sketch`, with φ̇ ⊗ ψ
+compressed by a TensorSRHT. Called by workflows on tiles.
 """
 
 from __future__ import annotations
@@ -44,7 +44,17 @@ BLOCK_BYTES = 2**22
 
 @dataclass(frozen=True)
 class Slope:
-    """Features φ̇ of κ' of one layer: those of its polynomial, or σ'(Wφ) of random directions W where `polynomial` is None."""
+    """Features φ̇ of κ' of one layer.
+
+    Parameters
+    ----------
+    polynomial : DotProductSketch, optional
+        Sketch of the polynomial of κ'; None for σ'(Wφ) with random directions W.
+    factors : array, float64
+        Roots of the polynomial's positive coefficients.
+    n_components : int
+        Number of features.
+    """
 
     polynomial: DotProductSketch | None
     factors: np.ndarray
@@ -55,8 +65,24 @@ class Slope:
 class Stage:
     """One activation and the Dense after it, for unit rows.
 
-    covariance: sketch of κ/κ(1), of coefficients `factors`², None where no features of it are needed. slope, tensor: None where T is
-    zero before. variance: S(x, x) after the Dense. weight: its σ_w². trainable: whether S enters T there.
+    Parameters
+    ----------
+    layer : Activation
+        The activation.
+    covariance : DotProductSketch, optional
+        Sketch of κ/κ(1); None where no features of it are needed.
+    factors : array, float64
+        Roots of the coefficients of κ/κ(1).
+    slope : Slope, optional
+        Features of κ'; None where T is zero before the stage.
+    tensor : TensorSRHT, optional
+        Compression of φ̇ ⊗ ψ; None where T is zero before the stage.
+    variance : float
+        S(x, x) after the Dense.
+    weight : float
+        σ_w² of the Dense.
+    trainable : bool
+        Whether the Dense is trainable, so that S enters T there.
     """
 
     layer: Activation
@@ -74,17 +100,41 @@ class Stage:
 class NTKSketch(FeatureMapBase):
     """Features ψ with ⟨ψ(x), ψ(z)⟩ ≈ Θ(x, z) of a fully connected network of homogeneous activations without biases.
 
-    method: "polynomial" (Remark 1), ψ = ‖x‖·⊕_j √c_j·Q_j x̂ for one polynomial Σ_j c_j α^j ≈ Θ of unit rows; "algorithm1",
-    ψ ← φ ⊕ Q²(φ̇ ⊗ ψ) with φ and φ̇ sketches of polynomials for κ and κ' of the features φ of the layer before. Both give each power
-    components in proportion to its coefficient instead of compressing a direct sum. The bias of the polynomials is `truncation_error`;
-    "algorithm1" has a further one of O(1/n_components) from depth 2 on. Variance O(1/n_components). Zero rows have zero features.
+    Zero rows have zero features.
 
-    degree: of the polynomials. Of algorithm1 alone: expansion, "fit", non-negative least squares, or "taylor", the truncated series
-    of the paper, whose errors are larger (κ₀: 0.091 at degree 8, against 0.034); derivative, φ̇ by "sketch", or by "random" features,
-    which have no truncation error, where σ has one kink at 0. Of polynomial alone: leaves, "srht", or "count" for SciPy sparse rows in
-    time proportional to their non-zeros, at a larger variance.
-    Raises InputError for biases, other activations or layers, degree 0, too few components, unknown options.
-    Source: Zandieh et al. 2021, Algorithm 1, Remark 1; MATH.md §4.
+    Parameters
+    ----------
+    network : Network
+        Fully connected, of homogeneous activations, without biases.
+    n_components : int
+        Number of features.
+    seed : int
+        Seed of all random numbers.
+    degree : int
+        Degree >= 1 of the polynomials.
+    method : {"polynomial", "algorithm1"}
+        "polynomial" (Remark 1): ψ = ‖x‖·⊕_j √c_j·Q_j x̂ for one polynomial Σ_j c_j α^j ≈ Θ of unit rows. "algorithm1": ψ ← φ ⊕
+        Q²(φ̇ ⊗ ψ) with φ and φ̇ sketches of polynomials for κ and κ' of the features φ of the layer before. Both give each
+        power components in proportion to its coefficient instead of compressing a direct sum.
+    derivative : {"sketch", "random"}
+        Of algorithm1 alone: φ̇ by a sketch, or by random features, which have no truncation error, where σ has one kink at 0.
+    expansion : {"fit", "taylor"}
+        Of algorithm1 alone: non-negative least squares, or the truncated series of the paper, whose errors are larger (κ₀:
+        0.091 at degree 8, against 0.034).
+    leaves : {"srht", "count"}
+        Of polynomial alone: "count" takes SciPy sparse rows in time proportional to their non-zeros, at a larger variance.
+
+    Raises
+    ------
+    InputError
+        For biases, other activations or layers, degree 0, too few components and unknown options.
+
+    Notes ----- The bias of the polynomials is `truncation_error`; "algorithm1" has a further one of O(1/n_components) from
+    depth 2 on. The variance is O(1/n_components).
+
+    References
+    ----------
+    Zandieh et al. 2021, Algorithm 1, Remark 1; MATH.md §4.
     """
 
     network: Network
@@ -100,10 +150,10 @@ class NTKSketch(FeatureMapBase):
         require_components(self.n_components)
         require_degree(self.degree)
         require_homogeneous(self.network, "NTKSketch")
-        for name, known in (("method", METHODS), ("derivative", DERIVATIVES), ("expansion", EXPANSIONS)):
+        for name, allowed in (("method", METHODS), ("derivative", DERIVATIVES), ("expansion", EXPANSIONS)):
             value = getattr(self, name)
-            if value not in known:
-                raise InputError(f"NTKSketch: unknown {name} {value!r}{nearest(str(value), known)}")
+            if value not in allowed:
+                raise InputError(f"NTKSketch: unknown {name} {value!r}{nearest(str(value), allowed)}")
         if self.method == "polynomial":
             if (self.derivative, self.expansion) != ("sketch", "fit"):
                 raise InputError(
@@ -125,7 +175,10 @@ class NTKSketch(FeatureMapBase):
 
     @functools.cached_property
     def truncation_error(self) -> float:
-        """max over cosines of the polynomials' error in Θ/Θ(1): the bias that no n_components removes, in parts of √(Θ_ii·Θ_jj)."""
+        """The bias that no n_components removes, in parts of √(Θ_ii·Θ_jj).
+
+        It is the maximum over cosines of the polynomials' error in Θ/Θ(1).
+        """
         if self.method == "polynomial":
             return self._polynomial.truncation_error
         points = np.linspace(-1.0, 1.0, GRID)
@@ -133,7 +186,10 @@ class NTKSketch(FeatureMapBase):
         return float(np.abs(self._truncated(points) - exact).max() / exact[-1])
 
     def __call__(self, x: Any) -> Array:
-        """(n, *s) → (n, n_components) of x's kind and dtype; with leaves="count" x may be a SciPy sparse matrix."""
+        """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype.
+
+        With leaves="count" x may be a SciPy sparse matrix.
+        """
         if self.method == "polynomial":
             return self._polynomial(x)
         x = rows_for_leaves(x, self.leaves)
@@ -143,7 +199,7 @@ class NTKSketch(FeatureMapBase):
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Result, one block's temporaries and, given the shape of a row, the sketches' random numbers."""
+        """Peak bytes of a call: result, one block's temporaries and, given the shape of a row, the sketches' random numbers."""
         if self.method == "polynomial":
             return self._polynomial.workspace_bytes(n, itemsize, row_shape)
         m, rows, width = self.n_components, min(n, self._block_rows(itemsize)), math.prod(row_shape or (1,))
@@ -226,7 +282,7 @@ class NTKSketch(FeatureMapBase):
         return max(32, min(1024, BLOCK_BYTES // (itemsize * self.n_components)))
 
     def _block_into(self, x: Array, out: Array) -> None:
-        """One block of rows through all the layers; `out` (b, n_components) receives the features."""
+        """Take one block of rows through all layers; `out` (b, n_components) receives the features."""
         xp = namespace(x)
         first: Any = self.network.layers[0]
         lengths = xp.sqrt(row_squares(x))
@@ -252,7 +308,7 @@ class NTKSketch(FeatureMapBase):
         out *= (lengths / math.sqrt(divisor)).astype(out.dtype)[:, None]
 
     def _tensor_into(self, h: int, stage: Stage, unit: Array, tangent: Array, out: Array) -> None:
-        """out ← σ_w·Q²(φ̇ ⊗ ψ) of layer h."""
+        """Write σ_w·Q²(φ̇ ⊗ ψ) of layer h to `out`."""
         xp, slope, scale = namespace(unit), stage.slope, math.sqrt(stage.weight)
         if slope is None or stage.tensor is None:
             return
@@ -270,7 +326,7 @@ class NTKSketch(FeatureMapBase):
         stage.tensor(features, tangent, out=out, scale=scale)
 
     def _truncated(self, cosine: np.ndarray) -> np.ndarray:
-        """Θ of unit rows with the polynomials in place of κ and κ', as the features have it when n_components is large."""
+        """Θ of unit rows with the polynomials in place of κ and κ': what the features estimate."""
         evaluate = np.polynomial.polynomial.polyval
         first: Any = self.network.layers[0]
         variance, c = first.weight_variance, cosine
@@ -289,7 +345,7 @@ class NTKSketch(FeatureMapBase):
 
 
 def _require_alternating(layers: tuple) -> None:
-    """InputError, naming the layer, unless they are [Dense, Activation]×L + Dense with L >= 1."""
+    """InputError, naming the layer, unless the layers are [Dense, Activation]×L + Dense with L >= 1."""
     for position, layer in enumerate(layers):
         if not isinstance(layer, Activation if position % 2 else Dense):
             raise InputError(

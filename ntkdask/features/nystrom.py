@@ -1,8 +1,8 @@
-"""Nyström features of any exact kernel: the kernel against landmark rows, whitened. Landmarks are chosen from training rows by
-streams of priorities, so that the choice does not depend on batches, slabs or workers.
+"""Nyström features of any exact kernel: the kernel of rows with landmark rows, whitened.
 
-Fitted in memory by `fit` or over a stored dataset, see `fitting`. No out-of-sample weights, no refinement of landmarks (the means of
-k-means are no training rows, and kernels of images need rows that are images).
+Landmarks are chosen from the training rows by streams of priorities, so that the choice does not depend on batches, slabs or
+workers. Fitted in memory by `fit` or over a stored dataset, see `fitting`. There are no out-of-sample weights and no refinement
+of landmarks: the means of k-means are no training rows, and kernels of images need rows that are images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ntkdask.registry import register
 LANDMARKS = ("uniform", "leverage", "kmeans++")
 
 CANDIDATES = 4
-"""Rows a landmark that k-means++ chooses from, a uniform sample of the training rows."""
+"""For each landmark, rows of the uniform sample of training rows that k-means++ chooses from."""
 
 PROPOSALS = 256
 """Rows that k-means++ proposes at a time, at most."""
@@ -37,7 +37,7 @@ CUT = {"float32": 1e-6, "float64": 1e-12}
 becomes ε/√CUT in a feature: 1e-4 in float32, 1e-10 in float64."""
 
 LEAST_SCORE = 1e-300
-"""Of rows of zeros, which are landmarks only where nothing else is left."""
+"""Score of rows of zeros, which become landmarks only where nothing else is left."""
 
 
 @register("feature map")
@@ -45,15 +45,32 @@ LEAST_SCORE = 1e-300
 class Nystrom(DataDependentMap):
     """φ(x) = K_{xS}·U·Λ^{−1/2} with K_SS = UΛUᵀ, so that ⟨φ(x), φ(y)⟩ = K_{xS}K_SS⁻¹K_{Sy}; S are n_components training rows.
 
-    Exact on S, and K − K̂ is positive semi-definite: the bias is a matter of the landmarks, not of the seed. Where K_SS is of less than
-    full rank (equal rows, zero rows, rank below n_components), its null directions are dropped and the fitted map has fewer
-    components, as it has with fewer training rows than n_components. kernel: any exact kernel, of images too.
-    landmarks: "uniform"; "leverage", without replacement in proportion to approximate ridge leverage scores
-    k(x, x) − K_{xJ}(K_JJ + ρI)⁻¹K_{Jx} from as many uniform rows J, ρ the mean tail of K_JJ's spectrum beyond a quarter of it, one
-    more pass over the rows; "kmeans++", D² sampling in the kernel's feature space from a uniform sample of 4·n_components rows.
-    Rows of weight 0 are never landmarks. Raises InputError for what is no kernel, unknown landmarks, n_components < 1 and a call
-    before fit. Source: Williams & Seeger 2001; Alaoui & Mahoney 2015 and Musco & Musco 2017 (ridge leverage scores, here in two
-    steps); Arthur & Vassilvitskii 2007 (k-means++).
+    Exact on S, and K − K̂ is positive semi-definite: the bias depends on the landmarks, not on the seed.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        Any exact kernel, of images too.
+    n_components : int
+        The largest number of landmarks and of features, >= 1.
+    seed : int
+        Seed of the choice of landmarks.
+    landmarks : {"uniform", "leverage", "kmeans++"}
+        How they are chosen. "uniform": at random. "leverage": without replacement in proportion to approximate ridge leverage
+        scores k(x, x) − K_{xJ}(K_JJ + ρI)⁻¹K_{Jx} from as many uniform rows J, with ρ the mean tail of K_JJ's spectrum beyond a
+        quarter of it; this takes one more pass over the rows. "kmeans++": D² sampling in the kernel's feature space from a
+        uniform sample of 4·n_components rows. Rows of weight 0 are never landmarks.
+
+    Raises
+    ------
+    InputError
+        For an argument that is no kernel, unknown landmarks, n_components < 1 and a call before `fit`.
+
+    Notes ----- Where K_SS has less than full rank (equal rows, zero rows, rank below n_components), its null directions are
+    dropped and the fitted map has fewer components, as it has when there are fewer training rows than n_components.
+
+    References ---------- Williams & Seeger 2001; Alaoui & Mahoney 2015 and Musco & Musco 2017 (ridge leverage scores, here in
+    two steps); Arthur & Vassilvitskii 2007 (k-means++).
 
     >>> from ntkdask.kernels import RBF
     >>> x = np.arange(12.0).reshape(6, 2) / 10
@@ -88,11 +105,11 @@ class Nystrom(DataDependentMap):
 
     @property
     def _capacity(self) -> int:
-        """Rows that a pass keeps."""
+        """How many rows a pass keeps."""
         return self.n_components * (CANDIDATES if self.landmarks == "kmeans++" else 1)
 
     def begin(self, index: int, learned: Learned, training: Training, like: Array | None = None) -> Sums:
-        """No rows yet: every place free, of the worst priority."""
+        """No rows yet: every place is free and has the worst priority."""
         xp, kept = np if like is None else namespace(like), self._capacity
         return {
             "rows": xp.zeros((kept, math.prod(training.row_shape)), xp.float64),
@@ -101,7 +118,7 @@ class Nystrom(DataDependentMap):
         }
 
     def accumulate(self, index: int, learned: Learned, batch: TrainingBatch, sums: Sums) -> None:
-        """Keep those of the batch that come before what is kept so far."""
+        """Keep the rows of the batch that have better priorities than those kept so far."""
         priorities = _exponentials(self.seed, index, batch.numbers)
         if index:
             priorities /= np.maximum(self._leverage(batch.x, learned), LEAST_SCORE)
@@ -111,19 +128,20 @@ class Nystrom(DataDependentMap):
         _keep(sums, batch.x.reshape(batch.x.shape[0], -1), priorities, numbers)
 
     def merge(self, index: int, left: Sums, right: Sums) -> Sums:
-        """The first of both."""
+        """The rows with the best priorities of both sums."""
         _keep(left, right["rows"], right["priorities"], right["numbers"])
         return left
 
     def finish(self, index: int, learned: Learned, sums: Sums, training: Training) -> Mapping[str, np.ndarray]:
-        """`landmarks` (s, *row_shape) of the rows' dtype and `whitening` (s, components) float64; after the first pass of leverage
-        scores those of the preliminary rows, with ridge.
+        """The landmarks (s, *row_shape) in the rows' dtype, and the whitening matrix (s, components) in float64.
+
+        After the first pass of leverage scores they are those of the preliminary rows J, with the ridge ρ.
         """
         order = np.lexsort((sums["numbers"], sums["priorities"]))
         order = order[np.isfinite(sums["numbers"][order])]
         if not len(order):
             raise InputError("Nystrom: no training row has a positive weight, so there are no landmarks.")
-        # float64 whatever the rows: rounding of K_SS is what its small eigenvalues drown in
+        # float64 whatever the dtype of the rows: the rounding of K_SS hides its small eigenvalues
         rows = to_device(sums["rows"][order], training.device).reshape(len(order), *training.row_shape)
         if self.landmarks == "kmeans++":
             rows = rows[namespace(rows).asarray(_spread(self.kernel, rows, self.n_components, self.seed))]
@@ -139,7 +157,11 @@ class Nystrom(DataDependentMap):
         return {"landmarks": to_host(rows).astype(training.dtype), "whitening": np.ascontiguousarray(whitening)}
 
     def finish_bytes(self, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
-        """K_SS and its eigendecomposition (a copy, and 2 s² of workspace), or proposals against all that was kept; the rows twice."""
+        """Peak bytes of `finish`: the rows twice, and the larger of two steps.
+
+        The steps are K_SS with its eigendecomposition (a copy, and 2 s² of workspace), and the kernel of k-means++ proposals
+        with all rows kept.
+        """
         s, kept, d = self.n_components, self._capacity, math.prod(row_shape)
         k_ss = self.kernel.workspace_bytes(s, s, 8, row_shape) + 8 * 4 * s * s
         together = min(PROPOSALS, s)
@@ -147,27 +169,27 @@ class Nystrom(DataDependentMap):
         return 2 * 8 * kept * d + max(k_ss, proposals if self.landmarks == "kmeans++" else 0)
 
     def _leverage(self, x: Array, learned: Learned) -> np.ndarray:
-        """(n,) float64 on the host: scores up to a factor, at least rounding times k(x, x)."""
+        """Leverage scores up to a common factor, (n,) float64 on the host; at least rounding times k(x, x)."""
         own = self.kernel.diagonal(x).astype("float64")
         phi = self.kernel(x, learned.on("landmarks", x)) @ learned.on("whitening", x)
         explained = (phi * phi).sum(axis=1, dtype="float64")
         return np.maximum(to_host(own - explained), 16 * np.finfo(x.dtype).eps * to_host(own))
 
     def fit_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
-        """Sums, the rows that come in, and for scores a call of the preliminary map."""
+        """Peak bytes of `accumulate`: sums, the incoming rows and, for leverage scores, a call of the preliminary map."""
         d, kept = math.prod(row_shape), self._capacity
         choosing = 64 * (n + kept) + min(n, kept) * d * (itemsize + 8)
         scores = self.workspace_bytes(n, itemsize, row_shape) + 2 * n * self.n_components * itemsize
         return self.sums_bytes(row_shape, n_targets) + choosing + (scores if self.n_passes > 1 else 0)
 
     def sums_bytes(self, row_shape: tuple[int, ...], n_targets: int) -> int:
-        """The rows kept, their priorities and numbers."""
+        """Bytes of the sums: the rows kept, their priorities and numbers."""
         return 8 * self._capacity * (math.prod(row_shape) + 2)
 
     # --- features ---------------------------------------------------------------------------------------------------
 
     def apply(self, x: Array, learned: Learned) -> Array:
-        """(n, *s) → (n, components)."""
+        """Features of rows: (n, *s) → (n, components)."""
         x = require_rows(require_float(x))
         landmarks = learned.on("landmarks", x)
         flat = x.shape[1:] != landmarks.shape[1:] and math.prod(x.shape[1:]) == math.prod(landmarks.shape[1:])
@@ -178,13 +200,13 @@ class Nystrom(DataDependentMap):
         return learned["whitening"].shape[1]
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The result, the kernel against n_components landmarks, and landmarks and whitening in x's dtype."""
+        """Peak bytes of a call: result, the kernel with n_components landmarks, and landmarks and whitening in x's dtype."""
         return self._bytes(n, self.n_components, self.n_components, itemsize, row_shape)
 
     def learned_workspace_bytes(
         self, learned: Learned, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None
     ) -> int:
-        """The same with as many landmarks and components as there are."""
+        """The same for the landmarks and components that there are."""
         s, rank = learned["whitening"].shape
         return self._bytes(n, s, rank, itemsize, row_shape)
 
@@ -194,8 +216,10 @@ class Nystrom(DataDependentMap):
 
 
 def _exponentials(seed: int, index: int, numbers: np.ndarray) -> np.ndarray:
-    """(b,) independent draws of the exponential law, one for each row number: the least of E_i/p_i is row i with probability
-    p_i/Σp, and the s least are a sample without replacement (Efraimidis & Spirakis 2006).
+    """Independent draws of the exponential law, (b,), one for each row number.
+
+    The least of E_i/p_i belongs to row i with probability p_i/Σp, and the s least are a sample without replacement (Efraimidis &
+    Spirakis 2006).
     """
     numbers = np.asarray(numbers, np.int64)
     out = np.empty(len(numbers))
@@ -208,7 +232,7 @@ def _exponentials(seed: int, index: int, numbers: np.ndarray) -> np.ndarray:
 
 
 def _keep(sums: Sums, rows: Array, priorities: np.ndarray, numbers: np.ndarray) -> None:
-    """Let rows of finite number take the places of kept ones of worse priority, in place."""
+    """Let rows with a finite number take the places of kept rows with a worse priority, in place."""
     kept, valid = len(sums["numbers"]), np.flatnonzero(np.isfinite(numbers))
     every = np.concatenate([sums["numbers"], numbers[valid]])
     # free places have number inf, and come last
@@ -230,19 +254,20 @@ def _ridge(values: np.ndarray) -> float:
 
 
 def _spread(kernel: Kernel, rows: Array, count: int, seed: int) -> np.ndarray:
-    """Indices of at most `count` of the rows by k-means++: the first, then each in proportion to its squared distance
-    k(i, i) + k(j, j) − 2k(i, j) from the nearest chosen one; fewer where every row equals a chosen one.
+    """Indices of at most `count` of the rows, chosen by k-means++.
 
-    Rows are proposed in batches, by the distances before the batch, and accepted with probability (distance now)/(then): the law is
-    that of one at a time, and kernels are called on many columns.
+    The first row comes first; then each is drawn in proportion to its squared distance k(i, i) + k(j, j) − 2k(i, j) from the
+    nearest chosen row. There are fewer where every row equals a chosen one. Rows are proposed in batches, by the distances
+    before the batch, and accepted with probability (distance now)/(distance then): the law is that of one draw at a time, but
+    the kernel is called on many columns at once.
     """
     own, rounding = to_host(kernel.diagonal(rows)), 16 * np.finfo(rows.dtype).eps
 
     def squares(columns: np.ndarray) -> np.ndarray:
         sizes = own[:, None] + own[columns]
-        found = sizes - 2 * to_host(kernel(rows, rows[namespace(rows).asarray(columns)]))
-        # what is rounding only, as of equal rows, is no distance
-        return np.where(found > rounding * sizes, found, 0)
+        distances = sizes - 2 * to_host(kernel(rows, rows[namespace(rows).asarray(columns)]))
+        # a distance that is only rounding, as between equal rows, counts as 0
+        return np.where(distances > rounding * sizes, distances, 0)
 
     chosen, batch = [0], 0
     distance = squares(np.array(chosen))[:, 0]

@@ -36,14 +36,32 @@ MEMORY_BYTES = 2**29
 class ProjectedGradients(FeatureMapBase):
     """Seeded CountSketch of the gradient of φ̄ = O^{−1/2}·Σ_o f_o in all parameters: (n, *s) → (n, n_components), float32 or float64.
 
-    E⟨φ(x), φ(y)⟩ = ∇φ̄(x)·∇φ̄(y), the pseudo-NTK, exactly; the variance is at most (k(x,x)·k(y,y) + k(x,y)²)/n_components, that of
-    dense random signs, at one addition for each parameter and row.
+    E⟨φ(x), φ(y)⟩ = ∇φ̄(x)·∇φ̄(y), the pseudo-NTK, exactly. The variance is at most (k(x,x)·k(y,y) + k(x,y)²)/n_components, as
+    for dense random signs, at the cost of one addition for each parameter and row.
 
-    module: a torch.nn.Module in eval mode, or a description of one (`ntkdask.modules`); it is never changed. input_layout: "nchw"
-    gives images (n, H, W, C) to it as (n, C, H, W), None as they are. parameters: patterns (fnmatch) on their names, such as
-    "layer4.*", None for all that require gradients. memory_bytes: about what a call may hold beside its input, its result and the
-    module. Errors as of `PseudoNTK`.
-    Source: MATH.md §5; Charikar, Chen & Farach-Colton 2002; Weinberger et al. 2009, Lemma 2.
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A module in eval mode, or a description of one (`ntkdask.modules`); it is never changed.
+    n_components : int
+        Number of features >= 1.
+    seed : int
+        Seed of signs and components.
+    input_layout : {"nchw", None}
+        "nchw" gives images (n, H, W, C) to the module as (n, C, H, W); None passes rows as they are.
+    parameters : str or tuple of str, optional
+        Patterns (fnmatch) of the names of the parameters, such as "layer4.*"; None: all that require gradients.
+    memory_bytes : int
+        About how many bytes a call may hold beside its input, its result and the module.
+
+    Raises
+    ------
+    InputError
+        As `PseudoNTK` does.
+
+    References
+    ----------
+    MATH.md §5; Charikar, Chen & Farach-Colton 2002; Weinberger et al. 2009, Lemma 2.
     """
 
     module: Any
@@ -57,7 +75,7 @@ class ProjectedGradients(FeatureMapBase):
         require_components(self.n_components)
         if isinstance(self.parameters, list):
             object.__setattr__(self, "parameters", tuple(self.parameters))
-        _ = self.target  # it checks what both take
+        _ = self.target  # checks the arguments that both take
 
     @property
     def target(self) -> PseudoNTK:
@@ -65,7 +83,7 @@ class ProjectedGradients(FeatureMapBase):
         return PseudoNTK(self.module, self.input_layout, self.parameters)
 
     def __call__(self, x: Array) -> Array:
-        """(n, *s) → (n, n_components) of x's kind and dtype."""
+        """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype."""
         x = require_rows(require_float(x))
         out = namespace(x).zeros((x.shape[0], self.n_components), x.dtype)
         if x.shape[0]:
@@ -76,7 +94,7 @@ class ProjectedGradients(FeatureMapBase):
         return out
 
     def workspace_bytes(self, n: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The result, and (with the shape of a row) signs and components, the module's copy and a batch of rows."""
+        """Peak bytes of a call: the result and, given the shape of a row, signs, components, a copy of the module, a batch."""
         result = n * self.n_components * itemsize
         if row_shape is None:
             return result
@@ -111,7 +129,7 @@ class _ColumnSketch(CountSketch):
         return shared.get(("column-sketch", self, dtype.name), draw)
 
     def _bits(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Raw bits of columns start to stop of a parameter."""
+        """Raw bits of the columns from start to stop of a parameter."""
         drawn = []
         for block in range(start // DRAW_COLUMNS, -(-stop // DRAW_COLUMNS)):
             base = block * DRAW_COLUMNS

@@ -1,5 +1,7 @@
-"""How well the inner products of a feature map approximate a kernel: Frobenius and spectral error, and the constants of spectral
-approximation, on rows that fit in memory. `workflows/approximation.py` samples them from datasets.
+"""How well the inner products of a feature map approximate a kernel, on rows that fit in memory.
+
+Frobenius and spectral error, and the constants of spectral approximation. `workflows.approximation` samples the rows from
+datasets.
 """
 
 from __future__ import annotations
@@ -20,11 +22,29 @@ COLUMNS = 4096
 
 @dataclass(frozen=True)
 class ApproximationError:
-    """Errors of the Gram matrix K̂ = ΦΦᵀ against the kernel matrix K on n rows.
+    """Errors of the Gram matrix K̂ = ΦΦᵀ as an approximation of the kernel matrix K on n rows.
 
-    frobenius: ‖K̂ − K‖_F/‖K‖_F. spectral: ‖K̂ − K‖₂/‖K‖₂. diagonal: largest |K̂_ii − K_ii| over the mean of K_ii.
-    smallest, largest: generalised eigenvalues of K̂ + λI against K + λI, λ = lam, so that
-    smallest·(K + λI) ⪯ K̂ + λI ⪯ largest·(K + λI), both tight. Source: Zandieh et al. 2021, eq. 13.
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    n_components : int
+        Number of features; 0 where only matrices were compared.
+    lam : float
+        λ > 0, of the unnormalised matrices.
+    frobenius : float
+        ‖K̂ − K‖_F/‖K‖_F.
+    spectral : float
+        ‖K̂ − K‖₂/‖K‖₂.
+    diagonal : float
+        Largest |K̂_ii − K_ii| over the mean of K_ii.
+    smallest, largest : float
+        The extreme generalised eigenvalues of K̂ + λI with respect to K + λI:
+        smallest·(K + λI) ⪯ K̂ + λI ⪯ largest·(K + λI), both tight.
+
+    References
+    ----------
+    Zandieh et al. 2021, eq. 13.
     """
 
     n: int
@@ -43,10 +63,26 @@ class ApproximationError:
 
 
 def gram_error(approximate: np.ndarray, exact: np.ndarray, lam: float | None = None) -> ApproximationError:
-    """The errors of an approximate (n, n) kernel matrix; n_components is 0 in the result.
+    """The errors of an approximate (n, n) kernel matrix; the result's n_components is 0.
 
-    lam: λ > 0, of the unnormalised matrices; None: the mean of K's diagonal. Raises InputError for matrices of other shapes, a zero
-    kernel, and a λ that does not make K + λI positive definite. O(n³) on the host, in float64, 4·n² numbers.
+    O(n³) on the host, in float64, with 4·n² numbers held.
+
+    Parameters
+    ----------
+    approximate, exact : array (n, n)
+        K̂ and K, symmetric.
+    lam : float, optional
+        λ > 0, of the unnormalised matrices; None: the mean of K's diagonal.
+
+    Returns
+    -------
+    ApproximationError
+        The errors.
+
+    Raises
+    ------
+    InputError
+        For matrices of other shapes, a zero kernel, and a λ for which K + λI is not positive definite.
     """
     if approximate.shape != exact.shape or exact.ndim != 2 or exact.shape[0] != exact.shape[1] or not exact.size:
         raise InputError(f"expected two (n, n) matrices with n >= 1, found {approximate.shape} and {exact.shape}.")
@@ -72,10 +108,10 @@ def gram_error(approximate: np.ndarray, exact: np.ndarray, lam: float | None = N
 
 
 def map_error(feature_map: FeatureMap, x: Array, lam: float | None = None) -> ApproximationError:
-    """The errors of a map against its `target` on rows x (n, *s), NumPy or CuPy; float32 or float64.
+    """The errors of a map as an approximation of its `target` on rows x (n, *s), NumPy or CuPy, float32 or float64.
 
-    Holds φ(x), (n, n_components), and matrices of n² float64; products are summed in float64. Errors as of `gram_error`, of the
-    map and of the kernel; InputError for no rows.
+    Holds φ(x), (n, n_components), and matrices of n² float64; products are summed in float64. Raises InputError for no rows,
+    and what `gram_error`, the map and the kernel raise.
     """
     x = require_rows(require_float(x))
     if not x.shape[0]:
@@ -86,8 +122,8 @@ def map_error(feature_map: FeatureMap, x: Array, lam: float | None = None) -> Ap
     for start in range(0, phi.shape[1], COLUMNS):
         block = phi[:, start : start + COLUMNS].astype(xp.float64, copy=False)
         gram += block @ block.T
-    found = gram_error(to_host(gram), to_host(feature_map.target(x)), lam)
-    return ApproximationError(**{**vars(found), "n_components": phi.shape[1]})
+    error = gram_error(to_host(gram), to_host(feature_map.target(x)), lam)
+    return ApproximationError(**{**vars(error), "n_components": phi.shape[1]})
 
 
 def _spectral_norm(symmetric: np.ndarray) -> float:
@@ -95,7 +131,7 @@ def _spectral_norm(symmetric: np.ndarray) -> float:
 
 
 def _generalised_ends(approximate: np.ndarray, exact: np.ndarray, lam: float) -> tuple[float, float]:
-    """Smallest and largest μ with (K̂ + λI)v = μ(K + λI)v."""
+    """The smallest and the largest μ with (K̂ + λI)v = μ(K + λI)v."""
     ridge = lam * np.eye(len(exact))
     try:
         values = eigh(approximate + ridge, exact + ridge, eigvals_only=True)

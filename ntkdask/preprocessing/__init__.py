@@ -1,6 +1,6 @@
 """What is done to rows before a kernel or a feature map sees them: fitted on training rows, streamed over blocks.
 
-`rows.py` knows one row at a time, `statistics.py` what is summed over rows, `steps.py` the steps, `fitted.py` the chain
+`rows.py` treats one row at a time, `statistics.py` has the sums over rows, `steps.py` the steps, `fitted.py` the chain
 that a job stores with its model. Pure numerics; the execution layer decides which rows are read when.
 """
 

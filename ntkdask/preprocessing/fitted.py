@@ -27,12 +27,30 @@ from ntkdask.preprocessing.steps import KIND, State, Statistics, Step, parse_ste
 
 @dataclass(frozen=True, eq=False)
 class FittedPreprocessor:
-    """Raw rows (n, *row_shape) of any real dtype → preprocessed rows of `dtype`, same shape.
+    """The chain of fitted steps: raw rows (n, *row_shape) of any real dtype → preprocessed rows of `dtype`, of the same shape.
 
-    row_shape: shape of one row. dtype: "float32" or "float64". image_scale: rows are uint8 images, divided by 255
-    first. steps, states: fitted so far; without any, a call casts.
     A leading Center or Standardize reads float64 and wide integers before they are rounded to dtype, so that a feature
     such as a time stamp, 1.7e9 ± 1e3, survives float32. Not for values beyond float32's range: check the result.
+
+    Parameters
+    ----------
+    row_shape : tuple of int
+        Shape of one row.
+    dtype : {"float32", "float64"}
+        Dtype of the result.
+    image_scale : bool
+        Whether rows are uint8 images, which are divided by 255 first.
+    steps : tuple of Step
+        The steps fitted so far; without any, a call casts.
+    states : tuple of State
+        What each of the steps learned.
+
+    Raises
+    ------
+    DtypeError
+        For another dtype.
+    InputError
+        For unequal numbers of steps and states.
     """
 
     row_shape: tuple[int, ...]
@@ -50,11 +68,11 @@ class FittedPreprocessor:
 
     @classmethod
     def for_rows(cls, row_shape: tuple[int, ...], stored_dtype: Any, dtype: str) -> FittedPreprocessor:
-        """The empty chain for rows as they are stored: uint8 images (rows of two or more axes) are scaled by 1/255."""
+        """The empty chain for rows as they are stored: uint8 images (rows with two or more axes) are divided by 255."""
         return cls(tuple(row_shape), dtype, np.dtype(stored_dtype) == np.uint8 and len(row_shape) > 1)
 
     def __call__(self, raw: Array) -> Array:
-        """The preprocessed rows: a new array, or raw itself when there is nothing to do. raw is never changed."""
+        """The preprocessed rows: a new array, or `raw` itself when there is nothing to do. `raw` is never changed."""
         raw = self._require_raw(raw)
         x, out = raw, None
         if not self._ready(raw, self.steps[0] if self.steps else None):
@@ -65,10 +83,10 @@ class FittedPreprocessor:
         return x
 
     def accumulate(self, step: Step, raw: Array, total: Statistics | None = None) -> Statistics | None:
-        """`total` and what `step`, the next one, needs to know of these raw training rows; None when it needs nothing.
+        """Add to `total` what `step`, the next one, has to know of these raw training rows; None when it needs nothing.
 
-        Blocks bound the memory: see `accumulate_bytes`. A SecondMoments total is added to in place. Sums live where raw
-        lives (covariance) or on the host (moments).
+        Blocks bound the memory: see `accumulate_bytes`. A SecondMoments total is added to in place. Sums are held where raw
+        is (covariance) or on the host (moments).
         """
         raw = self._require_raw(raw)
         if step.needs == "nothing":
@@ -95,7 +113,7 @@ class FittedPreprocessor:
         return self.workspace_bytes(rows, self.row_shape, itemsize) + per_row + cls.workspace_bytes(rows, self._width)
 
     def extend(self, step: Step, statistics: Statistics | None = None) -> FittedPreprocessor:
-        """This chain followed by `step`, fitted from what `accumulate` gathered over all training rows."""
+        """The chain followed by `step`, fitted from what `accumulate` gathered over all training rows."""
         state = step.fit(statistics, self.row_shape)
         return replace(self, steps=(*self.steps, step), states=(*self.states, state))
 
@@ -111,7 +129,7 @@ class FittedPreprocessor:
         return result + max([2**18, *(step.workspace_bytes(n, row_shape, itemsize) for step in self.steps)])
 
     def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """What storage keeps: arrays keyed `<step>.<name>`, such as "0.mean", and attributes ready for JSON."""
+        """What is stored: arrays with keys `<step>.<name>`, such as "0.mean", and attributes that JSON can hold."""
         arrays = {f"{i}.{name}": to_host(a) for i, state in enumerate(self.states) for name, a in state.items()}
         attributes = {
             "row_shape": list(self.row_shape),
@@ -167,10 +185,23 @@ class FittedPreprocessor:
 def fit_in_memory(
     steps: Sequence[str | Mapping[str, Any] | Step], x: Array, dtype: str = "float32", image_scale: bool | None = None
 ) -> FittedPreprocessor:
-    """The chain of `steps`, fitted on all rows of x, (n, *s), NumPy or CuPy, any real dtype.
+    """Fit a chain of steps on all rows of an array in memory.
 
-    steps: as `parse_steps` takes them. image_scale: divide uint8 rows by 255; None: when x is uint8 with rows of two or
-    more axes, as images are.
+    Parameters
+    ----------
+    steps : sequence of str, table or Step
+        As `parse_steps` takes them.
+    x : array (n, *s), NumPy or CuPy, any real dtype
+        Training rows.
+    dtype : {"float32", "float64"}
+        Dtype of the preprocessed rows.
+    image_scale : bool, optional
+        Whether uint8 rows are divided by 255; None: when x is uint8 with rows of two or more axes, as images are.
+
+    Returns
+    -------
+    FittedPreprocessor
+        The fitted chain, which is called on raw rows.
 
     >>> x = np.array([[1.0, 5.0], [3.0, 5.0]])
     >>> fit_in_memory(["standardize"], x)(x)

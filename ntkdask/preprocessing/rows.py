@@ -1,6 +1,6 @@
 """Walks over row blocks, and what is done to one row at a time: the check for NaN, the normalisation.
 
-Everything here knows one row without the others, so nothing is fitted. Sums run in float64 over blocks of about
+Everything here reads each row without the others, so nothing is fitted. Sums run in float64 over blocks of about
 `BLOCK_ELEMENTS` values: the temporaries stay small whatever the array, and fit a CPU's outer cache.
 """
 
@@ -41,9 +41,21 @@ def name_rows(rows: Array, first_row: int = 0) -> str:
 
 
 def check_finite_rows(x: Array, first_row: int = 0, name: str = "x") -> None:
-    """Raise InputError that names the first rows of x, (n, *s), with a NaN or an infinity.
+    """Raise InputError, naming the first rows, when x has a NaN or an infinity.
 
-    first_row: the number of x's row 0 in the whole dataset. Integers and bool always pass.
+    Parameters
+    ----------
+    x : array (n, *s)
+        Rows; integers and bool always pass.
+    first_row : int
+        The number of x's row 0 in the whole dataset.
+    name : str
+        What the message calls x.
+
+    Raises
+    ------
+    InputError
+        For rows that are not finite.
     """
     if x.dtype.kind != "f":
         return
@@ -51,10 +63,10 @@ def check_finite_rows(x: Array, first_row: int = 0, name: str = "x") -> None:
     finite = xp.ones(flat.shape[0], dtype=bool)
     for rows in row_blocks(flat.shape[0], flat.shape[1]):
         finite[rows] = xp.isfinite(flat[rows]).all(axis=1)
-    found = xp.flatnonzero(~finite)
-    if found.size:
+    wrong = xp.flatnonzero(~finite)
+    if wrong.size:
         raise InputError(
-            f"{name} has NaN or infinite values in {name_rows(found, first_row)}. Remove them or fill in the values."
+            f"{name} has NaN or infinite values in {name_rows(wrong, first_row)}. Remove them or fill in the values."
         )
 
 
@@ -68,9 +80,23 @@ def flat_view(out: Array) -> Array:
 def normalize_rows(x: Array, *, center: bool, min_norm: float, out: Array | None = None) -> Array:
     """Each row divided by its Euclidean norm, after its own mean is subtracted when `center`.
 
-    x: (n, *s), float32 or float64. Norms <= min_norm divide by 1: zero rows (constant ones, when `center`) give zero.
-    Returns the shape and dtype of x, in `out` when given, which may be x. Computed in float64, block by block; squares
-    of float64 values beyond 1e±154 leave its range.
+    Computed in float64, block by block; squares of float64 values beyond 1e±154 leave its range.
+
+    Parameters
+    ----------
+    x : array (n, *s), float32 or float64
+        Rows.
+    center : bool
+        Whether each row's own mean is subtracted first.
+    min_norm : float
+        Rows of a norm up to this are divided by 1: zero rows (constant ones, when `center`) stay zero.
+    out : array (n, *s), optional
+        Receives the result; it may be x.
+
+    Returns
+    -------
+    array (n, *s)
+        Of x's dtype.
     """
     xp = namespace(x)
     out = xp.empty(x.shape, x.dtype) if out is None else out

@@ -15,16 +15,25 @@ from ntkdask.errors import InputError
 from ntkdask.preprocessing.rows import BLOCK_ELEMENTS, block_bytes, row_blocks
 
 
-def _require_width(found: int, expected: int) -> None:
-    if found != expected:
-        raise InputError(f"rows have {found} features, the statistics {expected}: they belong to different datasets.")
+def _require_width(width: int, expected: int) -> None:
+    if width != expected:
+        raise InputError(f"rows have {width} features, the statistics {expected}: they belong to different datasets.")
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Count, means and sums of squared deviations of n rows: the variance is m2 / n.
 
-    n: rows so far. mean, m2: (d,) float64 on the host. Immutable: 16 d bytes cost nothing to copy.
+    Immutable: 16 d bytes cost nothing to copy.
+
+    Parameters
+    ----------
+    n : int
+        Rows so far.
+    mean : array (d,), float64, on the host
+        Mean of each feature.
+    m2 : array (d,), float64, on the host
+        Sum of squared deviations from the mean, of each feature.
     """
 
     n: int
@@ -75,7 +84,7 @@ class Moments:
 
     @staticmethod
     def rows_per_update(d: int) -> int:
-        """Rows that one update takes well: more gain nothing."""
+        """The number of rows that an update takes best; more gain nothing."""
         return max(1, BLOCK_ELEMENTS // d)
 
     @staticmethod
@@ -100,8 +109,14 @@ def _block_moments(block: Array) -> Moments:
 class SecondMoments:
     """Uncentred second moments of n rows: xtx = Σ x xᵀ, so the covariance about zero is xtx / n.
 
-    n: rows so far. xtx: (d, d) float64, where the rows live. d = 3072 takes 75 MB, so `update` adds in place: one task
-    walks its blocks with one accumulator.
+    d = 3072 takes 75 MB, so `update` adds in place: one task walks its blocks with one accumulator.
+
+    Parameters
+    ----------
+    n : int
+        Rows so far.
+    xtx : array (d, d), float64
+        Σ x xᵀ, on the device of the rows.
     """
 
     n: int
@@ -143,7 +158,7 @@ class SecondMoments:
 
     @staticmethod
     def rows_per_update(d: int) -> int:
-        """Rows that one update takes well: adding the (d, d) product is cheap beside computing it."""
+        """The number of rows that an update takes best: adding the (d, d) product is then cheap beside computing it."""
         return max(256, d)
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""The preprocessing steps: what each needs to know of the training rows, and what it does to any row.
+"""The preprocessing steps: what each has to know of the training rows, and what it does to any row.
 
-A step is a frozen description; what it learnt is its state, a dictionary of arrays that the job stores with the model.
+A step is a frozen description; what it learned is its state, a dictionary of arrays that the job stores with the model.
 A step never sees a dataset: the caller sums `per_row(x)` over training rows and hands the sums to `fit`.
 """
 
@@ -37,11 +37,11 @@ class Step(Protocol):
     needs: ClassVar[Needs]
 
     def per_row(self, x: Array) -> Array:
-        """The part that knows one row at a time, before statistics are taken; x itself when there is none."""
+        """The part that needs one row at a time, before statistics are taken; x itself when there is none."""
         ...
 
     def fit(self, statistics: Statistics | None, row_shape: tuple[int, ...]) -> State:
-        """The state, from statistics of `per_row` of the training rows, whose rows have shape row_shape."""
+        """The state, from statistics of `per_row` of the training rows, whose shape is row_shape."""
         ...
 
     def apply(self, x: Array, state: State, out: Array | None = None) -> Array:
@@ -49,7 +49,7 @@ class Step(Protocol):
         ...
 
     def prepare(self, state: State, dtype: str, device: bool) -> State:
-        """The state as `apply` would make it at every call: on the GPU when `device`, matrices rounded to dtype."""
+        """The state as `apply` would convert it at every call: on the GPU when `device`, matrices rounded to dtype."""
         ...
 
     def workspace_bytes(self, n: int, row_shape: tuple[int, ...], itemsize: int) -> int:
@@ -93,6 +93,11 @@ class Center(_MomentStep):
     """x − mean, with the training rows' mean of each feature, or of each channel (the last axis; images are NHWC).
 
     State: `mean`, float64, row_shape or (channels,). The difference is taken in float64 and rounded once.
+
+    Parameters
+    ----------
+    per : {"feature", "channel"}
+        Whether a mean is of one feature over the rows, or of one channel over rows and all axes but the last.
     """
 
     def fit(self, statistics: Statistics | None, row_shape: tuple[int, ...]) -> State:
@@ -111,8 +116,12 @@ class Standardize(_MomentStep):
     """(x − mean) / std, with the training rows' mean and population std (ddof = 0) of each feature or channel.
 
     State: `mean` and `scale`, float64, row_shape or (channels,); `constant`, int64 scalar: how many of them did not
-    vary over the training rows. Those have std 0 and divide by 1: training rows become exactly 0 there.
-    per="channel": statistics over rows and all axes but the last.
+    vary over the training rows. Those have std 0 and are divided by 1: training rows become exactly 0 there.
+
+    Parameters
+    ----------
+    per : {"feature", "channel"}
+        Whether statistics are of one feature over the rows, or of one channel over rows and all axes but the last.
     """
 
     def fit(self, statistics: Statistics | None, row_shape: tuple[int, ...]) -> State:
@@ -170,18 +179,29 @@ class ZCA:
 
     r(x): the row minus its own mean, divided by its norm (norms up to 1e-8 count as 1). C = Σ r rᵀ / n = V E Vᵀ over
     the training rows, not centred by the features' means. The transformed training rows have C' = V E/(E + ε) Vᵀ.
-
-    variant "shankar": ε = regularization, default 1e-4.
-    variant "han": ε = regularization · tr(C) / d, default 0.1; tr(C) = 1 when no row is constant.
-    regularization: positive; None means the variant's default.
     State: `whitening` W, (d, d) float64; `epsilon` ε, float64 scalar.
 
-    Sources, to the best of our knowledge: "shankar" is Shankar et al. 2020, `preprocess` in utils.py of
-    modestyachts/neural_kernels_code; its default and its CIFAR-100 path use ε = 1e-4, its config.py has 1e-5. "han" is
-    Han et al. 2022, who cite Shankar et al. and Nguyen et al. 2021 without a formula; `get_preprocess_op` in a public
-    CIFAR-10 script of that method has zca_reg=0.1, relative. Differences from that script: it standardises channels
-    before r where it applies W, yet fits W on raw images; ["standardize_channels", "zca"] standardises in both places.
-    With n < d it leaves d − n directions unscaled, which no training row has; here test rows see ε^(−1/2) there.
+    Parameters
+    ----------
+    regularization : float, optional
+        Positive; None: the default of the variant.
+    variant : {"han", "shankar"}
+        "shankar": ε = regularization, default 1e-4. "han": ε = regularization · tr(C) / d, default 0.1; tr(C) = 1 when no row
+        is constant.
+
+    Raises
+    ------
+    InputError
+        For another variant, and a regularization that is not positive.
+
+    Notes ----- With n < d ZCA leaves d − n directions unscaled, in which no training row has a component; test rows are
+    multiplied by ε^(−1/2) there. Differences of "han" from the script below: that standardises channels before r where it
+    applies W, yet fits W on raw images; ["standardize_channels", "zca"] standardises in both places.
+
+    References ---------- To the best of our knowledge: "shankar" is Shankar et al. 2020, `preprocess` in utils.py of
+    modestyachts/neural_kernels_code; its default and its CIFAR-100 path use ε = 1e-4, its config.py has 1e-5. "han" is Han et
+    al. 2022, who cite Shankar et al. and Nguyen et al. 2021 without a formula; `get_preprocess_op` in a public CIFAR-10 script
+    of that method has zca_reg=0.1, relative.
     """
 
     regularization: float | None = None
@@ -206,7 +226,7 @@ class ZCA:
         return normalize_rows(require_float(x), center=True, min_norm=1e-8)
 
     def fit(self, statistics: Statistics | None, row_shape: tuple[int, ...]) -> State:
-        """`whitening` and `epsilon` from SecondMoments; eigh runs where xtx lives, in up to about 48 d² bytes."""
+        """`whitening` and `epsilon` from SecondMoments; eigh runs on the device of xtx, in up to about 48 d² bytes."""
         if not isinstance(statistics, SecondMoments) or statistics.n == 0:
             raise _wrong_statistics(self, "SecondMoments", statistics)
         xp = namespace(statistics.xtx)
@@ -241,9 +261,11 @@ class ZCA:
         return n * d * itemsize + max(normalize_rows_bytes(n, d), d * d * itemsize + 2**16)
 
 
-def _wrong_statistics(step: object, expected: str, found: Statistics | None) -> InputError:
-    what = "none" if found is None else f"{type(found).__name__} of {found.n} rows"
-    return InputError(f"{type(step).__name__} is fitted from the {expected} of at least one training row, found {what}")
+def _wrong_statistics(step: object, expected: str, statistics: Statistics | None) -> InputError:
+    given = "none" if statistics is None else f"{type(statistics).__name__} of {statistics.n} rows"
+    return InputError(
+        f"{type(step).__name__} is fitted from the {expected} of at least one training row, found {given}"
+    )
 
 
 def _beside(x: Array, state: Array) -> Array:
@@ -273,10 +295,25 @@ _NAMED: dict[str, Step] = {
 
 
 def parse_steps(names: Sequence[str | Mapping[str, Any] | Step]) -> tuple[Step, ...]:
-    """The steps of a job file's `preprocess` list: names, or tables of a class and its arguments; steps pass through.
+    """The steps of a job file's `preprocess` list.
 
-    Names: center, center_channels, standardize, standardize_channels, unit_norm, zca, zca_shankar. Raises JobError for
-    an unknown name, type or key, with the nearest known one, and InputError for a value that a step refuses.
+    Parameters
+    ----------
+    names : sequence of str, table or Step
+        Names, tables of a class and its arguments, and steps, which pass through. Names: center, center_channels, standardize,
+        standardize_channels, unit_norm, zca, zca_shankar.
+
+    Returns
+    -------
+    tuple of Step
+        The steps.
+
+    Raises
+    ------
+    JobError
+        For an unknown name, type or key, with the nearest known one.
+    InputError
+        For a value that a step refuses.
 
     >>> parse_steps(["standardize", {"type": "ZCA", "regularization": 0.5}])
     (Standardize(per='feature'), ZCA(regularization=0.5, variant='han'))

@@ -10,9 +10,28 @@ from ntkdask.preprocessing.rows import name_rows
 def encode_targets(labels: Array, n_classes: int, dtype: str = "float32") -> Array:
     """Zero-mean one-hot targets: 1 − 1/C in the column of the label, −1/C elsewhere, C = n_classes.
 
-    labels: (n,) integers 0..C−1, NumPy or CuPy. Returns (n, C) of dtype; every row sums to zero.
-    Raises InputError for labels that are no integers or out of range, naming the first rows.
-    Source: Zandieh et al. 2021, §5.1 ("one-hot vectors with zero-mean").
+    Parameters
+    ----------
+    labels : array (n,) of integers, NumPy or CuPy
+        Labels 0 … C−1.
+    n_classes : int
+        C >= 2.
+    dtype : {"float32", "float64"}
+        Dtype of the result.
+
+    Returns
+    -------
+    array (n, C)
+        Every row sums to zero.
+
+    Raises
+    ------
+    InputError
+        For labels that are no integers or out of range, naming the first rows.
+
+    References
+    ----------
+    Zandieh et al. 2021, §5.1 ("one-hot vectors with zero-mean").
 
     >>> import numpy as np
     >>> encode_targets(np.array([1, 0]), 2)
@@ -43,7 +62,7 @@ def encode_targets(labels: Array, n_classes: int, dtype: str = "float32") -> Arr
 
 
 def decode(scores: Array) -> Array:
-    """The label with the largest score, (n, C) → (n,) int64; of equal scores the lowest label.
+    """The label with the largest score, (n, C) → (n,) int64; among equal scores the lowest label.
 
     >>> import numpy as np
     >>> decode(np.array([[0.1, 0.7], [0.5, 0.5]]))

@@ -1,1 +1,1 @@
-"""Solvers: arrays in, arrays out."""
+"""Linear systems, eigenproblems and scores of ridge and kernel regression: arrays in, arrays out."""

@@ -4,7 +4,7 @@
     ξ_j = −L_j ξ_{j−1},   P_j = M^(−½)V_j − P_{j−1}L_jᵀ,   X ← X + P_j Δ_j⁻¹ξ_j,   residual −M^(½)V_{j+1}·B_jΔ_j⁻¹ξ_j.
 
 Ã = A, M = I and σ = α for every alpha served, or Ã = M^(−½)(A + α)M^(−½) and σ = 0 for a single one. The caller makes the
-products with A (`conjugate_gradients.py`). Blocks are (n, r), NumPy or CuPy; r never grows, and falls where rank is lost. The
+products with A (`conjugate_gradients`). Blocks are (n, r), NumPy or CuPy; r never grows, and falls where rank is lost. The
 (r, r) coefficients stay on the host. Saad 2003, §6.7; O'Leary 1980.
 """
 
@@ -24,18 +24,34 @@ LOST_RANK = 1e-13
 
 
 class Preconditioner(Protocol):
-    """A symmetric positive definite M(α) that is close to A + αI, through its root."""
+    """A symmetric positive definite M(α) that is close to A + αI, given by its square root."""
 
     def root(self, x: Array, alpha: float) -> Array:
-        """M^(½)·x, x (n, r)."""
+        """M^(½)·x for x (n, r)."""
 
     def inverse_root(self, x: Array, alpha: float) -> Array:
-        """M^(−½)·x, x (n, r)."""
+        """M^(−½)·x for x (n, r)."""
 
 
 @dataclass
 class Shift:
-    """One alpha in a process: directions P (n, r), pivot Δ (r, r) and ξ (r, k) of the last step; member: its index."""
+    """One alpha that a process serves.
+
+    Parameters
+    ----------
+    member : int
+        Index of the alpha among all.
+    sigma : float
+        Its shift σ.
+    xi : array (r, k)
+        ξ of the last step.
+    pivot : array (r, r)
+        Δ of the last step.
+    directions : array (n, r)
+        P of the last step.
+    moving : bool
+        Whether its iterate still moves.
+    """
 
     member: int
     sigma: float
@@ -47,7 +63,19 @@ class Shift:
 
 @dataclass
 class Step:
-    """What a step did for one shift: the move of X, the residual norms (k,), or the lowest curvature when Δ is not definite."""
+    """What one step did for one shift.
+
+    Parameters
+    ----------
+    member : int
+        Index of the alpha.
+    move : array (n, k), optional
+        What is added to X; None where Δ is not positive definite.
+    norms : array (k,)
+        Residual norms; empty without a move.
+    curvature : float, optional
+        The lowest curvature where Δ is not positive definite.
+    """
 
     member: int
     move: Array | None
@@ -57,9 +85,24 @@ class Step:
 
 @dataclass
 class Process:
-    """block V_j (n, r), previous V_{j−1}, coupling B_{j−1} (r, r_previous), the shifts.
+    """A block Lanczos process and its shifts.
 
-    alpha: what Ã folds in (preconditioned), else 0. scale, norm: the largest |T| and ‖Ad‖/‖d‖ met so far.
+    Parameters
+    ----------
+    block : array (n, r)
+        V_j.
+    shifts : list of Shift
+        The alphas that it serves.
+    alpha : float
+        The alpha that Ã contains where there is a preconditioner, else 0.
+    previous : array (n, r_previous), optional
+        V_{j−1}.
+    coupling : array (r, r_previous)
+        B_{j−1}.
+    scale : float
+        The largest entry of |T| met so far.
+    norm : float
+        The largest ‖Ad‖/‖d‖ met so far.
     """
 
     block: Array
@@ -79,7 +122,7 @@ class Process:
         alpha: float,
         preconditioner: Preconditioner | None,
     ) -> Process:
-        """A process for right-hand sides `residual` (n, k); sigmas: one shift per member."""
+        """A process for the right-hand sides `residual` (n, k), with one shift of `sigmas` for each of `members`."""
         if preconditioner is not None:
             residual = preconditioner.inverse_root(residual, alpha)
         size = to_host(namespace(residual).linalg.norm(residual, axis=0))
@@ -93,11 +136,11 @@ class Process:
         return self.block.shape[1] > 0 and any(s.moving for s in self.shifts)
 
     def directions(self, preconditioner: Preconditioner | None) -> Array:
-        """(n, r): what the caller multiplies by A."""
+        """The directions (n, r) that the caller multiplies by A."""
         return self.block if preconditioner is None else preconditioner.inverse_root(self.block, self.alpha)
 
     def advance(self, directions: Array, product: Array, preconditioner: Preconditioner | None) -> list[Step]:
-        """One step from product = A·directions; the moves of every shift that still moves."""
+        """One step from product = A·directions: what it does for every shift that still moves."""
         xp = namespace(self.block)
         longest = xp.linalg.norm(product, axis=0) / xp.linalg.norm(directions, axis=0)
         self.norm = max(self.norm, float(longest.max()))
@@ -108,7 +151,7 @@ class Process:
             image = image - self.previous @ _like(self.coupling.T, image)
         diagonal = self.block.T @ image
         image = image - self.block @ diagonal
-        # once more: what rounding left along the block
+        # once more, for what rounding left along the block
         again = self.block.T @ image
         image = image - self.block @ again
         inner = to_host(diagonal + again)
@@ -147,7 +190,7 @@ class Process:
             return shift, cho_solve(cho_factor(shift.pivot, lower=True), shift.xi), None
         except LinAlgError:
             lowest = _lowest_curvature(shift)
-            # what A's own rounding makes negative is a singular matrix, not an indefinite one
+            # a curvature that A's own rounding makes negative means a singular matrix, not an indefinite one
             return shift, None, lowest if lowest < -len(directions) * np.finfo(float).eps * self.norm else 0.0
 
     def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -197,7 +240,7 @@ class Process:
 
 
 def orthonormalise(block: Array, tolerance: float, scale: float | None = None) -> tuple[Array, np.ndarray]:
-    """(Q (n, r), F (r, k)) with block = Q·F to tolerance·scale, Q orthonormal, r the rank; F on the host.
+    """(Q (n, r), F (r, k)) with block = Q·F up to tolerance·scale, Q orthonormal and r the rank; F is on the host.
 
     scale: None for the block's largest singular value. Householder QR, then an SVD of its small factor where rank is lost.
     """

@@ -4,7 +4,8 @@ A tile (i, j) of the lower triangle starts as A_ij, loses L_ik·L_jkᵀ for ever
 left on the diagonal, a triangular solve with L_jj below it. All in place, at the rate of GEMM: row-major tiles are handed
 to BLAS and LAPACK as their transposes, so nothing is copied. Golub & Van Loan, Matrix Computations, 4th ed., §4.2.9.
 
-Arrays in, arrays out, NumPy or CuPy; which tiles and when is `workflows/factorize.py`, substitution `workflows/factor.py`.
+Arrays in, arrays out, NumPy or CuPy. Which tiles are computed when is decided in `matrices.factorize`; substitution is in
+`matrices.factor`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,25 @@ PIVOT_ROUNDINGS = 8.0
 def ridge_tile(
     tile: Array, rows: Array | None, columns: Array | None, dtype: Any, alpha: float, on_diagonal: bool
 ) -> Array:
-    """S K S + αI of one tile: s_i·K_ij·s_j, and α added along the tile's own diagonal when it is a diagonal tile.
+    """One tile of S K S + αI: s_i·K_ij·s_j, with α added on the diagonal of a diagonal tile.
 
-    tile (p, q) float32 or float64; rows (p,), columns (q,): the scales, None for 1. Returns a new row-major (p, q) of `dtype`.
+    Parameters
+    ----------
+    tile : array (p, q), float32 or float64
+        The tile of K.
+    rows, columns : array (p,) and (q,), optional
+        The scales s of its rows and columns; None for 1.
+    dtype : dtype
+        Dtype of the result.
+    alpha : float
+        α.
+    on_diagonal : bool
+        Whether the tile is a diagonal tile of K.
+
+    Returns
+    -------
+    array (p, q)
+        A new row-major array.
     """
     xp = namespace(tile)
     out = xp.array(tile, dtype=dtype, order="C", copy=True)
@@ -39,7 +56,7 @@ def ridge_tile(
 
 
 def subtract_product(c: Array, a: Array, b: Array) -> None:
-    """C ← C − A·Bᵀ in place: one GEMM. c (p, q), a (p, r), b (q, r), row-major, of one dtype."""
+    """C ← C − A·Bᵀ in place: one GEMM. c (p, q), a (p, r), b (q, r), row-major and of one dtype."""
     if is_device_array(c):
         c -= a @ b.T
         return
@@ -47,7 +64,10 @@ def subtract_product(c: Array, a: Array, b: Array) -> None:
 
 
 def subtract_square(c: Array, a: Array) -> None:
-    """The lower triangle of C ← C − A·Aᵀ in place: one SYRK, half a GEMM; what lies above is undefined. c (p, p), a (p, r)."""
+    """The lower triangle of C ← C − A·Aᵀ in place: one SYRK, half a GEMM. c (p, p), a (p, r).
+
+    What lies above the diagonal is undefined afterwards.
+    """
     if is_device_array(c):
         c -= a @ a.T
         return
@@ -55,10 +75,10 @@ def subtract_square(c: Array, a: Array) -> None:
 
 
 def factor_lower(c: Array) -> int:
-    """C ← L with LLᵀ = C in place, from its lower triangle; zeros above. c (p, p) row-major.
+    """C ← L with LLᵀ = C in place, from its lower triangle; zeros above. c (p, p), row-major.
 
-    Returns how many leading pivots were positive: p when all were, less when C is not positive definite, and then what
-    c holds is of no use.
+    Returns how many leading pivots were positive: p when all were. With less C is not positive definite, and what c then holds is
+    of no use.
     """
     if is_device_array(c):
         xp = namespace(c)
@@ -87,19 +107,19 @@ def solve_lower(factor: Array, b: Array, transposed: bool = False) -> None:
 
 
 def pivot_floor(n: int, dtype: Any, matrix_dtype: Any) -> float:
-    """What rounding leaves of a zero pivot, relative to its diagonal entry: 8·√n·ε of the factor's dtype, at least ε of the matrix's.
+    """What rounding leaves of a zero pivot, relative to its diagonal entry: 8·√n·ε of the factor's dtype, at least the matrix's ε.
 
     A pivot is the diagonal entry minus a sum of up to n squares. The worst case is n·ε (Higham 2002, Theorem 10.3); errors
-    of both signs add up to about √n·ε. A diagonal entry itself is known to ε of the dtype it was stored in.
+    of both signs add up to about √n·ε. A diagonal entry itself is known to the ε of the dtype that it was stored in.
     """
     summed = PIVOT_ROUNDINGS * math.sqrt(n) * float(np.finfo(dtype).eps)
     return max(summed, float(np.finfo(matrix_dtype).eps))
 
 
 def first_lost_pivot(factor: Array, diagonal: Array, floor: float) -> int | None:
-    """The first row whose pivot L_ii² is not above floor·A_ii: rounding alone decided its sign. None when all are.
+    """The first row whose pivot L_ii² is not above floor·A_ii, so that rounding alone decided its sign; None when there is none.
 
-    factor (p, p) from `factor_lower`, diagonal (p,): A_ii before anything was subtracted.
+    factor (p, p) from `factor_lower`; diagonal (p,): A_ii before anything was subtracted.
     """
     xp = namespace(factor)
     lost = to_host(~(xp.diagonal(factor) ** 2 > floor * diagonal))
@@ -109,7 +129,7 @@ def first_lost_pivot(factor: Array, diagonal: Array, floor: float) -> int | None
 def smallest_eigenvalue(c: Array) -> float:
     """λ_min of a symmetric matrix given by its lower triangle, in float64; about 4/3·p³ flops, on the host.
 
-    Of a Schur complement: adding more than −λ_min to the diagonal of A makes that complement positive definite, since
+    For a Schur complement: adding more than −λ_min to the diagonal of A makes that complement positive definite, since
     the complement of A + δI is at least that of A plus δI.
     """
     return float(

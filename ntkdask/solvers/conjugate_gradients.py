@@ -1,46 +1,50 @@
 """Preconditioned block conjugate gradients for (A + αI) X = B: all right-hand sides, and all alphas, from shared products.
 
 Each process builds an orthonormal block Krylov basis V (block Lanczos, A V_j = V_{j−1}B_{j−1}ᵀ + V_jD_j + V_{j+1}B_j) and
-factors T + σ = L Δ Lᵀ block by block as it grows, which is conjugate gradients: X moves by W_j Δ_j⁻¹ξ_j along the
-A-orthogonal block W_j = V_j − W_{j−1}L_jᵀ, and the residual is −V_{j+1}·B_jΔ_j⁻¹ξ_j without another product. Blocks shrink where they
-lose rank (dependent targets: one-hot columns and an intercept; columns that are done; an exhausted space), so nothing
+factors T + σ = L Δ Lᵀ block by block as it grows, which is conjugate gradients: X moves by W_j Δ_j⁻¹ξ_j along the A-orthogonal
+block W_j = V_j − W_{j−1}L_jᵀ, and the residual is −V_{j+1}·B_jΔ_j⁻¹ξ_j without another product. Blocks shrink where they lose
+rank (dependent targets, such as one-hot columns with an intercept; columns that are done; an exhausted space), so nothing
 breaks down there. Without a preconditioner T + σI serves every alpha: one process, one product an iteration, and each alpha
 freezes when it is done. With one, (FFᵀ + α)^(−½) is applied on both sides: a process per alpha, their blocks multiplied in one
 product, since reading A is what costs.
 
-Why blocks rather than columns that share products: at equal products every column gets the others' Krylov space too (RBF,
-n = 600, 8 columns, no preconditioner: see tests/test_conjugate_gradients.py for the counts).
+Why blocks and not separate columns that share products: for the same products every column gets the others' Krylov space too
+(RBF, n = 600, 8 columns, no preconditioner: see tests/solvers/test_conjugate_gradients.py for the counts).
 
-True residuals B − (A + αI)X ride along with a product every `check_every` iterations and whenever the recurrence says that all is
-done; only they decide. Sources: O'Leary 1980; Dubrulle 2001; Frommer & Maass 1999 for shifts; Saad 2003, §6.7 for D-Lanczos.
-Arrays in, arrays out, float64; NumPy or CuPy after B. Vectors of length n held: `conjugate_gradients_bytes`.
+True residuals B − (A + αI)X are computed in the same product every `check_every` iterations, and whenever the recurrence says
+that all is done; only they decide. Sources: O'Leary 1980; Dubrulle 2001; Frommer & Maass 1999 for shifts; Saad 2003, §6.7 for
+D-Lanczos. Arrays in, arrays out, float64; NumPy or CuPy after B. Memory: `conjugate_gradients_bytes`. What a run carries from
+product to product is in `conjugate_gradients_state`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ntkdask.arrays import Array, namespace, require_float, to_device, to_host
+from ntkdask.arrays import Array, namespace, require_float, to_host
 from ntkdask.errors import InputError
 from ntkdask.solvers.block_krylov import Preconditioner, Process, Step
-
-_NUMBERS = ("cycle", "norm", "lowest", "curvature")
-"""Of an iterate, what may be infinite or NaN and so is kept among the arrays of a state."""
-
-RUNNING = ""
-"""The reason of an alpha that is still being worked on."""
+from ntkdask.solvers.conjugate_gradients_state import RUNNING, Iterate, State
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """When to stop: true ‖b − (A + α)x‖ ≤ tolerance·‖b‖ in every column, max_iterations products, or no progress.
+    """When to stop.
 
-    check_every: iterations between true residuals. patience: iterations without the residual falling by a tenth before an alpha
-    counts as stalled.
+    Parameters
+    ----------
+    tolerance : float
+        Between 0 and 1: converged is true ‖b − (A + α)x‖ <= tolerance·‖b‖ in every column.
+    max_iterations : int
+        The largest number of products.
+    check_every : int
+        Iterations between true residuals.
+    patience : int
+        Iterations in which the residual does not fall by a tenth before an alpha counts as stalled.
     """
 
     tolerance: float = 1e-8
@@ -60,14 +64,29 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Solved:
-    """What conjugate gradients reached; an alpha that did not converge keeps its best iterate and says why.
+    """What conjugate gradients reached. An alpha that did not converge keeps its best iterate and says why.
 
-    solution: (n_alphas, n, k) float64, without the first axis for a single alpha, without the last for rhs (n,).
-    residuals (n_alphas, k): true relative residuals ‖b − (A + αI)x‖/‖b‖, from A and x themselves (by the recurrence where a product
-    gave NaN, since then there is none to be had). converged (n_alphas, k).
-    history (iterations, n_alphas): the largest over columns, as the recurrence has it; NaN before it exists.
-    iterations: products with A, checks included. columns: vectors multiplied in all. reasons: one per alpha, "converged", or what
-    happened. curvatures (n_alphas,): the smallest zᵀ(A + α)z/zᵀz met where that was negative, else NaN.
+    Parameters
+    ----------
+    solution : array (n_alphas, n, k), float64
+        Without the first axis for a single alpha, without the last for rhs (n,).
+    alphas : array (n_alphas,)
+        The alphas.
+    residuals : array (n_alphas, k)
+        True relative residuals ‖b − (A + αI)x‖/‖b‖, from A and x themselves. Where a product gave NaN they are those of the
+        recurrence, since there is no true one.
+    converged : array (n_alphas, k), bool
+        Whether each residual is within the tolerance.
+    history : array (iterations, n_alphas)
+        The largest residual over columns by the recurrence; NaN before it exists.
+    iterations : int
+        Products with A, checks included.
+    columns : int
+        Vectors multiplied in all.
+    reasons : tuple of str
+        For each alpha "converged", or what happened.
+    curvatures : array (n_alphas,)
+        The smallest zᵀ(A + α)z/zᵀz met where that was negative, else NaN.
     """
 
     solution: Array
@@ -81,88 +100,11 @@ class Solved:
     curvatures: np.ndarray
 
 
-@dataclass
-class Iterate:
-    """One alpha: its iterate x (n, k), the best ones, and what is known of them."""
-
-    alpha: float
-    x: Array
-    reason: str = RUNNING
-    best: Array = None
-    """The iterate of the lowest residual, by the recurrence between checks."""
-    residuals: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """(k,) relative residuals of `best`."""
-    sure: Array = None
-    sure_residuals: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """The iterate of the lowest true residual, and those (k,): where the recurrence went astray, it is what is left."""
-    cycle: float = np.inf
-    """The largest true residual when the present process started."""
-    norm: float = np.nan
-    """The largest relative residual by the recurrence."""
-    lowest: float = np.inf
-    lowest_at: int = 0
-    due: bool = False
-    curvature: float = np.nan
-
-
-@dataclass
-class State:
-    """All that an interrupted solve needs to go on to the same bits: plain arrays through `to_state`."""
-
-    iterates: list[Iterate]
-    processes: list[Process]
-    iteration: int = 0
-    columns: int = 0
-    history: list[list[float]] = field(default_factory=list)
-
-    @property
-    def residuals(self) -> np.ndarray:
-        """(n_alphas,) the largest relative residual over columns: true where an alpha is done, else by the recurrence."""
-        return np.array([i.norm for i in self.iterates])
-
-    def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """(arrays, attributes) for the store; copies, so that the solver may go on."""
-        arrays: dict[str, np.ndarray] = {"history": np.array(self.history).reshape(len(self.history), -1)}
-        iterates, processes = [], []
-        for i, one in enumerate(self.iterates):
-            arrays |= {f"iterate{i}.{name}": getattr(one, name) for name in ("residuals", "sure_residuals")}
-            held = {name: getattr(one, name) for name in ("x", "best", "sure")}
-            arrays |= {f"iterate{i}.{name}": to_host(a).copy() for name, a in held.items() if a is not None}
-            arrays[f"iterate{i}.numbers"] = np.array([getattr(one, name) for name in _NUMBERS])
-            iterates.append({name: getattr(one, name) for name in ("alpha", "reason", "lowest_at", "due")})
-        for i, process in enumerate(p for p in self.processes if p.active):
-            inner, attributes = process.to_state()
-            arrays |= {f"process{i}.{name}": array for name, array in inner.items()}
-            processes.append(attributes)
-        attributes = {
-            "iterates": iterates,
-            "processes": processes,
-            "iteration": self.iteration,
-            "columns": self.columns,
-        }
-        return arrays, attributes
-
-    @classmethod
-    def from_state(cls, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], device: bool = False) -> State:
-        """The state that `to_state` described; device: its blocks on the GPU."""
-
-        def part(prefix: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(prefix): np.array(v) for k, v in arrays.items() if k.startswith(prefix)}
-
-        iterates = []
-        for i, plain in enumerate(attributes["iterates"]):
-            a: dict[str, Any] = part(f"iterate{i}.")
-            numbers = dict(zip(_NUMBERS, a.pop("numbers").tolist(), strict=True))
-            blocks = {name: to_device(a.pop(name), device) for name in ("x", "best", "sure") if name in a}
-            iterates.append(Iterate(**blocks, **a, **plain, **numbers))
-        processes = [Process.from_state(part(f"process{i}."), p, device) for i, p in enumerate(attributes["processes"])]
-        history = np.asarray(arrays["history"]).tolist()
-        return cls(iterates, processes, attributes["iteration"], attributes["columns"], history)
-
-
 def conjugate_gradients_bytes(n: int, k: int, n_alphas: int, preconditioned: bool) -> int:
-    """Bytes of (n, ·) blocks at the peak, without the preconditioner's own: three iterates and the directions of every alpha,
-    the basis of every process, and a product with its operand in which all iterates ride along.
+    """Peak bytes of blocks (n, ·), without those of the preconditioner.
+
+    Three iterates and the directions of every alpha, the basis of every process, and a product with its operand to which all
+    iterates are added.
     """
     processes = n_alphas if preconditioned else 1
     return 8 * n * k * (5 * n_alphas + 6 * processes + 2 * (processes + n_alphas))
@@ -179,13 +121,37 @@ def conjugate_gradients(
     state: State | None = None,
     callback: Callable[[int, State], None] | None = None,
 ) -> Solved:
-    """Solve (A + αI) X = B for every alpha; see the module's head for the method.
+    """Solve (A + αI) X = B for every alpha; the module's docstring describes the method.
 
-    operator: A, symmetric, `.shape` and `@` on (n, r) float64. rhs (n,) or (n, k) float32 or float64; zero columns have the
-    solution zero. start: (n, k), or (n_alphas, n, k), such as the solution of a nearby alpha; then every alpha has a process of its
-    own. state: go on from there (with the same arguments) to the same bits. callback(iteration, state) after every product: for
-    checkpoints, `state.to_state()`; it must not change the state.
-    Returns `Solved`, also when something did not converge. InputError for shapes that disagree, NaN in rhs, alpha < 0.
+    Parameters
+    ----------
+    operator : object
+        A, symmetric, with `.shape` and `@` on (n, r) float64.
+    rhs : array (n,) or (n, k), float32 or float64
+        B; columns of zeros have the solution zero.
+    alphas : float or sequence of float
+        One or more α >= 0.
+    preconditioner : Preconditioner, optional
+        M(α), close to A + αI.
+    stopping : Stopping, optional
+        When to stop; None: its defaults.
+    start : array (n, k) or (n_alphas, n, k), optional
+        Where to start, such as the solution of a nearby alpha; every alpha then has a process of its own.
+    state : State, optional
+        Where to go on, with the same arguments, to the same bits.
+    callback : callable, optional
+        Called as callback(iteration, state) after every product, for checkpoints (`state.to_state()`); it must not change the
+        state.
+
+    Returns
+    -------
+    Solved
+        Also when something did not converge.
+
+    Raises
+    ------
+    InputError
+        For shapes that disagree, NaN in rhs and alpha < 0.
     """
     stopping = stopping or Stopping()
     b = require_float(rhs, "rhs")
@@ -217,7 +183,7 @@ def _check(operator: Any, b: Array, alphas: np.ndarray) -> None:
 
 
 class _Solver:
-    """The problem's constants; everything that changes is in `State`."""
+    """The constants of a problem; everything that changes is in `State`."""
 
     def __init__(self, operator: Any, b: Array, preconditioner: Preconditioner | None, stopping: Stopping) -> None:
         self.operator, self.b, self.preconditioner, self.stopping = operator, b, preconditioner, stopping
@@ -226,7 +192,7 @@ class _Solver:
         self.size = np.where(size > 0, size, 1.0)
 
     def begin(self, alphas: np.ndarray, start: Array | None) -> State:
-        """X = 0 and one process for all alphas where they can share it; else X = start, checked by the first product."""
+        """X = 0 and, where they can share one, one process for all alphas; else X = start, which the first product checks."""
         shape = (int(alphas.size), *self.b.shape)
         if start is not None and tuple(start.shape) not in (shape, shape[1:]):
             raise InputError(
@@ -248,17 +214,17 @@ class _Solver:
         return state
 
     def resume(self, state: State, alphas: np.ndarray) -> State:
-        """The state, when it is of this problem."""
-        found = [i.alpha for i in state.iterates]
-        if found != alphas.tolist() or any(i.x.shape != self.b.shape for i in state.iterates):
+        """The given state; InputError when it is not of this problem."""
+        stored = [i.alpha for i in state.iterates]
+        if stored != alphas.tolist() or any(i.x.shape != self.b.shape for i in state.iterates):
             raise InputError(
-                f"conjugate gradients: the state is of alphas {found} and shape {state.iterates[0].x.shape}, "
+                f"conjugate gradients: the state is of alphas {stored} and shape {state.iterates[0].x.shape}, "
                 f"not {alphas.tolist()} and {self.b.shape}. Start afresh, without state."
             )
         return state
 
     def _open(self, state: State, members: list[int], residual: Array) -> None:
-        """Processes for these alphas from one residual: shared by shifts, or with a preconditioner one each."""
+        """Start processes for these alphas from one residual: a shared one, or with a preconditioner one for each."""
         alphas = [state.iterates[m].alpha for m in members]
         if self.preconditioner is None:
             state.processes.append(Process.start(residual, members, alphas, 0.0, None))
@@ -267,7 +233,7 @@ class _Solver:
                 state.processes.append(Process.start(residual, [m], [0.0], alpha, self.preconditioner))
 
     def iterate(self, state: State) -> bool:
-        """One product: the directions of every process, and the iterates that are to be checked. False when all is done."""
+        """One product with the directions of every process and the iterates to be checked. False when all is done."""
         running = [i for i, one in enumerate(state.iterates) if one.reason == RUNNING]
         if not running:
             return False
@@ -294,7 +260,7 @@ class _Solver:
         return True
 
     def finish(self, state: State) -> None:
-        """One more product for the true residuals of what was given up."""
+        """One more product for the true residuals of the alphas that were given up."""
         left = [one for one in state.iterates if one.due]
         products = self._multiply(state, [one.x for one in left]) if left else []
         for one, product in zip(left, products or [], strict=False):
@@ -305,7 +271,7 @@ class _Solver:
                 one.reason = "converged"
 
     def _multiply(self, state: State, blocks: list[Array]) -> list[Array] | None:
-        """A·block for each from one product; None when it is not finite."""
+        """A·block for each block, from one product; None when it is not finite."""
         together = self.xp.concatenate(blocks, axis=1)
         state.columns += together.shape[1]
         product = self.operator @ together
@@ -321,7 +287,7 @@ class _Solver:
         return residual
 
     def _judge(self, state: State, member: int, product: Array) -> None:
-        """A true residual decides: converged, on as it is, afresh from this residual, or no further."""
+        """Decide by a true residual: converged, go on, start again from this residual, or give up."""
         one = state.iterates[member]
         residual = self._measure(one, product)
         largest, due = float(residual.max()), one.due
@@ -330,7 +296,7 @@ class _Solver:
             one.reason, one.norm, one.residuals, one.best = "converged", largest, residual, one.x
             _halt(state, member)
         elif due or largest > 10 * one.norm:
-            # the recurrence has left the truth, or has none yet: begin again from the true residual, as long as that helps
+            # the recurrence has drifted, or has not begun: start again from the true residual, as long as that helps
             _halt(state, member)
             if largest < 0.5 * one.cycle:
                 one.cycle = one.norm = one.lowest = largest
@@ -341,7 +307,7 @@ class _Solver:
                 self._end(state, [member], _why_not(one, largest))
 
     def _record(self, state: State, step: Step) -> None:
-        """Move one iterate; what the recurrence calls done, or cannot go on with, is checked by the next product."""
+        """Move one iterate; the next product checks it when the recurrence calls it done or cannot go on."""
         one = state.iterates[step.member]
         if step.move is None:
             one.due = True
@@ -362,7 +328,7 @@ class _Solver:
             self._end(state, [step.member], words)
 
     def _end(self, state: State, members: list[int], reason: str, verify: bool = True) -> None:
-        """Give these up, with the iterate of the lowest residual; its true one by the last product, if there is to be one."""
+        """Give these alphas up, with the iterate of the lowest residual; with `verify` the last product computes its true one."""
         for member in members:
             one = state.iterates[member]
             if one.best is not None and not (verify and one.norm <= one.lowest):
@@ -372,7 +338,7 @@ class _Solver:
 
 
 def _halt(state: State, member: int) -> None:
-    """The shift of one alpha moves no more."""
+    """Stop moving the iterate of one alpha."""
     for process in state.processes:
         for shift in process.shifts:
             if shift.member == member:

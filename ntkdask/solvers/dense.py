@@ -1,7 +1,7 @@
 """A dense kernel matrix in place: rows left out, scaled by √w, reflected, decomposed, without a second n² beside it.
 
-What the dense solvers of the dual problem (`solvers/dual.py`, `solvers/dual_cholesky.py`) share. Symmetric matrices with both
-triangles, row-major on the host; NumPy or CuPy.
+What the dense solvers of the dual problem (`dual`, `dual_cholesky`) share. Symmetric matrices with both triangles, row-major on
+the host; NumPy or CuPy.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ EVD_ROWS = 32766
 
 
 def scaled_kernel(kernel: Array, problem: DualProblem, dtype: str, overwrite: bool) -> Array:
-    """S K S of the rows with positive weight, (p, p) row-major of `dtype`; in K's own memory when `overwrite` and it fits.
+    """S K S of the rows with positive weight, (p, p) row-major of `dtype`; in K's own memory when `overwrite` is set and it fits.
 
-    kernel (n, n) float32 or float64. InputError for another shape, another dtype asked for, or NaN among those rows.
+    kernel: (n, n), float32 or float64. InputError for another shape, another dtype, and NaN in the rows with positive weight.
     """
     if dtype not in ("float32", "float64"):
         raise InputError(f"kernel ridge: dtype is {dtype!r}; matrices are decomposed in 'float64' or 'float32'.")
@@ -54,7 +54,7 @@ def scaled_kernel(kernel: Array, problem: DualProblem, dtype: str, overwrite: bo
 
 
 def keep_rows(matrix: Array, kept: np.ndarray) -> Array:
-    """The (p, p) matrix of the rows and columns `kept` (ascending), contiguous; on the host in the memory of the (n, n) one."""
+    """The (p, p) matrix of the rows and columns `kept` (ascending), contiguous; on the host in the memory of the (n, n) matrix."""
     p = kept.size
     if is_device_array(matrix):
         chosen = to_device(kept)
@@ -92,7 +92,7 @@ def reflect_both_sides(matrix: Array, v: np.ndarray) -> None:
 
 
 def eigenpairs(matrix: Array) -> tuple[np.ndarray, Array]:
-    """(values ascending (p,) float64 on the host, vectors (p, p)) of a symmetric matrix, in its own memory on the host."""
+    """(values ascending (p,) float64 on the host, vectors (p, p)) of a symmetric matrix; on the host in the matrix's memory."""
     if matrix.shape[0] == 0:
         return np.empty(0), matrix
     if is_device_array(matrix):
@@ -117,7 +117,7 @@ def take_rows(matrix: Array, rows: np.ndarray) -> np.ndarray:
 def not_definite(alpha: float, lowest: float, highest: float, eps: float) -> InputError:
     """The error for S K S + αI that is not positive definite: by how much, and which alpha would do.
 
-    eps: rounding of the dtype that K came in. Only what exceeds rounding is called a fault of the kernel.
+    eps: rounding of the dtype in which K was given. Only an eigenvalue beyond that rounding is called a fault of the kernel.
     """
     if alpha < 0:
         return InputError(f"kernel ridge: alpha is {alpha:g}; it must be at least 0.")

@@ -1,8 +1,8 @@
 """Kernel ridge regression on a dense K in one memory: every alpha from an eigendecomposition, or one from a Cholesky factor.
 
-Both work in place on K where they may, in float64 unless asked otherwise; the problem, with weights and intercept, is that of
-`solvers/dual_problem.py`. With an intercept `DualEigh` first turns the weights' vector u = S1 into a coordinate axis by a
-Householder reflection and drops it, so that its spectrum is that of the centred problem, without a spurious zero. Generalised
+Both work in place on K where they may, in float64 unless asked otherwise. The problem, with weights and intercept, is that of
+`dual_problem`. With an intercept `DualEigh` first turns the weights' vector u = S1 into a coordinate axis by a Householder
+reflection and drops it, so that its spectrum is that of the centred problem, without a spurious zero. Generalised
 cross-validation, leave-one-out and held-out errors then cost no factorisation. NumPy or CuPy. MATH.md §6.
 """
 
@@ -61,9 +61,21 @@ def eigh_bytes(n: int, dtype: str = "float64") -> int:
 class DualEigh:
     """VEVᵀ of S K S on the complement of u = S1 (of S K S itself without an intercept): every alpha in O(n²k), GCV in O(nk).
 
-    eigenvalues (r,) ascending, r the rows of positive weight, less 1 for an intercept; what is rounding in float64 is 0, what
-    is rounding of a float32 K may be negative. vectors (r, r); projected (r, k) = VᵀHSY; pull (r,), rest (k,): the last row of
-    HSKSH and of HSY, from which the intercept follows; data_eps: the rounding of K's own dtype.
+    Parameters
+    ----------
+    problem : DualProblem
+        Weights, targets, and whether there is an intercept.
+    eigenvalues : array (r,), float64
+        Ascending; r is the number of rows with positive weight, less 1 for an intercept. Those that are rounding in float64 are
+        0; those that are rounding of a float32 K may be negative.
+    vectors : array (r, r)
+        V.
+    projected : array (r, k), float64
+        VᵀHSY, H the reflection.
+    pull, rest : array (r,) and (k,), float64
+        The last rows of HSKSH and of HSY, from which the intercept follows.
+    data_eps : float
+        The rounding of K's own dtype.
     """
 
     problem: DualProblem
@@ -86,12 +98,35 @@ class DualEigh:
         overwrite: bool = False,
         data_dtype: Any = None,
     ) -> DualEigh:
-        """LAPACK's divide and conquer, about 9 n³ flops; rows of weight 0 are left out first. Memory: `eigh_bytes`.
+        """Decompose K by LAPACK's divide and conquer, about 9 n³ flops; rows of weight 0 are left out first. Memory: `eigh_bytes`.
 
-        kernel (n, n) float32 or float64, symmetric, both triangles; targets (n, k) or (n,); weights (n,) ≥ 0.
-        overwrite=True consumes a kernel of `dtype`. data_dtype: the dtype K was computed in, where that is coarser than what it came
-        in: its rounding says what is noise. dtype="float32" halves the memory; then eigenvalues, and with them
-        alpha, mean something only above about 1e-6·λ_max. InputError for shapes, NaN, negative weights.
+        Parameters
+        ----------
+        kernel : array (n, n), float32 or float64
+            K, symmetric, both triangles.
+        targets : array (n, k) or (n,)
+            Y.
+        weights : array (n,), optional
+            At least 0; None: all 1.
+        fit_intercept : bool
+            Whether an intercept is fitted.
+        dtype : {"float64", "float32"}
+            The dtype of the decomposition. "float32" halves the memory; then eigenvalues, and with them alpha, mean something
+            only above about 1e-6·λ_max.
+        overwrite : bool
+            Whether a kernel of `dtype` may be destroyed.
+        data_dtype : dtype, optional
+            The dtype in which K was computed, where that is coarser than its own; its rounding decides what is noise.
+
+        Returns
+        -------
+        DualEigh
+            The factorisation.
+
+        Raises
+        ------
+        InputError
+            For shapes that disagree, NaN and negative weights.
         """
         problem = DualProblem.of(targets, weights, fit_intercept, rows=len(kernel))
         data_eps = float(np.finfo(data_dtype or require_float(kernel, "kernel").dtype).eps)
@@ -112,13 +147,13 @@ class DualEigh:
     def solve(self, alpha: float) -> DualSolution:
         """The fit at one alpha; at alpha = 0 with a singular K the one of minimum norm, when the targets allow one.
 
-        InputError when alpha does not exceed −λ_min, by how much it falls short and what to use; at alpha = 0 also when
+        InputError when alpha does not exceed −λ_min, with how much it falls short and what to use. At alpha = 0 also when
         the targets differ on rows that K does not tell apart (duplicates), naming the rows.
         """
         return self._solution(self._checked_shrink(alpha), alpha)
 
     def effective_dimension(self, alpha: float) -> float:
-        """tr SKS(SKS + α)⁻¹ of the centred problem, and 1 for an intercept; negative eigenvalues count as 0."""
+        """tr SKS(SKS + α)⁻¹ of the centred problem, plus 1 for an intercept; negative eigenvalues count as 0."""
         e = np.maximum(self.eigenvalues, 0.0)
         kept = np.divide(e, e + alpha, out=np.zeros_like(e), where=e > (0.0 if alpha > 0 else self.noise))
         return float(kept.sum()) + self.problem.fit_intercept
@@ -126,7 +161,7 @@ class DualEigh:
     def gcv(self, alpha: float) -> float:
         """Generalised cross-validation n·RSS/(n − df)², per target and row, as `EighRidge.gcv`; n: rows of positive weight.
 
-        Infinite where nothing is left free, and where alpha does not exceed −λ_min.
+        Infinite where no degrees of freedom are left, and where alpha does not exceed −λ_min.
         """
         if not self._definite(alpha):
             return float("inf")
@@ -143,7 +178,7 @@ class DualEigh:
         return float(self.leave_one_out_path([alpha])[0])
 
     def leave_one_out_path(self, alphas: Sequence[float]) -> np.ndarray:
-        """(n_alphas,): `leave_one_out` of each, from one pass over the vectors, 2·n²·(k + 1) flops each."""
+        """`leave_one_out` of each alpha, (n_alphas,), from one pass over the vectors, 2·n²·(k + 1) flops each."""
         out = np.zeros(len(alphas))
         for _, turned in self._turned_panels():
             for i, alpha in enumerate(alphas):
@@ -151,15 +186,15 @@ class DualEigh:
         return out / self._total_weight
 
     def held_out_errors(self, rows: np.ndarray, alpha: float) -> np.ndarray:
-        """(len(rows), k): y − ŷ of each of `rows` under the fit without all of them, exactly, without another factorisation.
+        """y − ŷ, (len(rows), k), of each of `rows` under the fit without all of them, exactly, without another factorisation.
 
         S_F e_F = ((M⁻¹)_FF)⁻¹ β_F: 2·f²·n + f³/3 flops for f rows, memory 2·f·n + f² float64. InputError when a row has
-        weight 0 or appears twice, when no other row is left, or alpha does not exceed −λ_min.
+        weight 0 or appears twice, when no other row is left, or when alpha does not exceed −λ_min.
         """
         rows = np.asarray(rows)
         position = np.searchsorted(self.problem.kept, rows)
-        known = np.isin(rows, self.problem.kept).all() and np.unique(rows).size == rows.size
-        if not known or rows.size >= self.problem.kept.size:
+        are_distinct = np.isin(rows, self.problem.kept).all() and np.unique(rows).size == rows.size
+        if not are_distinct or rows.size >= self.problem.kept.size:
             raise InputError(
                 f"kernel ridge: {rows.size} rows are to be held out of the {self.problem.kept.size} of positive weight; "
                 "give distinct ones among those, and leave at least one."
@@ -179,7 +214,7 @@ class DualEigh:
     def held_out_error(self, groups: np.ndarray, alpha: float, held: Sequence[int] | None = None) -> float:
         """Mean squared error, per target and unit of weight, of rows held out group by group: k-fold, or a holdout.
 
-        groups (n,) integers, the fold of every row; held: which groups are held out in turn, None for all of them.
+        groups: (n,) integers, the fold of every row. held: the groups that are held out in turn; None: all of them.
         """
         groups = np.asarray(groups)
         total, weight = 0.0, 0.0
@@ -192,14 +227,14 @@ class DualEigh:
 
     @cached_property
     def noise(self) -> float:
-        """Eigenvalues up to here are 0 but for rounding: λ_max·n·ε of float64, and λ_max·ε of K's own dtype where coarser."""
+        """Eigenvalues up to here are 0 but for rounding: λ_max·n·ε of float64, and λ_max·ε of K's own dtype where that is coarser."""
         if not self.eigenvalues.size:
             return 0.0
         return max(spectrum_floor(self.eigenvalues), 4 * float(self.eigenvalues[-1]) * self.data_eps)
 
     @property
     def smallest_alpha(self) -> float:
-        """An alpha that is safe: 0 where no eigenvalue is negative, else twice −λ_min, or the rounding of K where that is more."""
+        """An alpha that is safe: 0 where no eigenvalue is negative, else −2·λ_min, or the rounding of K where that is larger."""
         low = float(self.eigenvalues[0]) if self.eigenvalues.size else 0.0
         return 0.0 if low >= 0 else max(-2 * low, self.noise)
 
@@ -237,14 +272,14 @@ class DualEigh:
         return float(np.sum(self.problem.scale**2)) * self.problem.targets.shape[1]
 
     def _definite(self, alpha: float) -> bool:
-        """Whether E + α > 0, or α = 0 and what is negative is rounding."""
+        """Whether E + α > 0, or α = 0 and the negative eigenvalues are rounding."""
         low = float(self.eigenvalues[0]) if self.eigenvalues.size else 0.0
         if alpha == 0:
             return low >= -INDEFINITE * self.noise
         return alpha > 0 and alpha + min(low, 0.0) > (spectrum_floor(self.eigenvalues) if low < 0 else 0.0)
 
     def _shrink(self, alpha: float) -> np.ndarray:
-        """1/(e + α); at α = 0 its limit in the range of K, 0 outside."""
+        """1/(e + α); at α = 0 its limit in the range of K, and 0 outside."""
         if alpha > 0:
             return 1.0 / (self.eigenvalues + alpha)
         inside = self.eigenvalues > self.noise
@@ -263,7 +298,7 @@ class DualEigh:
         return self._shrink(alpha)
 
     def _require_consistent(self) -> None:
-        """At α = 0 the targets must lie in the range of K, to the root of its rounding."""
+        """InputError unless the targets lie in the range of K, up to the root of its rounding; asked for at α = 0."""
         outside = self._left(0.0)[:, None] * self.projected
         size = np.linalg.norm(self.projected, axis=0)
         share = np.linalg.norm(outside, axis=0) / np.where(size > 0, size, 1.0)
@@ -282,7 +317,7 @@ class DualEigh:
         )
 
     def _turned(self, position: np.ndarray) -> np.ndarray:
-        """(len(position), r) float64 rows of Q = H[V; 0]: eigenvectors in the coordinates of the kept rows."""
+        """Rows of Q = H[V; 0], (len(position), r) float64: eigenvectors in the coordinates of the kept rows."""
         n = self.problem.kept.size
         if not self.problem.fit_intercept:
             return take_rows(self.vectors, position)
@@ -301,7 +336,7 @@ class DualEigh:
             yield start, self._turned(np.arange(start, min(start + PANEL, n)))
 
     def _left_out_errors(self, turned: np.ndarray, alpha: float) -> np.ndarray:
-        """(b, k) weighted leave-one-out errors of the rows of Q in `turned`."""
+        """Weighted leave-one-out errors (b, k) of the rows whose rows of Q are `turned`."""
         shrink, squares = self._shrink(alpha), turned**2
         inverse = (squares @ shrink)[:, None]
         beta = turned @ (shrink[:, None] * self.projected)

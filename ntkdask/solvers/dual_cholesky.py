@@ -1,7 +1,7 @@
 """Kernel ridge regression on a dense K for one alpha, by LAPACK's Cholesky factorisation in K's own memory.
 
 n³/3 flops where an eigendecomposition takes about 9 n³: cheaper for up to some ten alphas even with the scores, whose inverse
-takes another 2/3 n³. The problem, with weights and intercept, is that of `solvers/dual_problem.py`. NumPy or CuPy.
+takes another 2/3 n³. The problem, with weights and intercept, is that of `dual_problem`. NumPy or CuPy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from ntkdask.solvers.dual_problem import DualProblem, DualSolution
 
 
 def cholesky_bytes(n: int, dtype: str = "float64") -> int:
-    """Peak bytes of `dual_cholesky`: one n² of the dtype it works in; a copy (overwrite=False or a cast) adds K's own bytes."""
+    """Peak bytes of `dual_cholesky`: one n² of the dtype in which it works.
+
+    A copy (overwrite=False, or a cast) adds K's own bytes.
+    """
     return np.dtype(dtype).itemsize * n * n + 8 * (3 * PANEL * n + 16 * n)
 
 
@@ -34,7 +37,30 @@ def dual_cholesky(
     dtype: str = "float64",
     overwrite: bool = False,
 ) -> DualSolution:
-    """The fit at one alpha; arguments and errors as `DualCholesky.factorise`."""
+    """The fit at one alpha; raises what `DualCholesky.factorise` raises.
+
+    Parameters
+    ----------
+    kernel : array (n, n), float32 or float64
+        K, symmetric, both triangles.
+    targets : array (n, k) or (n,)
+        Y.
+    alpha : float
+        α >= 0, added to the diagonal of S K S.
+    weights : array (n,), optional
+        At least 0; None: all 1.
+    fit_intercept : bool
+        Whether an intercept is fitted.
+    dtype : {"float64", "float32"}
+        The dtype of the factorisation.
+    overwrite : bool
+        Whether a kernel of `dtype` may be destroyed.
+
+    Returns
+    -------
+    DualSolution
+        Coefficients and intercept.
+    """
     return DualCholesky.factorise(
         kernel, targets, alpha, weights, fit_intercept, dtype=dtype, overwrite=overwrite
     ).solution()
@@ -42,7 +68,10 @@ def dual_cholesky(
 
 @dataclass(frozen=True)
 class DualCholesky:
-    """LLᵀ = S K S + αI over the p rows of positive weight: factor (p, p) lower, row-major; solved (p, k + 1) = C⁻¹S[Y, 1]."""
+    """LLᵀ = S K S + αI over the p rows of positive weight.
+
+    factor: (p, p), lower, row-major. solved: (p, k + 1), C⁻¹S[Y, 1], without the last column when there is no intercept.
+    """
 
     problem: DualProblem
     alpha: float
@@ -64,10 +93,34 @@ class DualCholesky:
     ) -> DualCholesky:
         """Factorise in place: n³/3 flops, memory `cholesky_bytes`; rows of weight 0 are left out first.
 
-        kernel (n, n) float32 or float64, symmetric, both triangles; targets (n, k) or (n,); weights (n,) ≥ 0. overwrite=True
-        consumes a kernel of `dtype`. data_dtype: as in `DualEigh.factorise`. dtype="float32" halves memory and time; its solutions
-        are right to about 1e-7·λ_max/α.
-        InputError when S K S + αI is not positive definite to rounding: by how much, and which alpha to use.
+        Parameters
+        ----------
+        kernel : array (n, n), float32 or float64
+            K, symmetric, both triangles.
+        targets : array (n, k) or (n,)
+            Y.
+        alpha : float
+            α >= 0, added to the diagonal of S K S.
+        weights : array (n,), optional
+            At least 0; None: all 1.
+        fit_intercept : bool
+            Whether an intercept is fitted.
+        dtype : {"float64", "float32"}
+            The dtype of the factorisation. "float32" halves memory and time; its solutions are right to about 1e-7·λ_max/α.
+        overwrite : bool
+            Whether a kernel of `dtype` may be destroyed.
+        data_dtype : dtype, optional
+            The dtype in which K was computed, where that is coarser than its own; its rounding decides what is noise.
+
+        Returns
+        -------
+        DualCholesky
+            The factor and the solved right-hand sides.
+
+        Raises
+        ------
+        InputError
+            When S K S + αI is not positive definite to rounding: by how much, and which alpha to use.
         """
         problem = DualProblem.of(targets, weights, fit_intercept, rows=len(kernel))
         given = np.dtype(data_dtype or require_float(kernel, "kernel").dtype)
@@ -89,7 +142,7 @@ class DualCholesky:
         return self.problem.solution(solved, self.alpha)
 
     def scores(self) -> tuple[float, float]:
-        """(GCV, mean squared leave-one-out error), as `DualEigh.gcv` and `.leave_one_out`; the factor is consumed.
+        """(GCV, mean squared leave-one-out error), as `DualEigh.gcv` and `.leave_one_out`; the factor is destroyed.
 
         Both need diag(C⁻¹): 2/3 n³ flops in place. (M⁻¹)_ii = (C⁻¹)_ii − (C⁻¹S1)_i²/(1ᵀSC⁻¹S1).
         """
@@ -106,7 +159,7 @@ class DualCholesky:
 
 
 def _factor_in_place(matrix: Array, alpha: float, given: np.dtype) -> None:
-    """C = matrix + αI ← L in its lower triangle; the upper one keeps C's, so that a failure can say by how much."""
+    """C = matrix + αI ← L in its lower triangle; the upper triangle keeps C, so that a failure can say by how much."""
     floor = pivot_floor(matrix.shape[0], matrix.dtype, given)
     before = to_host(namespace(matrix).diagonal(matrix)).copy()
     _set_diagonal(matrix, before + alpha)
@@ -146,7 +199,7 @@ def _set_diagonal(matrix: Array, values: np.ndarray) -> None:
 
 
 def _inverse_diagonal(factor: Array) -> np.ndarray:
-    """diag((LLᵀ)⁻¹) (n,) float64; the factor is consumed."""
+    """diag((LLᵀ)⁻¹) (n,) float64; the factor is destroyed."""
     if is_device_array(factor):
         xp = namespace(factor)
         inverse = xp.eye(factor.shape[0], dtype=factor.dtype)

@@ -4,9 +4,9 @@ For weights w ≥ 0 (0 leaves a row out), S = diag(√w), C = S K S + αI,
 
     β = C⁻¹ S (Y − 1b),   f(x) = Σ_i k(x, x_i) s_i β_i + b,   b = (1ᵀS C⁻¹ S Y)/(1ᵀS C⁻¹ S 1), so that 1ᵀSβ = 0.
 
-It equals primal ridge with an unpenalised intercept on features with K = ΦΦᵀ (`solvers/ridge.py`), and its scores are
-defined as there. A solver is given `DualProblem.right_hand_sides()` and gives what it solved to `DualProblem.solution`.
-Dense matrices: `solvers/dual.py`; larger ones: `solvers/conjugate_gradients.py` and the tiled Cholesky. MATH.md §6.
+It equals primal ridge with an unpenalised intercept on features with K = ΦΦᵀ (`ridge`), and its scores are defined as there. A
+solver is given `DualProblem.right_hand_sides()`, and `DualProblem.solution` takes what it solved. Dense matrices: `dual`;
+larger ones: `conjugate_gradients` and the tiled Cholesky factorisation. MATH.md §6.
 """
 
 from __future__ import annotations
@@ -21,21 +21,34 @@ from ntkdask.errors import InputError
 
 @dataclass(frozen=True)
 class DualSolution:
-    """coefficients (n, k) = Sβ, intercept (k,), float64 on the host, for one alpha: ŷ = k(x, X)·coefficients + intercept."""
+    """The fit at one alpha: ŷ = k(x, X)·coefficients + intercept.
+
+    coefficients: (n, k), Sβ. intercept: (k,). Both are float64 on the host.
+    """
 
     coefficients: np.ndarray
     intercept: np.ndarray
     alpha: float
 
     def predict(self, kernel_rows: Array) -> Array:
-        """(m, k) float64 predictions from kernel_rows (m, n) = k(x, X)."""
+        """Predictions (m, k) float64 from kernel_rows (m, n) = k(x, X)."""
         xp = namespace(kernel_rows)
         return kernel_rows @ xp.asarray(self.coefficients) + xp.asarray(self.intercept)
 
 
 @dataclass(frozen=True)
 class DualProblem:
-    """scale (n,) = √w, targets (n, k), float64 on the host, and whether an intercept is fitted."""
+    """Weights and targets of a kernel ridge problem, and whether it has an intercept.
+
+    Parameters
+    ----------
+    scale : array (n,), float64, on the host
+        √w.
+    targets : array (n, k), float64, on the host
+        Y.
+    fit_intercept : bool
+        Whether an intercept is fitted.
+    """
 
     scale: np.ndarray
     targets: np.ndarray
@@ -45,9 +58,9 @@ class DualProblem:
     def of(
         cls, targets: np.ndarray, weights: np.ndarray | None = None, fit_intercept: bool = True, rows: int | None = None
     ) -> DualProblem:
-        """The problem of targets (n, k) or (n,) and weights (n,), None: all 1. rows: what the kernel matrix has.
+        """The problem of targets (n, k) or (n,) and weights (n,), None: all 1. rows: how many the kernel matrix has.
 
-        InputError for shapes that disagree, NaN, negative weights, or no row with a positive weight.
+        InputError for shapes that disagree, NaN, negative weights, and when no row has a positive weight.
         """
         y = np.asarray(to_host(targets), dtype=np.float64)
         y = y[:, None] if y.ndim == 1 else y
@@ -72,7 +85,7 @@ class DualProblem:
         return np.flatnonzero(self.scale > 0)
 
     def right_hand_sides(self) -> np.ndarray:
-        """(n, k + 1): S·[Y, 1], or (n, k): S·Y without an intercept; what a solver of C X = B is given."""
+        """The right-hand sides B of C X = B: S·[Y, 1], (n, k + 1), or S·Y, (n, k), without an intercept."""
         columns = [self.targets * self.scale[:, None]]
         if self.fit_intercept:
             columns.append(self.scale[:, None])
@@ -93,7 +106,7 @@ class DualProblem:
         return DualSolution(beta * self.scale[:, None], intercept, alpha)
 
     def gcv(self, solved: np.ndarray, inverse_trace: float, alpha: float) -> float:
-        """GCV n·RSS/(n − df)² as in `EighRidge.gcv`, from solved and the trace of C⁻¹ over the n rows of positive weight.
+        """GCV n·RSS/(n − df)² as in `EighRidge.gcv`, from `solved` and the trace of C⁻¹ over the n rows of positive weight.
 
         RSS = α²‖β‖² per target, n − df = α·(tr C⁻¹ − ‖C⁻¹S1‖²/(1ᵀSC⁻¹S1)): the intercept takes out one rank.
         """
@@ -102,7 +115,7 @@ class DualProblem:
         )
 
     def free(self, solved: np.ndarray, inverse_trace: float) -> float:
-        """(n − df)/α: the trace of C⁻¹ over rows of positive weight, less the intercept's part."""
+        """(n − df)/α: the trace of C⁻¹ over rows of positive weight, minus the intercept's part."""
         if not self.fit_intercept:
             return inverse_trace
         ones = solved[:, self.targets.shape[1]]
@@ -113,7 +126,7 @@ class DualProblem:
 
 
 def generalised_score(rows: int, residual: float, free: float) -> float:
-    """n·RSS/(n − df)², infinite where the fit interpolates. Golub, Heath & Wahba 1979."""
+    """n·RSS/(n − df)²; infinite where the fit interpolates. Golub, Heath & Wahba 1979."""
     return rows * residual / free**2 if free > 0.0 else float("inf")
 
 
@@ -122,7 +135,7 @@ def held_out_error(
 ) -> float:
     """Mean squared error per target and unit of weight on rows that the fit did not see.
 
-    kernel_rows (m, n): their kernel with all n rows of the fit (rows of weight 0 there have coefficient 0); targets (m, k).
+    kernel_rows: (m, n), their kernel with all n rows of the fit (rows of weight 0 there have coefficient 0). targets: (m, k).
     """
     error = np.reshape(targets, (len(targets), -1)) - to_host(solution.predict(kernel_rows))
     return float(np.average((error**2).mean(axis=1), weights=weights))

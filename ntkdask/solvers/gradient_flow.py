@@ -7,12 +7,12 @@ regularisation r ≥ 0 give, with M = Θ_DD + rI and A_t = M⁻¹(I − e^{−Mt
     mean_t       = Θ_TD A_t Y
     covariance_t = K_TT + Θ_TD A_t K_DD A_t Θ_DT − Θ_TD A_t K_DT − (Θ_TD A_t K_DT)ᵀ        (Lee et al. 2019, §2.3)
 
-r is that of a trainable number √r·b_i added to the output of training row i alone (Hu, Li & Yu 2020, §3): at t = ∞ it is kernel ridge,
-that is ½‖f − Y‖² + (r/2)·‖θ − θ₀‖². With K itself in place of Θ (the last layer alone is trained; b_i starts at N(0, 1)) the
-covariance becomes K_TT − K_TD M⁻¹(I − e^{−2Mt})K_DT, at t = ∞ the Gaussian process posterior with noise variance r.
+r is that of a trainable number √r·b_i added to the output of training row i alone (Hu, Li & Yu 2020, §3): at t = ∞ it is kernel
+ridge, that is ½‖f − Y‖² + (r/2)·‖θ − θ₀‖². With K itself in place of Θ (the last layer alone is trained; b_i starts at N(0, 1))
+the covariance becomes K_TT − K_TD M⁻¹(I − e^{−2Mt})K_DT, at t = ∞ the Gaussian process posterior with noise variance r.
 
-M = U(Λ + r)Uᵀ is decomposed once, for every t and r; no inverse is formed. Arrays in, arrays out, NumPy or CuPy; the workflow
-`workflows/ensemble.py` maps this over stored tiles.
+M = U(Λ + r)Uᵀ is decomposed once, for every t and r; no inverse is formed. Arrays in, arrays out, NumPy or CuPy; the workflows of
+`workflows.ensemble` map this over stored tiles.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INCONSISTENT = 1e-6
 
 
 def check_times(times: float | Sequence[float]) -> tuple[float, ...]:
-    """Times as floats, each at least 0; inf is convergence. InputError for negative ones, NaN and none at all."""
+    """Times as floats, each at least 0; inf is convergence. InputError for negative ones, NaN, and when there are none."""
     listed = np.atleast_1d(np.asarray(times, np.float64)).ravel()
     if not listed.size or np.isnan(listed).any() or (listed < 0).any():
         raise InputError(f"times are {times!r}; give at least one number >= 0, math.inf for convergence.")
@@ -57,7 +57,7 @@ def mean_loss_time(t: float, n: int, k: int, learning_rate: float = 1.0) -> floa
 def factorise_bytes(n: int, with_prior: bool) -> int:
     """Peak bytes of `GradientFlow.factorise` on n rows, its inputs included when it may overwrite them.
 
-    LAPACK's evd holds 2 n² float64 of workspace beside the matrix; K_DD waits meanwhile, and turns into UᵀK_DD U afterwards.
+    LAPACK's evd holds 2 n² float64 of workspace beside the matrix; K_DD is held meanwhile, and becomes UᵀK_DD U afterwards.
     """
     return 8 * n * n * (4 if with_prior else 3)
 
@@ -66,10 +66,21 @@ def factorise_bytes(n: int, with_prior: bool) -> int:
 class GradientFlow:
     """The eigendecomposition Θ_DD = UΛUᵀ, ready for any time and regularisation; float64.
 
-    eigenvalues (n,), ascending, negative ones set to 0; modes (n, n): row i is uᵢ; prior (n, n): UᵀK_DD U, or None when
-    the kernel that trains is the prior's own, K. noise: what rounding alone makes of a zero eigenvalue, at least −λ_min as it was
-    before it was set to 0. reg: r.
+    Parameters
+    ----------
+    eigenvalues : array (n,)
+        Λ, ascending; negative ones are set to 0.
+    modes : array (n, n)
+        Row i is uᵢ.
+    prior : array (n, n), optional
+        UᵀK_DD U; None when the kernel that trains is the prior's own, K.
+    noise : float
+        What rounding alone makes of a zero eigenvalue; at least −λ_min before that was set to 0.
+    reg : float
+        r.
 
+    Notes
+    -----
     Directions with Λ + r <= noise are null: the network does not move in them, or so slowly that the matrix does not say. They
     count as unmoved at t > 1/noise, which for an exactly singular kernel (duplicate rows) is the limit.
     """
@@ -82,10 +93,21 @@ class GradientFlow:
 
     @classmethod
     def factorise(cls, theta_dd: Array, k_dd: Array | None = None, *, overwrite: bool = False) -> GradientFlow:
-        """Decompose Θ_DD (n, n), float32 or float64, lower triangle, in float64: about 9 n³ flops, 4 n³ more with k_dd.
+        """Decompose Θ_DD in float64: about 9 n³ flops, 4 n³ more with k_dd.
 
-        k_dd: the NNGP K_DD (n, n); None: theta_dd is K_DD itself (last-layer training, the NNGP posterior). overwrite: float64
-        inputs may be destroyed. InputError for matrices that are not square, differ in shape, hold NaN, or are no kernel.
+        Parameters
+        ----------
+        theta_dd : array (n, n), float32 or float64
+            Θ_DD; its lower triangle is read.
+        k_dd : array (n, n), optional
+            The NNGP K_DD; None: theta_dd is K_DD itself (last-layer training, the NNGP posterior).
+        overwrite : bool
+            Whether float64 inputs may be destroyed.
+
+        Raises
+        ------
+        InputError
+            For matrices that are not square, differ in shape, contain NaN, or are no kernel.
         """
         theta = _square(theta_dd, "theta_dd")
         xp, n = namespace(theta), theta.shape[0]
@@ -109,7 +131,7 @@ class GradientFlow:
 
     @property
     def n(self) -> int:
-        """Training rows."""
+        """The number of training rows."""
         return int(self.modes.shape[0])
 
     @property
@@ -118,7 +140,7 @@ class GradientFlow:
         return self.eigenvalues + self.reg <= self.noise
 
     def regularised(self, diag_reg: float, absolute: bool = True) -> GradientFlow:
-        """The same flow with r = diag_reg, or (absolute=False) r = diag_reg·tr(Θ_DD)/n, neural-tangents' default."""
+        """The same flow with r = diag_reg, or (absolute=False) r = diag_reg·tr(Θ_DD)/n, which is neural-tangents' default."""
         if not (math.isfinite(diag_reg) and diag_reg >= 0):
             raise InputError(
                 f"diag_reg is {diag_reg!r}; it is added to the diagonal of the kernel: give a number >= 0."
@@ -128,7 +150,7 @@ class GradientFlow:
     # --- through arrays as a user has them ------------------------------------------------------------------------
 
     def mean(self, theta_td: Array, y: Array, times: float | Sequence[float]) -> Array:
-        """Θ_TD A_t Y: (m, n), (n, k) or (n,), times → (len(times), m, k) of theta_td's dtype.
+        """The mean Θ_TD A_t Y: theta_td (m, n), y (n, k) or (n,), times → (len(times), m, k) of theta_td's dtype.
 
         InputError when the prior is the kernel's own, a time is infinite, and a singular kernel contradicts the targets: then
         there is no posterior.
@@ -139,7 +161,7 @@ class GradientFlow:
         return self.mean_of(z, q, times).astype(theta_td.dtype, copy=False)
 
     def variance(self, theta_td: Array, k_td: Array | None, k_tt: Array, times: float | Sequence[float]) -> Array:
-        """The covariance's diagonal: (m, n), (m, n), k_tt (m,) → (len(times), m) of theta_td's dtype; at least 0.
+        """The diagonal of the covariance: theta_td (m, n), k_td (m, n), k_tt (m,) → (len(times), m) of theta_td's dtype; at least 0.
 
         k_td: K_TD; None when theta_td is K_TD itself. Costs 2 m n² flops a time with a prior and 4 m n² for the projections.
         """
@@ -148,7 +170,10 @@ class GradientFlow:
         return self.variance_of(pairs, k_tt).astype(theta_td.dtype, copy=False)
 
     def covariance(self, theta_td: Array, k_td: Array | None, k_tt: Array, times: float | Sequence[float]) -> Array:
-        """(m, n), (m, n), k_tt (m, m) → (len(times), m, m), symmetric, of theta_td's dtype; k_td as in `variance`."""
+        """The covariance: theta_td (m, n), k_td (m, n), k_tt (m, m) → (len(times), m, m), symmetric, of theta_td's dtype.
+
+        k_td: as in `variance`.
+        """
         z, w = self._projections(theta_td, k_td)
         pairs = [self.factors(z, w, t) for t in check_times(times)]
         xp = namespace(z)
@@ -174,7 +199,10 @@ class GradientFlow:
     # --- in the eigenbasis: what the tasks of a workflow call ----------------------------------------------------
 
     def project(self, block: Array, start: int = 0) -> Array:
-        """Kernel of m rows with the training rows start…start+b, (m, b) → its part of (m, n)·U, float64; add the parts up."""
+        """The part of (m, n)·U that the kernel of m rows with training rows start … start + b gives, float64; add the parts up.
+
+        block: (m, b).
+        """
         block = require_float(block, "a kernel block")
         if block.ndim != 2 or start + block.shape[1] > self.n:
             raise InputError(
@@ -183,7 +211,7 @@ class GradientFlow:
         return block.astype(np.float64, copy=False) @ self.modes[:, start : start + block.shape[1]].T
 
     def coefficients(self, y: Array) -> Array:
-        """UᵀY: (n,) or (n, k) → (n, k) float64; InputError for other row counts and NaN."""
+        """UᵀY: (n,) or (n, k) → (n, k) float64; InputError for other numbers of rows and NaN."""
         y = y[:, None] if y.ndim == 1 else y
         if y.ndim != 2 or y.shape[0] != self.n:
             raise InputError(
@@ -198,7 +226,7 @@ class GradientFlow:
         return namespace(z).stack([z @ (self._gain(t)[:, None] * q) for t in times])
 
     def factors(self, z: Array, w: Array, t: float) -> tuple[Array, Array]:
-        """a, b (m, n) with covariance_t = K_TT − abᵀ − baᵀ; z, w: Θ_TD and K_TD projected.
+        """a, b (m, n) with covariance_t = K_TT − abᵀ − baᵀ, from z and w, the projections of Θ_TD and K_TD.
 
         With the prior P = UᵀKU: a = zφ, b = w − aP/2; without: a = wφ(·, 2t), b = w/2.
         """
@@ -211,7 +239,7 @@ class GradientFlow:
         return a, b
 
     def training_mean(self, rows: slice, q: Array, times: Sequence[float]) -> Array:
-        """Mean on training rows, without their number √r·b_i: (len(times), b, k); (I − e^{−Θt})Y where r = 0."""
+        """The mean on training rows, without their numbers √r·b_i: (len(times), b, k); (I − e^{−Θt})Y where r = 0."""
         u = self.modes[:, rows].T
         return namespace(u).stack([u @ ((1.0 - self._rest(t))[:, None] * q) for t in times])
 
@@ -225,18 +253,24 @@ class GradientFlow:
 
     @staticmethod
     def variance_of(pairs: Sequence[tuple[Array, Array]], k_tt: Array | float) -> Array:
-        """k_tt − 2·Σ a∘b by row: factors of every time, diagonal (m,) → (len(pairs), m); rounding below 0 is set to 0."""
+        """k_tt − 2·Σ a∘b by row, from the factors of every time and the diagonal (m,) → (len(pairs), m).
+
+        Rounding below 0 is set to 0.
+        """
         xp = namespace(pairs[0][0])
         return xp.stack([xp.maximum(k_tt - 2.0 * xp.einsum("ij,ij->i", a, b), 0.0) for a, b in pairs])
 
     def unlearned(self, q: Array) -> float:
-        """Share of ‖Y‖² in null directions: what training never reaches, contradictory targets of duplicate rows above all."""
+        """The share of ‖Y‖² in null directions, which training never reaches: above all contradictory targets of duplicate rows."""
         q, null = to_host(q), to_host(self.null)
         total = float((q**2).sum())
         return float((q[null] ** 2).sum()) / total if total > 0 else 0.0
 
     def require_consistent(self, q: Array, times: Sequence[float]) -> None:
-        """InputError when t = ∞ asks for a posterior (no prior of its own) that a singular kernel and these targets rule out."""
+        """InputError when a posterior at t = ∞ is asked for that a singular kernel and these targets rule out.
+
+        That can only be where the prior is the kernel's own.
+        """
         share = self.unlearned(q)
         if self.prior is not None or math.inf not in times or share <= INCONSISTENT:
             return
@@ -250,7 +284,7 @@ class GradientFlow:
         )
 
     def _audible(self, z: Array) -> Array:
-        """z with 0 in null directions where it does not rise above the noise: φ = t would blow rounding up."""
+        """z with 0 in null directions where it does not rise above the noise, which φ = t would blow up."""
         null = namespace(z).flatnonzero(self.null)
         if not null.size:
             return z
@@ -268,7 +302,7 @@ class GradientFlow:
         return namespace(rate).where(moving, gain, 0.0)
 
     def _rest(self, t: float) -> Array:
-        """1 − λφ(λ, t) = (r + λe^{−(λ+r)t})/(λ+r), without cancellation: what of a training residual is left."""
+        """1 − λφ(λ, t) = (r + λe^{−(λ+r)t})/(λ+r), without cancellation: what is left of a training residual."""
         rate, moving = self._moving(t)
         xp = namespace(rate)
         moving &= rate > 0
@@ -276,13 +310,13 @@ class GradientFlow:
         return xp.where(moving, (self.reg + self.eigenvalues * xp.exp(-safe * t)) / safe, 1.0)
 
     def _moving(self, t: float) -> tuple[Array, Array]:
-        """(λ + r, whether the matrix says how the direction moves until t)."""
+        """(λ + r, whether the matrix determines how each direction moves until t)."""
         rate = self.eigenvalues + self.reg
-        known = math.isfinite(t) and t * self.noise <= 1.0
-        return rate, (rate > self.noise) | known
+        resolved = math.isfinite(t) and t * self.noise <= 1.0
+        return rate, (rate > self.noise) | resolved
 
     def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """(arrays, attributes) for the store; reg is left out: one state serves every one."""
+        """(arrays, attributes) for the store; reg is left out, since one state serves every regularisation."""
         arrays = {"eigenvalues": to_host(self.eigenvalues), "modes": to_host(self.modes)}
         if self.prior is not None:
             arrays["prior"] = to_host(self.prior)
@@ -299,7 +333,7 @@ class GradientFlow:
 
 
 def covariance_block(base: Array | float, left: tuple[Array, Array], right: tuple[Array, Array]) -> Array:
-    """base − a_i b_jᵀ − b_i a_jᵀ from the `factors` of two sets of rows; base: K of the one with the other, 0 for training rows."""
+    """base − a_i b_jᵀ − b_i a_jᵀ from the `factors` of two sets of rows; base: their kernel K, or 0 for training rows."""
     a, b = left
     product = a @ right[1].T
     product += b @ right[0].T if left is not right else product.T.copy()
@@ -315,7 +349,7 @@ def _square(matrix: Array, name: str) -> Array:
 
 
 def _eigh(matrix: Array) -> tuple[Array, Array]:
-    """Ascending eigenvalues and the eigenvectors as C-ordered rows; `matrix` float64 is consumed."""
+    """Ascending eigenvalues, and the eigenvectors as C-ordered rows; `matrix`, float64, is destroyed."""
     xp = namespace(matrix)
     if xp is np:
         # LAPACK overwrites Fortran order: the transpose of a C-ordered matrix is that without a copy, its upper triangle our lower one

@@ -3,7 +3,7 @@
 float32 features are multiplied in float32 (one SYRK a batch) and added to a float64 accumulator: twice the rate of
 float64 products, and the accumulation over batches loses nothing. One triangle is computed, added and stored. Sums of
 disjoint row sets add; the sums of a set minus those of a fold are those of the rest. Arrays in, arrays out: the walk
-over a dataset is in `workflows/`.
+over a dataset is in `workflows.stream`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,30 @@ def triangle_panels(m: int) -> Iterator[tuple[slice, slice]]:
 
 
 def packed_size(m: int) -> int:
-    """Numbers in the packed lower block triangle of an (m, m) matrix."""
+    """How many numbers the packed lower block triangle of an (m, m) matrix has."""
     return sum((r.stop - r.start) * (c.stop - c.start) for r, c in triangle_panels(m))
 
 
 @dataclass
 class GramSums:
-    """Sums over a set of rows with weights w (1 without): everything float64.
+    """Sums over a set of rows with weights w (1 without); everything is float64.
 
-    gram (m, m): lower triangle of Σ w φφᵀ, Fortran order (the upper one is undefined); cross (m, k): Σ w φyᵀ;
-    features (m,): Σ w φ; targets (k,): Σ w y; squares (k,): Σ w y²; weight: Σ w; rows: how many have w > 0.
+    Parameters
+    ----------
+    gram : array (m, m), Fortran order
+        The lower triangle of Σ w φφᵀ; the upper one is undefined.
+    cross : array (m, k)
+        Σ w φyᵀ.
+    features : array (m,)
+        Σ w φ.
+    targets : array (k,)
+        Σ w y.
+    squares : array (k,)
+        Σ w y².
+    weight : float
+        Σ w.
+    rows : int
+        How many rows have w > 0.
     """
 
     gram: Array
@@ -56,9 +70,18 @@ class GramSums:
         return cls(xp.zeros((m, m), order="F"), xp.zeros((m, k)), xp.zeros(m), xp.zeros(k), xp.zeros(k), 0.0, 0)
 
     def add(self, phi: Array, y: Array, weights: Array | None = None, product: Array | None = None) -> None:
-        """Accumulate a batch in place: phi (b, m) float32 or float64 (scaled in place by √w when there are weights),
-        y (b, k) float64, weights (b,) float64. `product` (m, m) of phi's dtype, Fortran order, is scratch to reuse,
-        zero at first.
+        """Add a batch in place.
+
+        Parameters
+        ----------
+        phi : array (b, m), float32 or float64
+            Features; multiplied in place by √w when there are weights.
+        y : array (b, k), float64
+            Targets.
+        weights : array (b,), float64, optional
+            Weights; None: all 1.
+        product : array (m, m) of phi's dtype, Fortran order, optional
+            Scratch to reuse; zero at first.
         """
         if weights is not None:
             root = namespace(phi).sqrt(weights)
@@ -101,7 +124,7 @@ class GramSums:
         return self
 
     def minus(self, other: GramSums) -> GramSums:
-        """The sums of the rows that are in this set and not in the subset `other`."""
+        """The sums of the rows of this set that are not in the subset `other`."""
         return GramSums(
             self.gram - other.gram,
             self.cross - other.cross,
@@ -113,7 +136,7 @@ class GramSums:
         )
 
     def to_host(self) -> GramSums:
-        """The same sums in NumPy arrays; itself where they are."""
+        """The same sums in NumPy arrays; these sums themselves where they are on the host."""
         if not is_device_array(self.gram):
             return self
         return GramSums(
@@ -127,7 +150,7 @@ class GramSums:
         )
 
     def pack(self) -> np.ndarray:
-        """All the sums as one float64 vector on the host, the Gram as its lower block triangle."""
+        """All the sums as one float64 vector on the host, the Gram matrix as its lower block triangle."""
         m, k = self.cross.shape
         out = np.empty(packed_length(m, k))
         position = 0
@@ -141,7 +164,7 @@ class GramSums:
 
     @classmethod
     def unpack(cls, vector: np.ndarray, m: int, k: int) -> GramSums:
-        """The sums that `pack` wrote."""
+        """The sums that `pack` packed."""
         gram = np.zeros((m, m), order="F")
         position = 0
         for rows, columns in triangle_panels(m):
@@ -154,14 +177,14 @@ class GramSums:
 
 
 def packed_length(m: int, k: int) -> int:
-    """Length of the vector that `GramSums.pack` makes."""
+    """The length of the vector that `GramSums.pack` makes."""
     return packed_size(m) + m * k + m + 2 * k + 2
 
 
 def _tall_product(phi: Array, right: Array) -> Array:
     """phiᵀ·right with float64 sums, in pieces of rows so that the float64 copy of phi stays small.
 
-    Summed over stretches of 1 024 rows, then over those: how many run at a time does not change the bits.
+    It is summed over stretches of 1 024 rows, then over those: how many run at a time does not change the bits.
     """
 
     def stretch(start: int) -> Array:

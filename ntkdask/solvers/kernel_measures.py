@@ -5,8 +5,8 @@
 
     ‖Θ − Θ̂⊗I‖_F² = Σ_{x,x'} [ Σ_{a≠b} Θ_ab² + Σ_a (Θ_aa − Θ̂)² ]
 
-summed as it stands, so that a small difference does not drown in the rounding of large norms. Arrays in, numbers out, NumPy or CuPy;
-sums are float64. Spectra are elsewhere (`workflows/spectrum.py`). Called by `workflows/kernel_comparison.py`. MATH.md §5.
+summed as it stands, so that a small difference does not drown in the rounding of large norms. Arrays in, numbers out, NumPy or
+CuPy; sums are float64. Spectra are in `matrices.spectrum`. Called by `workflows.empirical.comparison`. MATH.md §5.
 """
 
 from __future__ import annotations
@@ -20,15 +20,29 @@ from ntkdask.arrays import Array, namespace, require_float, to_host
 from ntkdask.errors import InputError
 
 STRIP_BYTES = 16 * 2**20
-"""Of Θ in float64 at a time."""
+"""Bytes of a strip of Θ in float64."""
 
 
 @dataclass(frozen=True)
 class KernelSums:
     """Sums over pairs of rows, of one tile or (+) of many.
 
-    pairs: how many; outputs: O. diagonal: Σ_a Θ_aa²; off_diagonal: Σ_{a≠b} Θ_ab²; pseudo: O·ΣΘ̂² = ‖Θ̂⊗I‖²;
-    difference: ‖Θ − Θ̂⊗I‖²; ratios: the sum over pairs of √(Σ_{a≠b} Θ_ab² / Σ_a Θ_aa²).
+    Parameters
+    ----------
+    pairs : int
+        How many pairs.
+    outputs : int
+        O.
+    diagonal : float
+        Σ_a Θ_aa².
+    off_diagonal : float
+        Σ_{a≠b} Θ_ab².
+    pseudo : float
+        O·ΣΘ̂² = ‖Θ̂⊗I‖².
+    difference : float
+        ‖Θ − Θ̂⊗I‖².
+    ratios : float
+        The sum over pairs of √(Σ_{a≠b} Θ_ab² / Σ_a Θ_aa²).
     """
 
     pairs: int
@@ -71,7 +85,7 @@ class KernelSums:
 
     @property
     def off_diagonal_ratio(self) -> float:
-        """Mean over pairs (x, x') of ‖off-diagonal part of Θ(x, x')‖_F / ‖its diagonal‖_F; falls like width^{-1/2} at initialisation.
+        """Mean over pairs (x, x') of ‖off-diagonal part of Θ(x, x')‖_F / ‖its diagonal‖_F; ∝ width^{-1/2} at initialisation.
 
         The paper reports "the average of 1000×1000 kernels each having a shape of 10×10" (its Figure 2) and leaves open what is
         averaged; infinite where a pair has a zero diagonal beside other entries.
@@ -125,14 +139,14 @@ def stacked(theta: Array) -> Array:
 
 
 def pseudo_of(theta: Array) -> Array:
-    """The pseudo-NTK (n, m) that a full empirical NTK (n, m, O, O) contains: the sum of each block over O. Eq. 2 of the paper."""
+    """The pseudo-NTK (n, m) of a full empirical NTK (n, m, O, O): the sum of each block over O. Eq. 2 of the paper."""
     return namespace(theta).einsum("nmab->nm", theta) / theta.shape[2]
 
 
 def kernel_sums(theta: Array, pseudo: Array | None = None) -> KernelSums:
-    """The sums of one tile: theta (n, m, O, O) float32 or float64, any strides; pseudo (n, m), None: theta's own.
+    """The sums of one tile: theta (n, m, O, O) float32 or float64, any strides; pseudo (n, m), None: that of theta.
 
-    Holds STRIP_BYTES of theta in float64 at a time, at least a row. InputError for other shapes, NaN or infinity.
+    Holds STRIP_BYTES of theta in float64 at a time, at least a row. InputError for other shapes, NaN and infinity.
     """
     theta = require_float(theta, "theta")
     if theta.ndim != 4 or theta.shape[2] != theta.shape[3] or not theta.size:
@@ -171,7 +185,7 @@ def _strip_sums(theta: Array, pseudo: Array | None) -> np.ndarray:
 
 
 def relative_difference(value: float, reference: float) -> float:
-    """|value − reference| / |reference|, as the paper compares eigenvalues and condition numbers; NaN where that means nothing.
+    """|value − reference| / |reference|, as the paper compares eigenvalues and condition numbers; NaN where it is undefined.
 
     >>> relative_difference(1.5, 2.0)
     0.25
@@ -194,7 +208,10 @@ def prediction_difference(predicted: Array, reference: Array) -> float:
 
 
 def accuracy(predicted: Array, labels: Array) -> float:
-    """Share of rows (m, O) whose largest output (of equal ones the first) is their label's (m,). InputError for other shapes."""
+    """The share of rows (m, O) whose largest output (the first among equal ones) is that of their label (m,).
+
+    InputError for other shapes.
+    """
     f, y = to_host(predicted), to_host(labels)
     if f.ndim != 2 or y.shape != f.shape[:1] or not len(f):
         raise InputError(

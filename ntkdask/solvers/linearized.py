@@ -3,8 +3,8 @@
     eq. 5, full eNTK:   f_lin(x) = f₀(x) + Θ(x, D) (Θ(D, D) + αI)⁻¹ (Y − f₀(D)),   Θ(D, D) (n·O, n·O), rows in order i·O + o
     eq. 6, pseudo-NTK:  f_lin(x) = f₀(x) + Θ̂(x, D) (Θ̂(D, D) + αI)⁻¹ (Y − f₀(D)),  Θ̂(D, D) (n, n), every output alike
 
-α = 0 in the paper. Without an intercept: the prior mean takes its place. Dense matrices, by the solvers of kernel ridge
-(`dual_cholesky`, or `dual` for a singular matrix); stored ones: `workflows/linearized.py`. NumPy or CuPy.
+α = 0 in the paper. There is no intercept: the prior mean takes its place. Dense matrices, by the solvers of kernel ridge
+(`dual_cholesky`, or `dual` for a singular matrix); stored ones: `workflows.empirical.linearized`. NumPy or CuPy.
 Source: Mohamadi & Sutherland 2023, eqs. 5 and 6; MATH.md §5.
 """
 
@@ -27,7 +27,11 @@ SOLVERS = ("cholesky", "eigh")
 
 @dataclass(frozen=True, eq=False)
 class Linearized:
-    """coefficients (n, O) float64 on the host, (Θ + αI)⁻¹(Y − f₀(D)); full: of the full eNTK, whose blocks mix the outputs."""
+    """A fitted linearised network.
+
+    coefficients: (n, O) float64 on the host, (Θ + αI)⁻¹(Y − f₀(D)). full: whether Θ is the full eNTK, whose blocks mix the
+    outputs.
+    """
 
     coefficients: np.ndarray
     alpha: float
@@ -37,11 +41,26 @@ class Linearized:
     def fit(
         cls, kernel: Array, residual: Array, alpha: float = 0.0, *, solver: str = "cholesky", overwrite: bool = False
     ) -> Linearized:
-        """Fit residual (n, O) = Y − f₀(D), on kernel: Θ̂ (n, n), or Θ as (n, n, O, O) or (n·O, n·O), float32 or float64.
+        """Fit the residuals Y − f₀(D), in float64.
 
-        Solved in float64. solver: "cholesky" (n³/3 flops), or "eigh" (9 n³), which at α = 0 takes the solution of minimum norm of a
-        singular kernel where there is one. overwrite: a float64 matrix is consumed.
-        InputError for other shapes, NaN, and kernels that are not positive definite at alpha: by how much, and what to use.
+        Parameters
+        ----------
+        kernel : array, float32 or float64
+            Θ̂ (n, n), or Θ as (n, n, O, O) or (n·O, n·O).
+        residual : array (n, O)
+            Y − f₀(D).
+        alpha : float
+            α.
+        solver : {"cholesky", "eigh"}
+            "cholesky": n³/3 flops. "eigh": 9 n³; at α = 0 it takes the solution of minimum norm of a singular kernel where
+            there is one.
+        overwrite : bool
+            Whether a float64 matrix may be destroyed.
+
+        Raises
+        ------
+        InputError
+            For other shapes, NaN, and kernels that are not positive definite at alpha: by how much, and what to use.
         """
         if solver not in SOLVERS:
             raise InputError(f"linearised prediction: solver is {solver!r}; use {' or '.join(map(repr, SOLVERS))}.")
@@ -65,7 +84,10 @@ class Linearized:
         return cls(solution.coefficients.reshape(y.shape), alpha, full)
 
     def predict(self, rows: Array, prior: Array) -> np.ndarray:
-        """f_lin (m, O) float64 on the host. rows: Θ̂(x, D) (m, n), or Θ(x, D) as (m, n, O, O) or (m·O, n·O); prior: f₀(x) (m, O)."""
+        """f_lin (m, O) float64 on the host, for prior f₀(x) (m, O).
+
+        rows: Θ̂(x, D) (m, n), or Θ(x, D) as (m, n, O, O) or (m·O, n·O).
+        """
         prior = np.asarray(to_host(prior), np.float64)
         rows = require_float(rows, "rows")
         if rows.ndim == 4:
@@ -83,9 +105,9 @@ class Linearized:
 
 
 def is_full(shape: tuple[int, ...], residual: tuple[int, ...], *, square: bool = False) -> bool:
-    """Whether a matrix is a full eNTK beside residuals (n, O), by its columns; InputError when it is neither of the two.
+    """Whether a matrix beside residuals (n, O) is a full eNTK, by its columns; InputError when it is neither of the two.
 
-    With one output the two are the same, and this is False. square: its rows must be as many.
+    With one output the two are the same, and this is False. square: whether it must have as many rows.
 
     >>> is_full((6, 6), (3, 2)), is_full((3, 3), (3, 2))
     (True, False)
@@ -113,8 +135,8 @@ def one_hot(labels: Array, n_classes: int) -> np.ndarray:
 def safe_alpha(lowest: float, highest: float, eps: float) -> float:
     """0 for a kernel that is positive definite beyond rounding, else an α that makes it so: max(−2·λ_min, 10·ε·λ_max).
 
-    lowest, highest: the ends of its spectrum; eps: of the dtype that its entries were computed in. ε is that, and at least what a
-    factorisation of some ten thousand rows in float64 loses (`solvers.cholesky.pivot_floor`).
+    lowest, highest: the ends of its spectrum. eps: rounding of the dtype in which its entries were computed. ε is that, and at
+    least what a factorisation of some ten thousand rows in float64 loses (`cholesky.pivot_floor`).
     """
     rounding = max(eps, 1000 * float(np.finfo(np.float64).eps))
     return 0.0 if lowest > rounding * highest else max(-2.0 * lowest, 10 * rounding * highest)

@@ -26,14 +26,14 @@ BLOCK = 64
 """Columns that a pivoted Cholesky asks for at a time."""
 
 PIVOT_SHARE = 0.1
-"""Of a block only pivots above this part of its largest are taken: the others are near copies of those, and would waste rank."""
+"""Only pivots of a block above this part of its largest are taken: the others are nearly copies of those, and would waste rank."""
 
 
 @dataclass(frozen=True)
 class LowRankPreconditioner:
     """M(α) = F Fᵀ + αI = U Σ² Uᵀ + αI for every α: basis U (n, r) orthonormal, eigenvalues Σ² (r,) descending, on the host.
 
-    At α = 0 the smallest kept eigenvalue stands in for α, so that M stays definite. Each application costs 4·n·r·k flops.
+    At α = 0 the smallest kept eigenvalue takes the place of α, so that M stays definite. Each application costs 4·n·r·k flops.
     """
 
     basis: Array
@@ -41,7 +41,7 @@ class LowRankPreconditioner:
 
     @classmethod
     def of(cls, factor: Array) -> LowRankPreconditioner:
-        """From F (n, r): QR and an SVD of the small factor; directions that are rounding are dropped.
+        """The preconditioner of F (n, r): QR and an SVD of the small factor; directions that are rounding are dropped.
 
         Memory: F, its copy in QR and U, `preconditioner_bytes`.
         """
@@ -51,7 +51,7 @@ class LowRankPreconditioner:
         return cls(q @ namespace(q).asarray(np.ascontiguousarray(left[:, : values.size][:, kept])), values[kept] ** 2)
 
     def solve(self, x: Array, alpha: float) -> Array:
-        """M⁻¹·x, x (n, k) or (n,)."""
+        """M⁻¹·x for x (n, k) or (n,)."""
         return self._power(x, alpha, -1.0)
 
     def root(self, x: Array, alpha: float) -> Array:
@@ -72,8 +72,9 @@ class LowRankPreconditioner:
 
 
 def _orthonormal(factor: Array) -> tuple[Array, Array]:
-    """(Q (n, r), R (r, r)) of F: Cholesky QR twice, three products in place of Householder's panels; those where F is too near
-    to rank deficiency for it. Source: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015.
+    """(Q (n, r), R (r, r)) of F, by Cholesky QR twice: three products in place of Householder's panels.
+
+    Where F is too close to rank deficiency for it, by Householder QR. Source: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015.
     """
     if namespace(factor) is not np or factor.shape[1] == 0:
         return namespace(factor).linalg.qr(factor)
@@ -97,7 +98,7 @@ def preconditioner_bytes(n: int, rank: int) -> int:
 
 
 def rank_for_bytes(n: int, n_bytes: int, most: int | None = None) -> int:
-    """The largest rank ≤ min(n, most) whose `preconditioner_bytes` fit; 0 where not even 1 does."""
+    """The largest rank ≤ min(n, most) whose `preconditioner_bytes` fit; 0 where rank 1 does not."""
     low, high = 0, n if most is None else min(n, most)
     while low < high:
         middle = (low + high + 1) // 2
@@ -130,7 +131,10 @@ def sketch_factor(operator: Any, rank: int, seed: int = 0) -> Array:
 
 
 def _nystrom(image: Array, core: Array) -> Array:
-    """F = image·core^(−½) on the eigenvectors of the core (r, r) that are not rounding, of float32 where it shows."""
+    """F = image·core^(−½) on the eigenvectors of the core (r, r) that are not rounding.
+
+    The rounding is that of float32 where negative eigenvalues show it.
+    """
     values, vectors = np.linalg.eigh((to_host(core) + to_host(core).T) / 2)
     floor = max(values.size * np.finfo(float).eps * values[-1], -2 * values[0]) if values.size else 0.0
     kept = values > floor
@@ -140,12 +144,30 @@ def _nystrom(image: Array, core: Array) -> Array:
 def pivoted_cholesky(
     operator: Any, rank: int, *, seed: int | None = None, block: int = BLOCK, tolerance: float = 1e-12
 ) -> Array:
-    """Partial Cholesky K ≈ F Fᵀ with `block` pivots a round, from the diagonal of what is left of K.
+    """Partial Cholesky K ≈ F Fᵀ with `block` pivots a round, chosen by the diagonal of the residual of K; 2·n·r² flops.
 
-    seed None: greedy, the largest entries; a seed: at random, probability ∝ the entry (RPCholesky). Near copies within a round
-    are dropped. Returns (n, r), r ≤ rank; it ends early when the trace left is below tolerance·tr K, or what is left is noise.
-    Flops 2·n·r². Sources: Harbrecht, Peters & Schneider 2012; Chen, Epperly, Tropp & Webber 2023, Algorithm 2;
-    Dong, Chen, Martinsson & Pearce 2025 for dropping pivots within a block.
+    Near copies within a round are dropped. It ends early when what is left of K is noise.
+
+    Parameters
+    ----------
+    operator : object
+        K, see the module.
+    rank : int
+        The largest rank.
+    seed : int, optional
+        None: greedy, the largest entries of the diagonal. A seed: at random, with probability ∝ the entry (RPCholesky).
+    block : int
+        Pivots of a round.
+    tolerance : float
+        It also ends when the trace that is left is below tolerance·tr K.
+
+    Returns
+    -------
+    array (n, r), float64
+        F, r <= rank.
+
+    References ---------- Harbrecht, Peters & Schneider 2012; Chen, Epperly, Tropp & Webber 2023, Algorithm 2; Dong, Chen,
+    Martinsson & Pearce 2025 for dropping pivots within a block.
     """
     n = _checked(operator, rank)
     left = np.maximum(_diagonal(operator), 0.0)
@@ -184,7 +206,7 @@ def _pick(left: np.ndarray, width: int, seed: int | None, turn: int) -> np.ndarr
 
 
 def _block_factor(core: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """(kept indices, L): pivoted Cholesky of the block's own residual, as far as pivots exceed `least` and rounding."""
+    """(kept indices, L): pivoted Cholesky of the block's own residual, as long as pivots exceed `least` and rounding."""
     floor = max(least, len(core) * np.finfo(float).eps * max(float(np.diagonal(core).max()), 0.0))
     if not np.diagonal(core).max() > floor:
         return np.empty(0, np.int64), np.empty((0, 0))

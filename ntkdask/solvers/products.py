@@ -1,11 +1,11 @@
 """Products of one tile with float64 vectors: T·R and Tᵀ·L in one pass over the tile.
 
-Conjugate gradients on a float32 matrix still need products that are right to float64 rounding: the matrix is what it is, its
-product with a vector is not to be rounded once more. A strip of rows is cast to float64 where it stays in the second-level
-cache, and both products are taken from there: 3.0 ms for a float32 tile of 2 048² on one thread with one right-hand side, 8.2 ms
-with eleven, against 2.8 ms and 14.5 ms for the two float64 products of a whole float64 tile.
-All strips share one buffer. Dask's nanny sets MALLOC_TRIM_THRESHOLD_, under which every allocation of a strip would be fresh
-pages from the system: 19 ms of processor time instead of 3. Called by `operators.py` for every tile of a stored matrix.
+Conjugate gradients on a float32 matrix still need products that are right to float64 rounding: the entries of the matrix are
+given, but its product with a vector is not to be rounded once more. A strip of rows is cast to float64 where it stays in the
+second-level cache, and both products are taken from there: 3.0 ms for a float32 tile of 2 048² on one thread with one
+right-hand side, 8.2 ms with eleven, against 2.8 ms and 14.5 ms for the two float64 products of a whole float64 tile. All strips
+share one buffer. Dask's nanny sets MALLOC_TRIM_THRESHOLD_, under which every allocation of a strip would be fresh pages from
+the system: 19 ms of processor time instead of 3. Called by `matrices.operator` for every tile of a stored matrix.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def products_bytes(rows: int, columns: int, k: int) -> int:
 
 
 def _strips(tile: Array) -> Iterator[tuple[slice, Array]]:
-    """(rows, those rows of the tile in float64), the latter good until the next."""
+    """(rows, those rows of the tile in float64); the latter are valid until the next strip."""
     size = DEVICE_STRIP_ROWS if is_device_array(tile) else STRIP_ROWS
     buffer = None if tile.dtype == np.float64 else namespace(tile).empty((min(size, tile.shape[0]), tile.shape[1]))
     for start in range(0, tile.shape[0], size):

@@ -1,7 +1,7 @@
 """A float32 factor's solutions brought to a requested residual: conjugate gradients on A + αI, the factor as preconditioner.
 
 A float32 Cholesky factor costs half the time and space of a float64 one, and its solution is right to about κ·6e-8. Products
-with A in float64 tell how far it is, and a few steps, one product each, take the residual down, also where plain
+with A in float64 give its true residual, and a few steps, one product each, reduce it, also where plain
 iterative refinement would diverge (κ·6e-8 > 1). Higham 2002, §12; Notay 2000 for a preconditioner that rounds.
 
 Arrays in, arrays out; `operator` is a dense array or anything else with `@`.
@@ -20,8 +20,18 @@ from ntkdask.errors import InputError
 
 @dataclass(frozen=True)
 class Refinement:
-    """solution (n,) or (n, k) float64; residuals (k,): the true ‖b − (A + αI)x‖/‖b‖ per column, from A and x themselves;
-    iterations: steps beyond the factor's own solution; converged: whether every residual is within the tolerance.
+    """What refinement reached.
+
+    Parameters
+    ----------
+    solution : array (n,) or (n, k), float64
+        x.
+    residuals : array (k,)
+        The true ‖b − (A + αI)x‖/‖b‖ of each column, from A and x themselves.
+    iterations : int
+        Steps beyond the factor's own solution.
+    converged : bool
+        Whether every residual is within the tolerance.
     """
 
     solution: np.ndarray
@@ -41,11 +51,33 @@ def refine(
 ) -> Refinement:
     """Solve (A + αI) x = rhs to `tolerance`, from an approximate solve; the columns share products, each has its own steps.
 
-    operator: A with `@` on (n, k) float64; solve: an approximate (A + αI)⁻¹ on (n, k), such as a float32 `Factor.solve`;
-    rhs (n,) or (n, k). The residual of the recurrence drifts, so when it says that all columns are done, or halfway through a
-    stall, the true one is computed and decides. Ends without convergence, and says so, after max_iterations or when the
-    true residual has stopped falling: then the tolerance is below what float64 products with A can show.
-    Flexible conjugate gradients, Notay 2000, eq. 2: β = zᵀ(r − r_old)/(z_oldᵀr_old).
+    Flexible conjugate gradients, with β = zᵀ(r − r_old)/(z_oldᵀr_old). The residual of the recurrence drifts, so the true one
+    is computed when the recurrence says that all columns are done, or halfway through a stall, and decides.
+
+    Parameters
+    ----------
+    operator : object
+        A, with `@` on (n, k) float64.
+    solve : callable
+        An approximate (A + αI)⁻¹ on (n, k), such as a float32 `Factor.solve`.
+    rhs : array (n,) or (n, k)
+        Right-hand sides.
+    alpha : float
+        α.
+    tolerance : float
+        Between 0 and 1, of the residual relative to ‖b‖.
+    max_iterations : int
+        The largest number of steps.
+
+    Returns
+    -------
+    Refinement
+        Also without convergence: after max_iterations, or when the true residual has stopped falling. Then the tolerance is
+        below what float64 products with A can show.
+
+    References
+    ----------
+    Notay 2000, eq. 2.
     """
     if not (0 < tolerance < 1):
         raise InputError(f"refine: tolerance is {tolerance!r}; expected a number between 0 and 1.")

@@ -1,8 +1,8 @@
 """Ridge regression from Gram sums: (ΦᵀΦ + αI) w = ΦᵀY, for a whole grid of α from one factorisation.
 
 α multiplies the identity beside the *unnormalised* Gram matrix, as in scikit-learn. With an intercept the sums are
-centred first (weighted means), and the intercept itself is not penalised. Scores never need another pass over the rows,
-except leave-one-out, whose leverages do: `LeaveOneOut` says what that pass accumulates. MATH.md §6.
+centred first (weighted means), and the intercept itself is not penalised. Scores need no other pass over the rows,
+except leave-one-out, whose leverages do: see `EighRidge.leave_one_out_squares`. MATH.md §6.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ntkdask.solvers.gram import GramSums
 
 @dataclass(frozen=True)
 class Solution:
-    """weights (m, k), intercept (k,), float64, for one alpha: ŷ = φ·weights + intercept."""
+    """The fit at one alpha: ŷ = φ·weights + intercept, with weights (m, k) and intercept (k,) in float64."""
 
     weights: np.ndarray
     intercept: np.ndarray
@@ -29,7 +29,25 @@ class Solution:
 
 @dataclass(frozen=True)
 class Centred:
-    """Centred sums: gram (m, m) lower, cross (m, k), squares (k,), and the means that were taken out (0 without)."""
+    """Centred sums.
+
+    Parameters
+    ----------
+    gram : array (m, m)
+        The lower triangle of the Gram matrix.
+    cross : array (m, k)
+        Features times targets.
+    squares : array (k,)
+        Squares of the targets.
+    feature_mean, target_mean : array (m,) and (k,)
+        The means that were subtracted; 0 without an intercept.
+    rows : int
+        How many rows have a positive weight.
+    weight : float
+        The sum W of the weights.
+    has_intercept : bool
+        Whether there is an intercept.
+    """
 
     gram: np.ndarray
     cross: np.ndarray
@@ -42,7 +60,7 @@ class Centred:
 
     @classmethod
     def of(cls, sums: GramSums, fit_intercept: bool = True) -> Centred:
-        """Centre in place (the Gram of `sums` is consumed): G − ssᵀ/W, B − s tᵀ/W, ‖y‖² − t²/W."""
+        """Centre in place, which destroys the Gram matrix of `sums`: G − ssᵀ/W, B − s tᵀ/W, ‖y‖² − t²/W."""
         if sums.rows == 0 or not sums.weight > 0:
             raise InputError("ridge: there are no rows with positive weight to fit.")
         if not fit_intercept:
@@ -64,7 +82,7 @@ class Centred:
         )
 
     def solution(self, weights: np.ndarray, alpha: float) -> Solution:
-        """Weights of the centred problem with the intercept ȳ − φ̄·w."""
+        """The weights of the centred problem, with the intercept ȳ − φ̄·w."""
         return Solution(weights, self.target_mean - self.feature_mean @ weights, alpha)
 
 
@@ -75,7 +93,7 @@ class Ridge(Protocol):
         """The solution at one alpha."""
 
     def effective_dimension(self, alpha: float) -> float:
-        """tr G(G + α)⁻¹, and 1 for an intercept."""
+        """tr G(G + α)⁻¹, plus 1 for an intercept."""
 
     def gcv(self, alpha: float) -> float:
         """Generalised cross-validation score."""
@@ -111,11 +129,11 @@ class EighRidge:
         return self.centred.solution(self.vectors @ (self._shrink(alpha)[:, None] * self.projected), alpha)
 
     def effective_dimension(self, alpha: float) -> float:
-        """tr G(G + α)⁻¹, and 1 for an intercept."""
+        """tr G(G + α)⁻¹, plus 1 for an intercept."""
         return float(np.sum(self.eigenvalues * self._shrink(alpha))) + self.centred.has_intercept
 
     def residual_squares(self, alpha: float) -> np.ndarray:
-        """‖Y − Φw‖² per target (k,), as ‖Y_⊥‖² + Σ (α/(e+α))²·q²/e: no cancellation at small alpha."""
+        """‖Y − Φw‖² per target (k,), as ‖Y_⊥‖² + Σ (α/(e+α))²·q²/e, without cancellation at small alpha."""
         e = self.eigenvalues
         positive = e > 0
         energy = self.projected[positive] ** 2 / e[positive, None]
@@ -139,10 +157,21 @@ class EighRidge:
     def leave_one_out_squares(
         self, phi: np.ndarray, y: np.ndarray, weights: np.ndarray | None, alphas: Sequence[float]
     ) -> np.ndarray:
-        """(n_alphas,): Σ over rows and targets of w·e², e the exact error of each row under the fit without it.
+        """Σ over rows and targets of w·e², (n_alphas,), e the exact error of each row under the fit without it.
 
-        e_i = (y_i − ŷ_i)/(1 − w_i h_i), h_i(α) = 1/W + Σ_j (φ̃_i·u_j)²/(e_j + α): 2·b·m² flops serve every alpha.
-        phi (b, m) as features come, y (b, k) float64, weights (b,). Sum over batches, divide by W·k.
+        e_i = (y_i − ŷ_i)/(1 − w_i h_i), h_i(α) = 1/W + Σ_j (φ̃_i·u_j)²/(e_j + α): 2·b·m² flops serve every alpha. The caller sums
+        over batches and divides by W·k.
+
+        Parameters
+        ----------
+        phi : array (b, m)
+            Features of a batch, not centred.
+        y : array (b, k), float64
+            Targets.
+        weights : array (b,), optional
+            Weights; None: all 1.
+        alphas : sequence of float
+            The alphas.
         """
         centred = self.centred
         turned = (phi - centred.feature_mean.astype(phi.dtype)) @ self.vectors.astype(phi.dtype, copy=False)
@@ -160,7 +189,7 @@ class EighRidge:
         return out
 
     def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """(arrays, attributes) for the store; the Gram, consumed by the factorisation, is left out."""
+        """(arrays, attributes) for the store; the Gram matrix, which the factorisation destroyed, is left out."""
         c = self.centred
         arrays = {
             "vectors": self.vectors,
@@ -202,7 +231,7 @@ def solve_cholesky(centred: Centred, alpha: float) -> Solution:
 
 
 def held_out_squares(solution: Solution, held_out: GramSums) -> float:
-    """Mean squared error per target and unit of weight on rows given by their sums alone.
+    """Mean squared error per target and unit of weight, on rows of which only the sums are given.
 
     Σ w(y − φw − b)² = Σwy² − 2(wᵀB + bᵀt) + wᵀGw + 2bᵀ(wᵀs) + W b²: no pass over the rows.
     """

@@ -1,11 +1,11 @@
 """Traces of functions of an operator from random probes: statistical dimensions, traces of inverses, GCV without a spectrum.
 
-For a symmetric A that is only known by its products, z random signs: E[zᵀ f(A) z] = tr f(A) (Hutchinson 1990). The quadratic
+For a symmetric A of which only products are known, and random signs z: E[zᵀ f(A) z] = tr f(A) (Hutchinson 1990). The quadratic
 forms come from Lanczos quadrature (one run per probe serves every f), or from solves that a factorisation or conjugate gradients
 make anyway. Every estimate comes with the standard error over its probes. Probes are seeded: equal seeds, equal numbers.
 
-An operator is any object with `.shape` and `@` on (n, k) float64 arrays; a CuPy matrix is one, and then the probes live
-beside it. Called by the spectrum and by kernel ridge where no eigendecomposition fits.
+An operator is any object with `.shape` and `@` on (n, k) float64 arrays; a CuPy matrix is one, and then the probes are on its
+device. Called by the spectrum, and by kernel ridge where no eigendecomposition fits.
 """
 
 from __future__ import annotations
@@ -31,9 +31,19 @@ Operator = Any
 class Quadrature:
     """Gauss quadratures of the spectral measures of p probes, zᵀ f(A) z ≈ Σ_j weights_j f(nodes_j), and Gauss–Radau ones.
 
-    nodes, weights: (p, n_steps) float64; radau_nodes, radau_weights: (p, n_steps + 1) with one node at the spectrum's lower end (0, or
-    below what rounding made negative). A row of weights sums to ‖z‖². For 1/(e + α), e/(e + α) and log(e + α) the two lie on
-    either side of the truth. Source: Golub & Meurant 2010, §6.2; Ubaru, Chen & Saad 2017, Algorithm 1.
+    A row of weights sums to ‖z‖². For 1/(e + α), e/(e + α) and log(e + α) the two rules lie on either side of the truth.
+
+    Parameters
+    ----------
+    nodes, weights : array (p, n_steps), float64
+        The Gauss rules.
+    radau_nodes, radau_weights : array (p, n_steps + 1), float64
+        The Gauss–Radau rules, with one node at the lower end of the spectrum (0, or below the eigenvalues that rounding made
+        negative).
+
+    References
+    ----------
+    Golub & Meurant 2010, §6.2; Ubaru, Chen & Saad 2017, Algorithm 1.
     """
 
     nodes: np.ndarray
@@ -44,7 +54,8 @@ class Quadrature:
     def trace(self, function: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
         """(estimate, error) of tr f(A), f elementwise on arrays of eigenvalues.
 
-        The mean of both rules; the error joins the standard error over probes and half the gap between the rules.
+        The estimate is the mean of both rules; the error combines the standard error over probes and half the gap between the
+        rules.
         """
         gauss = (self.weights * function(self.nodes)).sum(axis=1)
         radau = (self.radau_weights * function(self.radau_nodes)).sum(axis=1)
@@ -68,7 +79,7 @@ def mean_and_error(samples: np.ndarray) -> tuple[float, float]:
 
 
 def sign_probes(n: int, n_probes: int, seed: int = 0, weights: np.ndarray | None = None) -> np.ndarray:
-    """(n, n_probes) random signs, float64; 0 in the rows whose weight is 0, so that traces are over the other rows.
+    """Random signs (n, n_probes), float64; 0 in rows whose weight is 0, so that traces are over the other rows.
 
     Column j does not depend on how many are asked for. InputError for fewer than two probes: one has no standard error.
     """
@@ -86,7 +97,7 @@ def quadrature_bytes(n: int, n_probes: int, n_steps: int) -> int:
 
 
 def lanczos_quadrature(operator: Operator, n_probes: int = 16, n_steps: int = 50, seed: int = 0) -> Quadrature:
-    """One Lanczos run per random-sign probe, all in step: n_steps products of the operator with (n, n_probes).
+    """One Lanczos run for each random-sign probe, all at once: n_steps products of the operator with (n, n_probes).
 
     The basis is reorthogonalised (twice is enough), so n_steps ≥ the number of distinct eigenvalues gives exact quadratic
     forms; a run that exhausts its space stops early. Memory: `quadrature_bytes`.
@@ -117,7 +128,7 @@ def lanczos_quadrature(operator: Operator, n_probes: int = 16, n_steps: int = 50
 
 
 def _project(basis: Array, vector: Array) -> Array:
-    """Component of each probe's vector (n, p) in the span of its basis (p, j, n): two batched products."""
+    """The component of each probe's vector (n, p) in the span of its basis (p, j, n): two batched products."""
     columns = vector.T[:, :, None]
     return (basis.transpose(0, 2, 1) @ (basis @ columns))[:, :, 0].T
 
@@ -185,8 +196,20 @@ def stochastic_scores(
 ) -> TraceScores:
     """GCV, defined as in `EighRidge.gcv` (intercept included), and effective dimension from solves alone.
 
-    solved (n, k + 1) = C⁻¹·problem.right_hand_sides(); probes (n, p) = `sign_probes(n, p, seed, weights)`; probes_solved (n, p) =
-    C⁻¹·probes. The intercept's part of the trace is exact. GCV's error is first order in the trace's.
+    The intercept's part of the trace is exact. GCV's error is first order in the trace's.
+
+    Parameters
+    ----------
+    problem : DualProblem
+        The problem, with C = S K S + αI.
+    solved : array (n, k + 1)
+        C⁻¹·problem.right_hand_sides().
+    probes : array (n, p)
+        `sign_probes(n, p, seed, weights)`.
+    probes_solved : array (n, p)
+        C⁻¹·probes.
+    alpha : float
+        α.
     """
     trace, error = inverse_trace(probes, probes_solved)
     free = alpha * problem.free(solved, trace)

@@ -19,7 +19,21 @@ from ntkdask.solvers.ridge import Centred, Solution, spectrum_floor
 
 @dataclass(frozen=True)
 class TridiagonalRidge:
-    """G = Q T Qᵀ of the centred Gram: diagonal (m,) and off-diagonal (m−1,) of T, reflectors of Q, QᵀB (m, k), eigenvalues."""
+    """G = Q T Qᵀ of the centred Gram matrix.
+
+    Parameters
+    ----------
+    centred : Centred
+        The centred sums, whose Gram matrix was destroyed.
+    diagonal, off_diagonal : array (m,) and (m − 1,)
+        Of T.
+    reflectors, tau : array (m − 1, m − 1) and (m − 1,)
+        The Householder reflectors of Q and their factors, as LAPACK stores them.
+    rotated : array (m, k)
+        QᵀB.
+    eigenvalues : array (m,)
+        Of T, ascending; those that are rounding are 0.
+    """
 
     centred: Centred
     diagonal: np.ndarray
@@ -31,7 +45,7 @@ class TridiagonalRidge:
 
     @classmethod
     def factorise(cls, centred: Centred) -> TridiagonalRidge:
-        """LAPACK's sytrd on the lower triangle, in place, and one copy of its reflectors: 2 m² float64 where evd holds 3."""
+        """Reduce by LAPACK's sytrd on the lower triangle, in place, with a copy of its reflectors: 2 m² float64, evd holds 3."""
         m = centred.gram.shape[0]
         if m == 1:
             value = centred.gram[0, :1].copy()
@@ -50,8 +64,8 @@ class TridiagonalRidge:
         reflectors = np.asfortranarray(reduced[1:, :-1])
         values = eigvalsh_tridiagonal(diagonal, off_diagonal, check_finite=False, lapack_driver="sterf")
         values = np.where(values > spectrum_floor(values), values, 0.0)
-        empty = cls(centred, diagonal, off_diagonal, reflectors, tau, centred.cross, values)
-        return cls(centred, diagonal, off_diagonal, reflectors, tau, empty._rotate(centred.cross, "T"), values)
+        unrotated = cls(centred, diagonal, off_diagonal, reflectors, tau, centred.cross, values)
+        return cls(centred, diagonal, off_diagonal, reflectors, tau, unrotated._rotate(centred.cross, "T"), values)
 
     def solve(self, alpha: float) -> Solution:
         """w = Q (T + α)⁻¹ QᵀB; InputError when T + αI is not positive definite to rounding."""
@@ -64,7 +78,7 @@ class TridiagonalRidge:
             ) from error
 
     def effective_dimension(self, alpha: float) -> float:
-        """tr G(G + α)⁻¹, and 1 for an intercept."""
+        """tr G(G + α)⁻¹, plus 1 for an intercept."""
         return float(np.sum(self.eigenvalues / (self.eigenvalues + alpha))) + self.centred.has_intercept
 
     def residual_squares(self, alpha: float) -> np.ndarray:
@@ -93,7 +107,7 @@ class TridiagonalRidge:
         return solveh_banded(banded, self.rotated, lower=True, check_finite=False)
 
     def _rotate(self, right: np.ndarray, trans: str) -> np.ndarray:
-        """Qᵀ·right ("T") or Q·right ("N"); the first row is left alone by every reflector."""
+        """Qᵀ·right ("T") or Q·right ("N"); no reflector changes the first row."""
         out = np.array(right, order="F")
         if self.tau.size:
             lower = np.asfortranarray(out[1:])

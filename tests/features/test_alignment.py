@@ -15,7 +15,7 @@ from ntkdask.features import NTKRandomFeatures
 from ntkdask.features.alignment import Alignment, add_scores, chi_square_weights
 from ntkdask.features.fitting import FittedMap, Learned, Training, TrainingBatch
 from ntkdask.features.gibbs import gibbs_directions
-from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.operands import padded_size
 from ntkdask.kernels import NNGP, NTK
 from ntkdask.networks import Dense, fully_connected
 

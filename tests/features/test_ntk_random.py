@@ -17,7 +17,7 @@ from ntkdask.features import ArcCosineFeatures, NTKRandomFeatures
 from ntkdask.features.gibbs import gibbs_directions
 from ntkdask.features.ntk_random import default_widths
 from ntkdask.features.quality import map_error
-from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.operands import padded_size
 from ntkdask.kernels import NNGP, NTK
 from ntkdask.networks import Activation, Dense, Network, fully_connected
 

@@ -10,7 +10,8 @@ from ntkdask.errors import InputError
 from ntkdask.kernels import NTK
 from ntkdask.networks import fully_connected
 from ntkdask.solvers.block_krylov import orthonormalise
-from ntkdask.solvers.conjugate_gradients import State, Stopping, conjugate_gradients, conjugate_gradients_bytes
+from ntkdask.solvers.conjugate_gradients import Stopping, conjugate_gradients, conjugate_gradients_bytes
+from ntkdask.solvers.conjugate_gradients_state import State
 from ntkdask.solvers.dual import DualEigh, DualProblem
 from ntkdask.solvers.preconditioners import LowRankPreconditioner, pivoted_cholesky
 

@@ -1,1 +1,1 @@
-"""Finite random networks as feature maps read them: forward passes and gradients for each row."""
+"""Finite random networks as feature maps use them: forward passes, and the gradient of the output for each row."""

@@ -1,7 +1,7 @@
-"""Forward and backward passes of the layers of a finite network on a batch of rows, without their parameters' gradients.
+"""Forward and backward passes of the layers of a finite network on a batch of rows, without gradients of their parameters.
 
-Each function gives its output and a function from the gradient of the output to the gradient of the input, of the same shapes.
-Vectors are (n, channels), images (n, H, W, channels). Called by `finite`.
+Each function returns its output, and a function from the gradient of the output to the gradient of the input, of the same shapes.
+Vectors are (n, channels), images (n, H, W, channels). Called by `finite.network`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Backward = Callable[[Array], Array]
 
 
 def activate(layer: Activation, h: Array) -> tuple[Array, Backward]:
-    """n_σ·σ(h), with n_σ of a normalised layer."""
+    """n_σ·σ(h), with n_σ the factor of a normalised layer."""
     factor = h.dtype.type(layer.gain**0.5)
     slope = derivative(layer.sigma, h)
     slope *= factor
@@ -25,7 +25,7 @@ def activate(layer: Activation, h: Array) -> tuple[Array, Backward]:
 
 
 def layer_norm(h: Array) -> tuple[Array, Backward]:
-    """(h − mean)/deviation over channels; 0 where the deviation is 0."""
+    """(h − mean)/deviation over the channels; 0 where the deviation is 0."""
     xp = namespace(h)
     centred = h - h.mean(axis=-1, keepdims=True)
     deviation = xp.sqrt((centred * centred).mean(axis=-1, keepdims=True))
@@ -39,7 +39,7 @@ def layer_norm(h: Array) -> tuple[Array, Backward]:
 
 
 def average_pool(layer: AvgPool, h: Array) -> tuple[Array, Backward]:
-    """Means over windows; the window divides the image."""
+    """Means over windows whose size divides that of the image."""
     n, height, width, channels = h.shape
     a, b = layer.window
     out = h.reshape(n, height // a, a, width // b, b, channels).mean(axis=(2, 4))
@@ -54,13 +54,13 @@ def global_average_pool(h: Array) -> tuple[Array, Backward]:
 
 
 def flatten(h: Array) -> tuple[Array, Backward]:
-    """(n, H·W·channels)."""
+    """All pixels and channels of an image as one vector, (n, H·W·channels)."""
     shape = h.shape
     return h.reshape(shape[0], -1), lambda g: g.reshape(shape)
 
 
 def patches(layer: Conv, h: Array) -> tuple[Array, Backward]:
-    """(n, H, W, C) → what the filter sees at each output pixel, (n, H', W', q₁·q₂·C), and its transpose: the sum over patches."""
+    """The filter's view of each output pixel, (n, H, W, C) → (n, H', W', q₁·q₂·C), and its transpose, the sum over patches."""
     xp = namespace(h)
     n, height, width, channels = h.shape
     (rows, columns), (q, r), (s, t) = layer.output_shape((height, width)), layer.filter, layer.strides
@@ -100,8 +100,9 @@ def patches(layer: Conv, h: Array) -> tuple[Array, Backward]:
 
 
 def _runs(length: int, padded: int, before: int, circular: bool) -> list[tuple[slice, slice]]:
-    """Where an axis of `length` lies in one of `padded` entries, its entry 0 at `before`: (in the padded one, in it), as runs; around
-    and around when circular.
+    """How an axis of `length` lies in a padded one of `padded` entries, with its entry 0 at `before`.
+
+    Returns pairs of slices (in the padded axis, in the axis itself); a circular axis is repeated until the padded one is full.
     """
     runs, position = [], 0
     while position < padded:

@@ -1,8 +1,8 @@
 """Finite networks: a `Network` of a given width in NTK parameterisation, forward, and the gradient of its output for each row.
 
-z = σ_w·W h/√(fan-in) + σ_b·b with W, b standard normal (MATH.md §1, §5). The first layer divides by √d only with `scale_inputs`, and a
-q×q convolution by q. Every hidden Dense and Conv has `width` units, the last Dense one. A network that does not end in a Dense
-is read out by one that is frozen, with the same expected tangent kernel. Called by `gradient`; no torch.
+z = σ_w·W h/√(fan-in) + σ_b·b with W, b standard normal (MATH.md §1, §5). The first layer divides by √d only with
+`scale_inputs`, and a q×q convolution by q. Every hidden Dense and Conv has `width` units, the last Dense one. A network that
+does not end in a Dense is read out by a frozen one, with the same expected tangent kernel. Called by `gradient`; no torch.
 """
 
 from __future__ import annotations
@@ -39,10 +39,20 @@ Backward = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True, eq=False)
 class FiniteNetwork:
-    """`network` of `width` units a layer for rows of `row_shape`: (d,), or (H, W, C) where it takes images.
+    """`network` of `width` units a layer, for rows of one shape.
 
-    weights: every Dense and Conv, by place. joins: how the paths of each Residual meet, see `_Plan.residual`. n_parameters: trainable
-    weights and biases, the columns of a gradient. row_elements: numbers that a row holds at the peak of a gradient, about.
+    Parameters
+    ----------
+    network : Network
+        The description.
+    width : int
+        Units of every hidden layer.
+    row_shape : tuple of int
+        (d,), or (H, W, C) where the network takes images.
+
+    Notes ----- Derived fields: `weights`, every Dense and Conv by its place; `joins`, how the paths of each Residual meet, see
+    `FinitePlan`; `n_parameters`, the trainable weights and biases, which are the columns of a gradient; `row_elements`, about
+    how many numbers a row holds at the peak of a gradient.
     """
 
     network: Network
@@ -74,16 +84,19 @@ class FiniteNetwork:
         return normals("weights", weights.inputs), normals("biases", 1)[0] if weights.has_bias else None
 
     def parameters_bytes(self, itemsize: int) -> int:
-        """All parameters, which are kept, and the drawing of one layer's, which is not."""
+        """Bytes of all parameters, which are kept, and of the drawing of one layer's, which is not."""
         drawing = max(drawing_bytes(w.inputs, w.units) for w in self.weights.values())
         return drawing + itemsize * sum(w.size for w in self.weights.values())
 
     def __call__(self, x: Array, parameters: Parameters) -> Array:
-        """f(x), (n,), for rows x (n, *row_shape)."""
+        """The output f(x), (n,), for rows x (n, *row_shape)."""
         return self._follow(self.layers, x, parameters, ())[0][:, 0]
 
     def gradients(self, x: Array, parameters: Parameters, out: Array) -> None:
-        """out[i] ← ∇f(x_i), (n, n_parameters): of each trainable layer, in order, W's (inputs × units) and b's."""
+        """Write the gradient of f at every row to `out` (n, n_parameters).
+
+        Its columns are W's (inputs × units) and then b's of each trainable layer, in order.
+        """
         value, backward = self._follow(self.layers, x, parameters, ())
         backward(namespace(x).ones_like(value), out)
 
@@ -97,7 +110,7 @@ class FiniteNetwork:
 
         def all_backward(g: Array, out: Array) -> Array:
             while backwards:
-                # what a layer holds goes when it is done
+                # released as soon as the layer is done
                 g = backwards.pop()(g, out)
             return g
 
@@ -147,7 +160,7 @@ class FiniteNetwork:
                     total = g.reshape(n, -1, w.units).sum(axis=1)
                     xp.multiply(total, deviation, out=out[:, stop : stop + w.units])
             if is_first:
-                return g  # nobody asks for the gradient of the rows
+                return g  # the gradient with respect to the rows is not needed
             back = scaled.reshape(-1, w.units) @ weights.T
             return back.reshape(seen.shape) if gather is None else gather(back)
 

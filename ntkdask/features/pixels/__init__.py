@@ -1,1 +1,1 @@
-"""Features of pixels: what sketches of convolutional networks share."""
+"""Convolutional sketches: features of the pixels of images, taken through the layers of a network."""

@@ -1,13 +1,14 @@
 """What an activation does to features of pixels: features of k_σ(Λ) and of T·k_σ'(Λ), in place on a block of rows.
 
-μ are features of Λ, χ of T. Two realisations of a dual, for k and for k' apart:
-- "random": z = H G μ with G a diagonal of normals; every z_j is exactly N(0, Λ) and jointly so for two pixels, whatever μ, so that
-  σ(z)/√p are unbiased features of k given μ, and σ'(z) ⊙ H χ/p of T·k'. One transform serves k and k', one serves T.
-- "series": Σ_ℓ ±r_ℓ·Q_ℓ μ̂ with the Hermite coefficients r_ℓ of σ and sketches Q_ℓ of powers; k' alike, multiplied with χ by a
-  TensorSRHT. Truncated; what it leaves out at c = 1 goes to the last degree.
-Then rows are scaled to their exact norms √S'(p, p), √T'(p, p), where those are known, and take random signs, which what follows (sums
-over a filter, Hadamard transforms) relies on. Called by `pixel_layers`. MATH.md §1, §2, §4; Zandieh et al. 2021, Definition 2 and
-Algorithm 1; structured normals: Le et al. 2013.
+μ are features of Λ, χ of T. A dual is realised in one of two ways, for k and for k' separately:
+- "random": z = H G μ with G a diagonal of normals; every z_j is exactly N(0, Λ), and jointly so for two pixels, whatever μ is. So
+  σ(z)/√p are unbiased features of k given μ, and σ'(z) ⊙ H χ/p of T·k'. One transform serves k and k', another one T.
+- "series": Σ_ℓ ±r_ℓ·Q_ℓ μ̂ with the Hermite coefficients r_ℓ of σ and sketches Q_ℓ of powers; the same for k', multiplied with
+χ by
+  a TensorSRHT. The series is truncated; what it leaves out at c = 1 is added to the last degree.
+Then rows are scaled to their exact norms √S'(p, p), √T'(p, p), where those are known, and multiplied by random signs, on which
+the next operations (sums over a filter, Hadamard transforms) rely. Called by `pixels.layers`. MATH.md §1, §2, §4; Zandieh et
+al. 2021, Definition 2 and Algorithm 1; structured normals: Le et al. 2013.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ METHODS = ("random", "mixed", "sketch")
 
 @dataclass(frozen=True)
 class Norms:
-    """Exact squares for a block of rows, (rows,) float64. s, t: of μ and χ; s_after, t_after: of what the activation makes of them."""
+    """Exact squared norms for a block of rows, (rows,) float64.
+
+    s of μ and t of χ before the activation, s_after and t_after after it.
+    """
 
     s: Array
     t: Array
@@ -47,7 +51,7 @@ class Norms:
 
 
 def norms_after(layer: Activation, s: Array, t: Array) -> Norms:
-    """The norms of a layer for S(p, p), T(p, p) of any shape, flattened: S' = k(√S, √S, 1), T' = T·k'(√S, √S, 1)."""
+    """The norms around a layer, for S(p, p) and T(p, p) of any shape, flattened: S' = k(√S, √S, 1), T' = T·k'(√S, √S, 1)."""
     a = namespace(s).sqrt(s.ravel())
     after = layer.gain * layer.sigma.dual(a, a, 1.0)
     slope = layer.gain * layer.sigma.dual_derivative(a, a, 1.0)
@@ -55,12 +59,12 @@ def norms_after(layer: Activation, s: Array, t: Array) -> Norms:
 
 
 def has_slope(sigma: ActivationFunction) -> bool:
-    """Whether k_σ' is not 0 everywhere: σ has a derivative somewhere, almost everywhere being what counts."""
+    """Whether k_σ' is not zero: it is where σ' is 0 almost everywhere."""
     return not (isinstance(sigma, (Step, Sign)) or (isinstance(sigma, RectifiedMonomial) and sigma.q == 0))
 
 
 def require_function(sigma: ActivationFunction) -> ActivationFunction:
-    """`sigma` when random features can be made of it: σ and σ' are known, or it is a normalised Gaussian; InputError otherwise."""
+    """`sigma` when random features can be made of it; InputError unless σ and σ' are known or it is a normalised Gaussian."""
     if not isinstance(sigma, NormalizedGaussian):
         derivative(sigma, np.ones(1))
     return sigma
@@ -68,9 +72,22 @@ def require_function(sigma: ActivationFunction) -> ActivationFunction:
 
 @dataclass(frozen=True)
 class PixelDual:
-    """One activation layer at one place of a network, its random numbers fixed by (seed, path). width: a power of two.
+    """One activation layer at one place of a network; its random numbers follow from (seed, path).
 
-    method: "random", "sketch" (series for k and k') or "mixed" (series for k, random for k'); degree: of the series.
+    Parameters
+    ----------
+    layer : Activation
+        The layer.
+    width : int
+        Features of a pixel, a power of two.
+    method : {"random", "sketch", "mixed"}
+        "sketch": series for k and k'; "mixed": a series for k, random features for k'.
+    degree : int
+        Degree of the series.
+    seed : int
+        Seed of the random numbers.
+    path : tuple
+        Place of the layer in the network.
     """
 
     layer: Activation
@@ -81,9 +98,9 @@ class PixelDual:
     path: seeds.Path
 
     def __call__(self, mu: Array, chi: Array | None, norms: Norms | None, phi_needed: bool = True) -> None:
-        """mu (rows, width) ← features of k(Λ), chi ← of T·k'(Λ); C-ordered. chi None: T = 0. mu is scratch unless `phi_needed`.
+        """Overwrite mu (rows, width) with features of k(Λ), and chi with features of T·k'(Λ); both are C-ordered.
 
-        norms None: rows keep the norms that their features have.
+        chi is None where T = 0. Unless `phi_needed`, mu is scratch. Without `norms` the rows keep the norms of their features.
         """
         if self.method == "random" and self.layer.sigma.slopes is not None:
             self._rectify(mu, chi, norms, phi_needed)
@@ -111,7 +128,7 @@ class PixelDual:
             self._finish(mu, norms and norms.s_after, "signs")
 
     def _rectify(self, mu: Array, chi: Array | None, norms: Norms | None, phi_needed: bool) -> None:
-        """The whole of it for σ = −A·min(t, 0) + B·max(t, 0), whose σ' does not see lengths."""
+        """The whole call for σ = −A·min(t, 0) + B·max(t, 0), whose σ' does not depend on lengths."""
         root = math.sqrt(self.layer.gain / self.width)
         low, high = (root * slope for slope in self.layer.sigma.slopes or ())
         mu *= self._normals(mu)
@@ -131,7 +148,7 @@ class PixelDual:
         _rectify_rows(mu, mu if chi is None else chi, chi is not None, phi_needed, low, high, *signs, exact)
 
     def _random(self, z: Array, tangent: bool) -> tuple[Array, Array]:
-        """(features of k, factors of k' on H χ/√width or, without `tangent`, None) of rows z = μ, which is overwritten."""
+        """(features of k, factors of k' on H χ/√width) of rows z = μ, which is overwritten; no factors without `tangent`."""
         xp, sigma, root = namespace(z), self.layer.sigma, math.sqrt(self.layer.gain)
         lengths = xp.sqrt(xp.einsum("ij,ij->i", z, z))[:, None]
         if isinstance(sigma, NormalizedGaussian):
@@ -155,7 +172,7 @@ class PixelDual:
         return value, None if slope is None else slope.astype(z.dtype, copy=False)
 
     def _series(self, mu: Array, norms: Norms | None, tangent: bool) -> tuple[Array, Array]:
-        """(features of k, features of k' or, without `tangent`, None) of rows μ."""
+        """(features of k, features of k') of rows μ; without `tangent` the latter are None."""
         xp, sigma = namespace(mu), self.layer.sigma
         squares = xp.einsum("ij,ij->i", mu, mu)
         unit = mu / xp.sqrt(xp.where(squares > 0, squares, 1))[:, None]
@@ -164,29 +181,29 @@ class PixelDual:
         weights, slopes = completed_series(sigma, a, self.degree, tangent)
         powers = sorted({*degrees, *slope_degrees} - {0})
         sketches = self._powers(powers)(unit, degrees=powers)
-        known = dict(zip(powers, sketches, strict=True))
-        value = self._summed(known, degrees, weights, "value", mu)
-        return value, None if slopes is None else self._summed(known, slope_degrees, slopes, "slope", mu)
+        by_power = dict(zip(powers, sketches, strict=True))
+        value = self._summed(by_power, degrees, weights, "value", mu)
+        return value, None if slopes is None else self._summed(by_power, slope_degrees, slopes, "slope", mu)
 
     def _powers(self, powers: Sequence[int]) -> PolySketch:
         return PolySketch(max(powers, default=1), self.width, self.seed, (*self.path, "powers"))
 
     def _summed(
-        self, sketches: Mapping[int, Array], degrees: tuple[int, ...], weights: Array, what: str, like: Array
+        self, sketches: Mapping[int, Array], degrees: tuple[int, ...], weights: Array, name: str, like: Array
     ) -> Array:
-        """√gain·Σ_ℓ ±w_ℓ·Q_ℓ, (rows, width); the signs of each degree are its own."""
+        """√gain·Σ_ℓ ±w_ℓ·Q_ℓ, (rows, width); each degree has signs of its own, whose stream `name` tells apart."""
         dtype, root = like.dtype, math.sqrt(self.layer.gain)
-        constant = self._signs((what, 0), like) * dtype.type(root / math.sqrt(self.width))
+        constant = self._signs((name, 0), like) * dtype.type(root / math.sqrt(self.width))
         total = weights[0].astype(dtype)[:, None] * constant
         for degree in degrees:
             if not degree:
                 continue
             sketch = sketches[degree]
-            total += (root * weights[degree]).astype(dtype)[:, None] * (sketch * self._signs((what, degree), like))
+            total += (root * weights[degree]).astype(dtype)[:, None] * (sketch * self._signs((name, degree), like))
         return total
 
     def _finish(self, features: Array, squares: Array | None, name: str) -> None:
-        """Random signs and, where known, exact norms."""
+        """Multiply by random signs and scale to exact norms where those are known."""
         features *= self._signs(name, features)
         if squares is not None:
             _scale_rows(features, squares)
@@ -199,7 +216,7 @@ class PixelDual:
 
 
 def _scale_rows(x: Array, squares: Array) -> None:
-    """Rows of x to the norms √squares, in place; rows of 0 stay 0."""
+    """Scale the rows of x to the norms √squares, in place; rows of 0 stay 0."""
     xp = namespace(x)
     own = xp.einsum("ij,ij->i", x, x).astype(xp.float64)
     factors = xp.sqrt(squares / xp.where(own > 0, own, 1))
@@ -207,15 +224,15 @@ def _scale_rows(x: Array, squares: Array) -> None:
 
 
 def slope_powers(sigma: ActivationFunction, degree: int) -> tuple[int, ...]:
-    """The ℓ <= degree for which the Hermite coefficients of σ' are not zero for every length."""
+    """The ℓ <= degree for which the Hermite coefficients of σ' are not zero at every length."""
     return tuple(n - 1 for n in active_degrees(sigma, degree + 1) if n)
 
 
 def completed_series(sigma: ActivationFunction, a: Array, degree: int, tangent: bool = True) -> tuple[Array, Array]:
-    """Hermite coefficients of σ(at) and, when `tangent`, of σ'(at): (degree + 1, rows) for lengths a (rows,), exact sums of
-    squares; None for those of σ' otherwise.
+    """Hermite coefficients of σ(at) and of σ'(at), each (degree + 1, rows) for lengths a (rows,), with exact sums of squares.
 
-    k(a, b, c) ≈ Σ_ℓ w_ℓ(a)w_ℓ(b)c^ℓ, equal at a = b, c = 1; k' alike. Raises InputError where σ has no usable expansion.
+    k(a, b, c) ≈ Σ_ℓ w_ℓ(a)w_ℓ(b)c^ℓ, equal at a = b, c = 1; k' alike. Unless `tangent`, the coefficients of σ' are None. Raises
+    InputError where σ has no usable expansion.
     """
     radii = radial_functions(sigma, a, degree + 1)
     weights = _completed(radii[: degree + 1].copy(), sigma.dual(a, a, 1.0), active_degrees(sigma, degree))
@@ -228,7 +245,7 @@ def completed_series(sigma: ActivationFunction, a: Array, degree: int, tangent: 
 
 
 def _completed(weights: Array, whole: Array, degrees: tuple[int, ...]) -> Array:
-    """Weights with Σ_ℓ w_ℓ² = whole: the last of the degrees takes what a truncation leaves out, so that norms are right."""
+    """Weights with Σ_ℓ w_ℓ² = whole: the last of the degrees is given what a truncation leaves out, so that norms are right."""
     missing = namespace(weights).maximum(whole - (weights * weights).sum(axis=0), 0.0)
     last = max((degree for degree in degrees if degree < len(weights)), default=0)
     weights[last] = namespace(weights).sqrt(weights[last] ** 2 + missing)
@@ -236,7 +253,7 @@ def _completed(weights: Array, whole: Array, degrees: tuple[int, ...]) -> Array:
 
 
 def _slopes_of(z: Array, low: float, high: float) -> Array:
-    """σ'(z) of a rectifier: B above 0, −A below, their mean at 0, where the kernels have κ₀'s limit."""
+    """σ'(z) of a rectifier: B above 0, −A below, and at 0 their mean, where the kernels have the limit of κ₀."""
     xp = namespace(z)
     middle = z.dtype.type((high - low) / 2)
     return xp.where(z > 0, z.dtype.type(high), xp.where(z < 0, z.dtype.type(-low), middle))
@@ -244,7 +261,7 @@ def _slopes_of(z: Array, low: float, high: float) -> Array:
 
 @compiled
 def _rectify_rows(z, u, tangent, phi_needed, low, high, signs, tangent_signs, exact):
-    """z ← ±σ(z), u ← ±σ'(z)·u in place, then rows to the norms exact[0], exact[1] (2, rows); as they are for (2, 0)."""
+    """z ← ±σ(z), u ← ±σ'(z)·u in place, then rows scaled to the norms exact[0], exact[1] (2, rows); left as they are for (2, 0)."""
     middle = (high - low) / 2
     kind = z.dtype.type
     up, down, between = kind(high), kind(-low), kind(middle)

@@ -1,9 +1,9 @@
 """Features of pixels through the layers of a network: φ of S and ψ of T, a block of images at a time.
 
-What each layer of MATH.md §1 does to S and T, done to features: a Conv or Dense is in `pixel_filters`, an Activation in
-`pixel_duals`, poolings are exact means of feature vectors, a trainable layer and a Residual add direct sums, kept at one width by
-random signs. Layers after the readout see images of one pixel. Every random vector hangs on the layer's position, none on the rows.
-Rows of pixels are cut into blocks that stay in cache, which the task's threads share. Called by `cntk_sketch`.
+What each layer of MATH.md §1 does to S and T is done to features: a Conv or Dense is in `pixels.filters`, an Activation in
+`pixels.duals`; poolings are exact means of feature vectors; a trainable layer and a Residual add direct sums, kept at one width
+by random signs. Layers after the readout see images of one pixel. Every random vector depends on the layer's position, none on
+the rows. Rows of pixels are cut into blocks that stay in cache, which the task's threads share. Called by `cntk_sketch`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,20 @@ Node = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Features of a block of images. phi: (n·H·W, width) or None where no later layer reads S; psi: the same, None where T = 0.
+    """Features of a block of images.
 
-    raw: phi are the inputs' own channels, of any width. fresh: the coordinates carry random signs that nothing has used.
+    Parameters
+    ----------
+    phi : array (n·H·W, width), optional
+        Features of S; None where no later layer reads S.
+    psi : array (n·H·W, width), optional
+        Features of T; None where T = 0.
+    shape : tuple of int
+        (H, W).
+    raw : bool
+        Whether phi are the channels of the inputs themselves, of any width.
+    fresh : bool
+        Whether the coordinates carry random signs that nothing has used.
     """
 
     phi: Array
@@ -45,7 +56,7 @@ class Pixels:
 
     @property
     def n_pixels(self) -> int:
-        """H·W."""
+        """H·W, the pixels of an image."""
         return self.shape[0] * self.shape[1]
 
 
@@ -59,7 +70,21 @@ def reads_covariance(layers: Sequence[Layer]) -> bool:
 
 @dataclass(frozen=True)
 class PixelLayers:
-    """The layers of one sketch. nodes: (S, T) of `tangent_maps` for this block of images, in order, or None for estimated norms."""
+    """The layers of one sketch.
+
+    Parameters
+    ----------
+    width : int
+        Features of a pixel.
+    method : str
+        How dual activations are realised, as in `PixelDual`.
+    degree : int
+        Degree of series.
+    seed : int
+        Seed of all random numbers.
+    nodes : iterator of (S, T), optional
+        The diagonals of `tangent_maps` for this block of images, in order; None for estimated norms.
+    """
 
     width: int
     method: str
@@ -68,7 +93,11 @@ class PixelLayers:
     nodes: Iterator[Node] | None
 
     def through(self, layers: Sequence[Layer], pixels: Pixels, path: seeds.Path, after: Sequence[Layer] = ()) -> Pixels:
-        """The pixels after the layers, of which `after` follow. path: of the random numbers, with the position of each layer."""
+        """The pixels after these layers.
+
+        after: the layers that follow them, which decide what has to be kept. path: place of the random numbers, to which the
+        position of each layer is added.
+        """
         position = 0
         while position < len(layers):
             if pixels.phi is None and pixels.psi is None:  # T = 0 from here on, and S is read no more
@@ -101,7 +130,7 @@ class PixelLayers:
         path: seeds.Path,
         after: Sequence[Layer],
     ) -> Pixels:
-        """After Conv or Dense and, block by block, the activation that follows."""
+        """The pixels after a Conv or Dense and, block by block, the activation that follows it."""
         weights = Filter.of(layer, pixels.shape, self.width, self.seed, path)
         if pixels.raw and not weights.takes_patches(pixels.phi.shape[1]):
             pixels = self._widened(pixels, path)
@@ -111,7 +140,7 @@ class PixelLayers:
         dual = None if activation is None else self._dual(activation, path)
         phi_needed = reads_covariance(after)
         like = pixels.psi if pixels.phi is None else pixels.phi
-        xp, rows = namespace(like), like.shape[0] // pixels.n_pixels * weights.near.rows_out
+        xp, rows = namespace(like), like.shape[0] // pixels.n_pixels * weights.neighbourhood.rows_out
         tangent = layer.trainable or pixels.psi is not None
         phi = xp.empty((rows, self.width), like.dtype) if phi_needed else None
         psi = None
@@ -132,7 +161,7 @@ class PixelLayers:
         return Pixels(phi, psi, weights.conv.output_shape(pixels.shape), fresh=activation is not None)
 
     def _activated(self, layer: Activation, pixels: Pixels, path: seeds.Path, after: Sequence[Layer]) -> Pixels:
-        """After an activation that does not follow its weights directly; φ and ψ of the pixels stay as they are."""
+        """The pixels after an activation that does not follow its weights directly; the given features are left unchanged."""
         dual, norms = self._dual(layer, path), self._norms(layer)
         phi = pixels.phi.copy()
         psi = pixels.psi.copy() if pixels.psi is not None and has_slope(layer.sigma) else None
@@ -153,7 +182,7 @@ class PixelLayers:
     # --- the other layers
 
     def _normalised(self, pixels: Pixels) -> Pixels:
-        """LayerNorm: features over √S(p, p), the exact one where it is known; 0 where it is 0."""
+        """The pixels after LayerNorm: features over √S(p, p), exact where it is known; 0 where it is 0."""
         xp = namespace(pixels.phi)
         own = xp.einsum("ij,ij->i", pixels.phi, pixels.phi).astype(xp.float64)
         squares = own if self.nodes is None else next(self.nodes)[0].ravel()
@@ -176,7 +205,7 @@ class PixelLayers:
         return first + second * self._random_signs((*path, "sum"), first)
 
     def _pooled(self, layer: Layer, pixels: Pixels, path: seeds.Path) -> Pixels:
-        """AvgPool and the readouts."""
+        """The pixels after AvgPool or a readout."""
         h, w = pixels.shape
         if isinstance(layer, Flatten):
             phi, psi = (None if f is None else self._flattened(f, pixels, path) for f in (pixels.phi, pixels.psi))
@@ -191,7 +220,7 @@ class PixelLayers:
         return replace(pixels, phi=phi, psi=psi, shape=(h // a, w // b))
 
     def _flattened(self, features: Array, pixels: Pixels, path: seeds.Path) -> Array:
-        """Direct sum of the pixels over √(H·W), at one width by random signs for each pixel; inputs' channels side by side."""
+        """Direct sum of the pixels over √(H·W), kept at one width by random signs for each pixel; inputs' channels side by side."""
         count, width = pixels.n_pixels, features.shape[1]
         images = features.reshape(-1, count, width)
         root = features.dtype.type(1 / math.sqrt(count))
@@ -203,7 +232,7 @@ class PixelLayers:
         return total * root
 
     def _widened(self, pixels: Pixels, path: seeds.Path) -> Pixels:
-        """Inputs sketched to the width."""
+        """The inputs sketched to the width."""
         sketch = SRHT(self.width, self.seed, (*path, "inputs"))
         return Pixels(sketch(pixels.phi), None, pixels.shape)
 
@@ -218,12 +247,12 @@ class PixelLayers:
 
 
 def block_rows(width: int, itemsize: int, device: bool = False) -> int:
-    """Rows of pixels in a block."""
+    """How many rows of pixels a block has."""
     return max(1, (DEVICE_BLOCK_BYTES if device else BLOCK_BYTES) // (width * itemsize))
 
 
 def over_rows(fill: Callable[[slice], None], rows: int, width: int, like: Array) -> None:
-    """fill(block) over all rows: on a GPU one block after the other, on the CPU by the task's threads."""
+    """Call fill(block) for all rows: on a GPU one block after the other, on the CPU by the task's threads."""
     device = is_device_array(like)
     blocks = row_blocks(rows, block_rows(width, like.dtype.itemsize, device))
     if device or rows * width < THREAD_ELEMENTS:

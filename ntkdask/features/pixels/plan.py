@@ -1,4 +1,4 @@
-"""What a sketch of pixels will hold, and what its truncated series leave out: planning, without images. Called by `cntk_sketch`."""
+"""How much memory a sketch of pixels takes, and what its truncated series leave out. No images are read. Called by `cntk_sketch`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GRID = 401
 
 @dataclass(frozen=True)
 class _Held:
-    """What is held between layers: φ, ψ, or neither (inputs, which are short)."""
+    """Which feature vectors of a pixel are held between layers: φ, ψ, or neither (inputs, which are short)."""
 
     phi: bool = False
     psi: bool = False
@@ -38,13 +38,13 @@ class _Held:
 
 
 def held_pixels(network: Network, shape: tuple[int, int]) -> int:
-    """Feature vectors that one image (H, W) holds at its widest: φ and ψ of the pixels before and after a layer; at least 1."""
+    """The most feature vectors that one image (H, W) holds: φ and ψ of the pixels before and after a layer; at least 1."""
     layers, readout = network.layers, network.readout_position
     return max(1, _through(layers[: readout + 1], shape, _Held(), layers[readout + 1 :])[0])
 
 
 def _through(layers: Sequence[Layer], shape: tuple[int, int], held: _Held, after: Sequence[Layer]) -> tuple[int, _Held]:
-    """(most vectors at once, what is held in the end); follows `PixelLayers.through`."""
+    """(most vectors held at once, what is held at the end); follows `PixelLayers.through`."""
     most, position = 0, 0
     while position < len(layers):
         layer = layers[position]
@@ -76,7 +76,30 @@ def _through(layers: Sequence[Layer], shape: tuple[int, int], held: _Held, after
 
 
 def block_bytes(network: Network, method: str, degree: int, width: int, images: int, pixels: int, itemsize: int) -> int:
-    """Bytes of each thread's block of rows, of random vectors, and of those of a Flatten, for so many images of so many pixels."""
+    """Bytes beside the features of all pixels: each thread's block of rows, random vectors, and those of a Flatten.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    method : str
+        How dual activations are realised, as in `PixelDual`.
+    degree : int
+        Degree of series.
+    width : int
+        Features of a pixel.
+    images : int
+        Images of a block.
+    pixels : int
+        Pixels of an image.
+    itemsize : int
+        Bytes of a number.
+
+    Returns
+    -------
+    int
+        Peak bytes, of all threads together.
+    """
     layers = tuple(every_layer(network.layers))
     rows = min(block_rows(width, itemsize), images * pixels)
     sharing = min(threads.current(), -(-images * pixels // rows)) if images * pixels * width >= THREAD_ELEMENTS else 1
@@ -102,7 +125,7 @@ def _temporaries(sigma: ActivationFunction, method: str) -> int:
 
 @dataclass(frozen=True)
 class _Pair:
-    """S, Ŝ, T, T̂ of two pixels over a grid of correlations, the last of which is 1; hats: as the series have it."""
+    """S, Ŝ, T, T̂ of two pixels over a grid of correlations, the last of which is 1; hats mark what the truncated series give."""
 
     s: np.ndarray
     s_hat: np.ndarray
@@ -114,9 +137,10 @@ class _Pair:
 
 
 def truncation_error(network: Network, method: str, degree: int) -> float:
-    """max |T̂ − T|/T(1) over the correlation of two images whose pixels are all alike, of length 1; 0 without series.
+    """max |T̂ − T|/T(1) over the correlation of two images whose pixels are all alike and of length 1; 0 without series.
 
-    Borders and a Flatten's or a pooling's means do not count. Raises InputError where an activation has no usable expansion.
+    Borders and the means of a Flatten or a pooling are not taken into account. Raises InputError where an activation has no
+    usable expansion.
     """
     if method == "random":
         return 0.0

@@ -1,4 +1,4 @@
-"""Random vectors of one width, drawn once per process, dtype and device: signs and normals. Called by the maps of pixels."""
+"""Random vectors of signs and normals, drawn once per process, dtype and device. Called by the maps of pixels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ntkdask.cache import shared
 
 
 def random_signs(seed: int, path: seeds.Path, width: int, like: Array) -> Array:
-    """(width,) independent ±1 in like's dtype and on its device."""
+    """Independent ±1, (width,), in like's dtype and on its device."""
     return _cached("signs", seed, path, width, like, lambda: seeds.signs(seed, path, width, like.dtype.name))
 
 
 def random_normals(seed: int, path: seeds.Path, width: int, like: Array) -> Array:
-    """(width,) standard normals in like's dtype and on its device."""
+    """Standard normals, (width,), in like's dtype and on its device."""
     return _cached("normals", seed, path, width, like, lambda: seeds.normals(seed, path, 1, width, like.dtype.name)[0])
 
 

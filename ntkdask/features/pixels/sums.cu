@@ -1,4 +1,4 @@
-// Sums of the features of the pixels under a filter, each pixel's shifted round by a number of its own; see pixel_sums.py.
+// Sums of the features of the pixels under a filter, each pixel's shifted round by a number of its own; see sums.py.
 //
 // One thread for each entry of the result. No includes: the tests compile this file as host C++ too.
 
@@ -9,11 +9,11 @@
 
 typedef long long index_t;
 
-// out[r] = weights * sum_a roll(source[image * rows_in + pixels[pixel, a]], -shifts[filter[pixel, a]]) + also_weights * also[r], for
-// the output pixels r = first ... first + rows - 1 of all images; also may be null.
+// out[r] = weights * sum_a roll(source[image * rows_in + pixels[pixel, a]], -shifts[filter[pixel, a]]) + addend_weights * addend[r], for
+// the output pixels r = first ... first + rows - 1 of all images; addend may be null.
 template <typename T>
 __device__ void sum_entry(index_t entry, const T* source, index_t rows_in, index_t rows_out, const int* pixels, const int* filter,
-                          const int* counts, int size, const int* shifts, const T* weights, const T* also, const T* also_weights,
+                          const int* counts, int size, const int* shifts, const T* weights, const T* addend, const T* addend_weights,
                           T* out, int width, index_t first, index_t rows) {
     if (entry >= rows * width) return;
     index_t row = entry / width;
@@ -27,16 +27,16 @@ __device__ void sum_entry(index_t entry, const T* source, index_t rows_in, index
         total += source[(image * rows_in + pixels[pixel * size + a]) * width + from];
     }
     total *= weights[j];
-    if (also) total += also_weights[j] * also[entry];
+    if (addend) total += addend_weights[j] * addend[entry];
     out[entry] = total;
 }
 
 #define SHIFTED_SUMS(T, NAME)                                                                                                 \
     ENTRY shifted_sums_##NAME(const T* source, index_t rows_in, index_t rows_out, const int* pixels, const int* filter,       \
-                              const int* counts, int size, const int* shifts, const T* weights, const T* also,                \
-                              const T* also_weights, T* out, int width, index_t first, index_t rows) {                        \
-        sum_entry<T>(ENTRY_INDEX, source, rows_in, rows_out, pixels, filter, counts, size, shifts, weights, also,             \
-                     also_weights, out, width, first, rows);                                                                  \
+                              const int* counts, int size, const int* shifts, const T* weights, const T* addend,              \
+                              const T* addend_weights, T* out, int width, index_t first, index_t rows) {                      \
+        sum_entry<T>(ENTRY_INDEX, source, rows_in, rows_out, pixels, filter, counts, size, shifts, weights, addend,           \
+                     addend_weights, out, width, first, rows);                                                                \
     }
 
 SHIFTED_SUMS(float, float32)

@@ -3,8 +3,8 @@
 μ_p = Σ_a roll(φ_{p+a}, −o_a), where the coordinates of φ carry independent random signs and the shifts o_a differ. Then
 E⟨μ_p, μ'_p'⟩ = Σ_a⟨φ_{p+a}, φ'_{p'+a}⟩: products of different a meet different signs. A shift reads contiguous memory and mixes
 coordinates as a random sample would, so nothing is transformed here: φ comes from, or goes into, a Hadamard transform elsewhere.
-On the CPU three pixels are added at a time by a compiled loop; on a GPU one thread makes one entry (`pixel_sums.cu`). Called by
-`pixel_filters`; knows the geometry of `Conv` and nothing of kernels. MATH.md §4.
+On the CPU three pixels are added at a time by a compiled loop; on a GPU one thread makes one entry (`sums.cu`). Called by
+`pixels.filters`; knows the geometry of `Conv` and nothing of kernels. MATH.md §4.
 """
 
 from __future__ import annotations
@@ -29,8 +29,18 @@ SHIFT_UNITS = 64
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The pixels under a filter. pixels, filter: (H'·W', q²) int32, input pixel and number of the filter's entry, the first
-    counts[p] of each row used; counts: (H'·W',) int32. rows_in = H·W, rows_out = H'·W'.
+    """The pixels under a filter at every output pixel.
+
+    Parameters
+    ----------
+    pixels : array (H'·W', q²), int32
+        Numbers of the input pixels; the first counts[p] entries of row p are used.
+    filter : array (H'·W', q²), int32
+        The filter's entry that belongs to each of them.
+    counts : array (H'·W',), int32
+        How many pixels of the image are under the filter.
+    rows_in, rows_out : int
+        H·W and H'·W'.
     """
 
     pixels: Array
@@ -61,7 +71,7 @@ def neighbours(conv: Conv, shape: tuple[int, int]) -> Neighbours:
 
 
 def shift_units(n_offsets: int) -> int:
-    """Least width that has a shift for each of the filter's entries, with room that keeps them apart."""
+    """The least width that has a shift for each of the filter's entries, with room that keeps them apart."""
     units = SHIFT_UNITS
     while units < 4 * n_offsets:
         units *= 2
@@ -69,9 +79,9 @@ def shift_units(n_offsets: int) -> int:
 
 
 def draw_shifts(seed: int, path: seeds.Path, n_offsets: int, width: int) -> np.ndarray:
-    """(n_offsets,) int32, different and ascending, below `width`, a power of two >= `shift_units`.
+    """Shifts (n_offsets,) int32, different and ascending, below `width`, a power of two >= `shift_units`.
 
-    Which entry of the filter gets which shift does not matter: the features that are shifted have no order.
+    It does not matter which entry of the filter gets which shift: the features that are shifted have no order.
     """
     units = shift_units(n_offsets)
     chosen = seeds.permutation(seed, path, units)[:n_offsets]
@@ -80,43 +90,56 @@ def draw_shifts(seed: int, path: seeds.Path, n_offsets: int, width: int) -> np.n
 
 def shifted_sums(
     source: Array,
-    near: Neighbours,
+    neighbourhood: Neighbours,
     shifts: np.ndarray,
     weights: Array,
     first: int,
     out: Array,
-    also: Array | None = None,
-    also_weights: Array | None = None,
+    addend: Array | None = None,
+    addend_weights: Array | None = None,
 ) -> Array:
-    """out[r] = weights·Σ_a roll(source[p(r, a)], −shifts[a]) + also_weights·also[r], for output pixels first + r of all images.
+    """out[r] = weights·Σ_a roll(source[p(r, a)], −shifts[a]) + addend_weights·addend[r], for output pixels first + r of all images.
 
-    source: (images·rows_in, width); weights, also_weights: (width,); out, also: (rows, width); one dtype and device, C-ordered.
-    Bits do not depend on how the rows are cut. Returns `out`.
+    All arrays have one dtype and device and are C-ordered. Bits do not depend on how the rows are cut.
+
+    Parameters
+    ----------
+    source : array (images·rows_in, width)
+        Features of the input pixels.
+    neighbourhood : Neighbours
+        The pixels under the filter.
+    shifts : array (q²,), int32
+        The shift of each entry of the filter, ascending.
+    weights : array (width,)
+        Factors of the sum's coordinates.
+    first : int
+        Number of the output pixel of the first row of `out`.
+    out : array (rows, width)
+        Receives the sums.
+    addend : array (rows, width), optional
+        Rows that are added.
+    addend_weights : array (width,), optional
+        Factors of their coordinates.
+
+    Returns
+    -------
+    array (rows, width)
+        `out`.
     """
     if is_device_array(source):
-        return _on_device(source, near, shifts, weights, first, out, also, also_weights)
-    extra = (out, weights) if also is None else (also, also_weights)
-    _sum_rows(
-        source,
-        near.rows_in,
-        near.rows_out,
-        near.pixels,
-        near.filter,
-        near.counts,
-        shifts,
-        weights,
-        also is not None,
-        *extra,
-        first,
-        out,
-    )
+        return _on_device(source, neighbourhood, shifts, weights, first, out, addend, addend_weights)
+    n = neighbourhood
+    tables = n.pixels, n.filter, n.counts, n.rows_in, n.rows_out
+    extra = (out, weights) if addend is None else (addend, addend_weights)
+    _sum_rows(source, tables, shifts, weights, addend is not None, extra, first, out)
     return out
 
 
 @compiled_as_written
-def _sum_rows(
-    source, rows_in, rows_out, pixels, numbers, counts, shifts, weights, has_also, also, also_weights, first, out
-):
+def _sum_rows(source, tables, shifts, weights, has_addend, extra, first, out):
+    """Tables: the fields of `Neighbours`. extra: (addend, its weights), which are read where there is one."""
+    pixels, numbers, counts, rows_in, rows_out = tables
+    addend, addend_weights = extra
     width = out.shape[1]
     for r in range(out.shape[0]):
         image = (first + r) // rows_out
@@ -149,10 +172,10 @@ def _sum_rows(
             u, t = x[:o], row[width - o :]
             for j in range(t.size):
                 t[j] += u[j]
-        if has_also:
-            other = also[r]
+        if has_addend:
+            other = addend[r]
             for j in range(width):
-                row[j] = weights[j] * row[j] + also_weights[j] * other[j]
+                row[j] = weights[j] * row[j] + addend_weights[j] * other[j]
         else:
             for j in range(width):
                 row[j] *= weights[j]
@@ -168,31 +191,31 @@ def cuda_source() -> str:
 
 def _on_device(
     source: Array,
-    near: Neighbours,
+    neighbourhood: Neighbours,
     shifts: np.ndarray,
     weights: Array,
     first: int,
     out: Array,
-    also: Any,
-    also_weights: Any,
+    addend: Any,
+    addend_weights: Any,
 ) -> Array:
     rows, width = out.shape
     if not rows:
         return out
     kernel = cuda_module(cuda_source()).get_function(f"shifted_sums_{out.dtype.name}")
     null = np.uintp(0)
-    tables = _device_tables(near, source)
+    tables = _device_tables(neighbourhood, source)
     moved = namespace(source).asarray(shifts)
     arguments = (
         source,
-        np.int64(near.rows_in),
-        np.int64(near.rows_out),
+        np.int64(neighbourhood.rows_in),
+        np.int64(neighbourhood.rows_out),
         *tables,
-        np.int32(near.pixels.shape[1]),
+        np.int32(neighbourhood.pixels.shape[1]),
         moved,
         weights,
-        null if also is None else also,
-        null if also is None else also_weights,
+        null if addend is None else addend,
+        null if addend is None else addend_weights,
         out,
         np.int32(width),
         np.int64(first),
@@ -202,7 +225,9 @@ def _on_device(
     return out
 
 
-def _device_tables(near: Neighbours, like: Array) -> tuple[Array, Array, Array]:
+def _device_tables(neighbourhood: Neighbours, like: Array) -> tuple[Array, Array, Array]:
     """`pixels`, `filter` and `counts` on like's device, once per process."""
-    key = ("neighbours", near, like.device.id)
-    return shared.get(key, lambda: tuple(to_device(a) for a in (near.pixels, near.filter, near.counts)))
+    key = ("neighbours", neighbourhood, like.device.id)
+    return shared.get(
+        key, lambda: tuple(to_device(a) for a in (neighbourhood.pixels, neighbourhood.filter, neighbourhood.counts))
+    )

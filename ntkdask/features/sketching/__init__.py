@@ -1,1 +1,1 @@
-"""The linear sketches and polynomial fits that feature maps are made of."""
+"""Linear sketches of vectors and their tensor powers, and the transforms and polynomials that they are made of."""

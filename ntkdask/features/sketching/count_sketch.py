@@ -19,7 +19,7 @@ from ntkdask.cache import shared
 from ntkdask.compiled import compiled_as_written
 from ntkdask.errors import InputError
 from ntkdask.features.base import require_components, row_blocks
-from ntkdask.features.sketching.hadamard import checked_out, over_rows, row_memory, unit_stride
+from ntkdask.features.sketching.operands import checked_out, over_rows, row_memory, unit_stride
 from ntkdask.features.sketching.sparse_rows import SparseRows, is_sparse, sparse_rows
 
 CUDA_THREADS = 256
@@ -30,7 +30,7 @@ BLOCK_BYTES = 2**21
 
 @dataclass(frozen=True)
 class Buckets:
-    """Where each of d columns goes, and its sign: (d,) int32 and (d,) ±1."""
+    """The bucket of each of d columns, and its sign: (d,) int32 and (d,) ±1."""
 
     bucket: np.ndarray
     sign: np.ndarray
@@ -57,9 +57,10 @@ class CountSketch:
         require_components(self.n_components)
 
     def __call__(self, x: Any, *, out: Array | None = None, scale: float = 1.0) -> Array:
-        """(n, *s) → (n, n_components) of x's dtype, times `scale`; NumPy, CuPy or SciPy sparse, float32 or float64.
+        """The sketch of rows: (n, *s) → (n, n_components) of x's dtype, times `scale`.
 
-        out: written and returned when given; columns of a C-ordered array serve. Raises InputError for rows without columns.
+        x: NumPy, CuPy or SciPy sparse, float32 or float64. out: written and returned when given; a slice of columns of a
+        C-ordered array will do. Raises InputError for rows without columns.
         """
         rows = _rows(x)
         shape = (rows.shape[0], self.n_components)
@@ -85,7 +86,7 @@ class CountSketch:
         return n * self.n_components * itemsize + d * (4 + itemsize + 24) + 8 * 1024
 
     def _on_device(self, x: Array, out: Array, scale: float) -> Array:
-        """One kernel over columns sorted by bucket; deterministic."""
+        """One kernel over columns sorted by bucket; its sums have a fixed order."""
         d, dtype = x.shape[1], x.dtype
 
         def sort() -> tuple[Array, Array, Array]:
@@ -120,8 +121,8 @@ class CountSketch:
 class TensorSketch:
     """Sketch of x^{⊗p}, p = degree: the circular convolution of p independent CountSketches, by real FFTs.
 
-    E⟨S x, S y⟩ = ⟨x, y⟩^p; for unit vectors at p = 2 the variance is about ((1+α²)² + 2α⁴)/m; it grows as 3^p in the worst case, so
-    `PolySketch` is the better one from degree 4 or so on. Source: Pham & Pagh 2013; MATH.md §4.
+    E⟨S x, S y⟩ = ⟨x, y⟩^p. For unit vectors at p = 2 the variance is about ((1+α²)² + 2α⁴)/m; in the worst case it grows as
+    3^p, so `PolySketch` is better from about degree 4 on. Source: Pham & Pagh 2013; MATH.md §4.
     """
 
     degree: int
@@ -134,7 +135,10 @@ class TensorSketch:
         require_components(self.n_components)
 
     def __call__(self, x: Any, *, out: Array | None = None, scale: float = 1.0) -> Array:
-        """(n, *s) → (n, n_components) of x's dtype, times `scale`; NumPy, CuPy or SciPy sparse, float32 or float64."""
+        """The sketch of rows: (n, *s) → (n, n_components) of x's dtype, times `scale`.
+
+        x: NumPy, CuPy or SciPy sparse, float32 or float64. out: written and returned when given.
+        """
         rows = _rows(x)
         m, like = self.n_components, rows.data if isinstance(rows, SparseRows) else rows
         out = checked_out(out, like, (rows.shape[0], m))
@@ -180,38 +184,31 @@ def _irfft(x: Array, length: int) -> Array:
 
 
 def count_into(rows: Any, buckets: Buckets, out: np.ndarray, scale: np.floating) -> None:
-    """out ← scale·CountSketch of the rows, (n, d) dense or `SparseRows`, on the CPU."""
+    """Write scale·CountSketch of the rows, (n, d) dense or `SparseRows`, to `out` on the CPU."""
     n, m = out.shape
-    flat_out, stride_out = row_memory(out)
+    columns = buckets.bucket, buckets.sign
+    target = (*row_memory(out), m)
     if isinstance(rows, SparseRows):
+        matrix = rows.data, rows.columns, rows.starts
 
         def work(start: int, stop: int) -> None:
-            _count_sparse(
-                rows.data,
-                rows.columns,
-                rows.starts,
-                buckets.bucket,
-                buckets.sign,
-                flat_out,
-                stride_out,
-                m,
-                start,
-                stop,
-                scale,
-            )
+            _count_sparse(matrix, columns, target, start, stop, scale)
 
         over_rows(work, n, n * m + rows.data.size)
         return
-    flat, stride = row_memory(rows)
+    memory, stride = row_memory(rows)
 
     def dense_work(start: int, stop: int) -> None:
-        _count_dense(flat, stride, buckets.bucket, buckets.sign, flat_out, stride_out, m, start, stop, scale)
+        _count_dense(memory, stride, columns, target, start, stop, scale)
 
     over_rows(dense_work, n, n * (m + rows.shape[1]))
 
 
 @compiled_as_written
-def _count_dense(x, stride, bucket, sign, out, stride_out, m, first, last, scale):
+def _count_dense(x, stride, columns, target, first, last, scale):
+    """Columns: (bucket, sign). target: (memory of the result, elements between its rows, m)."""
+    bucket, sign = columns
+    out, stride_out, m = target
     for r in range(first, last):
         row = out[r * stride_out : r * stride_out + m]
         source = x[r * stride : r * stride + bucket.size]
@@ -225,13 +222,17 @@ def _count_dense(x, stride, bucket, sign, out, stride_out, m, first, last, scale
 
 
 @compiled_as_written
-def _count_sparse(data, columns, starts, bucket, sign, out, stride_out, m, first, last, scale):
+def _count_sparse(matrix, columns, target, first, last, scale):
+    """Matrix: (values, columns, starts) of CSR rows; the rest as in `_count_dense`."""
+    data, indices, starts = matrix
+    bucket, sign = columns
+    out, stride_out, m = target
     for r in range(first, last):
         row = out[r * stride_out : r * stride_out + m]
         for b in range(m):
             row[b] = 0
         for k in range(starts[r], starts[r + 1]):
-            i = columns[k]
+            i = indices[k]
             row[bucket[i]] += sign[i] * data[k]
         if scale != 1:
             for b in range(m):

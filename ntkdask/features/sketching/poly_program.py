@@ -1,8 +1,8 @@
-"""The order of work of a `PolySketch`: which vectors of its tree are formed, from what, and where they are kept meanwhile.
+"""The order of work of a `PolySketch`: which vectors of its tree are formed, from which others, and where they are kept meanwhile.
 
-The tree over leaves 0 … p−1 halves its leaves at every node. The value of a node depends only on how many of its leaves, from the
-left, are x: its states. A state is the product of one state of the left child and one of the right; those of e₁ alone are constants.
-Pure integer planning; the numbers are in `poly_sketch`.
+The tree over leaves 0 … p−1 halves its leaves at every node. The value of a node depends only on its state, which is how many
+of its leaves, from the left, are x. A state is the product of one state of the left child and one of the right; states of e₁
+alone are constants. Pure integer planning; the numbers are in `poly_tables`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ LEAF, JOIN, JOIN_CONSTANT, OUT, OUT_CONSTANT, OUT_SINGLE = range(6)
 
 @dataclass(frozen=True)
 class Program:
-    """The steps of a sketch of one degree: what a row goes through, whatever its width and dtype.
+    """The steps of a sketch of one degree, which every row goes through, whatever the width and dtype.
 
-    steps: (n_steps, 5) int64: kind, operand slot, other operand (slot or constant), edge, target (slot or position in the output).
-    An edge is a child that its parent transforms and samples; edges[e] = (first leaf, end) of that child.
+    An edge is a child that its parent transforms and samples.
+
+    Parameters
+    ----------
+    steps : array (n_steps, 5), int64
+        Kind, operand slot, other operand (slot or constant), edge, target (slot or position in the output).
+    edges : tuple of (int, int)
+        (first leaf, end) of the child of each edge.
+    n_slots : int
+        How many vectors are held at a time.
     """
 
     steps: np.ndarray
@@ -37,22 +45,22 @@ def split(first: int, end: int) -> int:
 
 @functools.cache
 def edges_of(degree: int) -> tuple[tuple[int, int], ...]:
-    """(first leaf, end) of every node below the root, children before parents; of the single leaf at degree 1."""
-    found: list[tuple[int, int]] = []
+    """(first leaf, end) of every node below the root, children before parents; at degree 1 that of the single leaf."""
+    edges: list[tuple[int, int]] = []
 
     def visit(first: int, end: int) -> None:
         if end - first > 1:
             visit(first, split(first, end))
             visit(split(first, end), end)
         if end - first < degree or degree == 1:
-            found.append((first, end))
+            edges.append((first, end))
 
     visit(0, degree)
-    return tuple(found)
+    return tuple(edges)
 
 
 class _Planner:
-    """Writes the steps of a `Program`, giving each vector a slot until its last use."""
+    """Writes the steps of a `Program` and gives each vector a slot until its last use."""
 
     def __init__(self, degree: int) -> None:
         self.number = {edge: e for e, edge in enumerate(edges_of(degree))}
@@ -67,22 +75,22 @@ class _Planner:
         return self.free.pop()
 
     def samples(self, first: int, end: int, states: Iterable[int]) -> dict[int, int]:
-        """Slots of what the edge (first, end) samples when the first s of its leaves are x, for each s >= 1 of `states`."""
+        """Slots of the samples of the edge (first, end) when the first s of its leaves are x, for each s >= 1 of `states`."""
         wanted = sorted({s for s in states if s})
-        edge, found = self.number[first, end], {}
+        edge, slots = self.number[first, end], {}
         if not wanted:
             return {}
         if end - first == 1:
-            found[1] = self.slot()
-            self.steps.append((LEAF, 0, 0, edge, found[1]))
-            return found
+            slots[1] = self.slot()
+            self.steps.append((LEAF, 0, 0, edge, slots[1]))
+            return slots
         for s, left, right, constant in self.pairs(first, end, wanted):
-            found[s] = self.slot()
-            self.steps.append((JOIN if constant < 0 else JOIN_CONSTANT, left, max(right, constant), edge, found[s]))
-        return found
+            slots[s] = self.slot()
+            self.steps.append((JOIN if constant < 0 else JOIN_CONSTANT, left, max(right, constant), edge, slots[s]))
+        return slots
 
     def pairs(self, first: int, end: int, wanted: list[int]) -> Iterable[tuple[int, int, int, int]]:
-        """(s, left slot, right slot or −1, constant or −1) of a node; slots are given back once what uses them is written."""
+        """(s, left slot, right slot or −1, constant or −1) of a node; a slot is given back once the step that uses it is written."""
         middle = split(first, end)
         size = middle - first
         left = self.samples(first, middle, [min(s, size) for s in wanted])

@@ -1,10 +1,11 @@
 """PolySketch: sketches of x^{⊗k} ⊗ e₁^{⊗(p−k)} for all k in one pass through a binary tree of TensorSRHTs.
 
-Leaf i is (H D_i x)[p_i], a signed and sampled Hadamard transform, or, for sparse rows, (H C_i x)[p_i] with a CountSketch C_i; an inner
-node multiplies its two children, signs, transforms and samples the product for its parent. Of the vectors that a node takes while
-leaves turn from e₁ to x one after the other, each is transformed once, and those of e₁ alone are constants: about p·log₂p
-transforms of a row for all powers, 2p for one. The order of the work is planned by `poly_program`; a compiled loop takes a row through
-all of it in cache. Called by the sketches of neural kernels; knows no kernels itself.
+Leaf i is (H D_i x)[p_i], a signed and sampled Hadamard transform, or, for sparse rows, (H C_i x)[p_i] with a CountSketch C_i;
+an inner node multiplies its two children, signs and transforms the product and samples it for its parent. While leaves turn
+from e₁ to x one after the other, each vector that a node takes is transformed once, and those of e₁ alone are constants: about
+p·log₂p transforms of a row for all powers, 2p for one. The order of the work is planned by `poly_program`, the random numbers
+are kept in `poly_tables`, and the compiled loop `poly_loops` takes a row through all of it in cache. Called by the sketches of
+neural kernels; knows no kernels itself.
 """
 
 from __future__ import annotations
@@ -19,22 +20,12 @@ import numpy as np
 from ntkdask import seeds, threads
 from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float, to_device
 from ntkdask.cache import shared
-from ntkdask.compiled import compiled_as_written
 from ntkdask.errors import InputError
 from ntkdask.features.base import require_components, row_blocks
 from ntkdask.features.sketching.count_sketch import CountSketch
-from ntkdask.features.sketching.hadamard import (
-    Factor,
-    aligned,
-    load_signed,
-    over_rows,
-    padded_size,
-    row_memory,
-    sampled_hadamard,
-    transform_row,
-    unit_stride,
-    walsh_hadamard,
-)
+from ntkdask.features.sketching.hadamard import sampled_hadamard, walsh_hadamard
+from ntkdask.features.sketching.operands import Factor, padded_size, unit_stride
+from ntkdask.features.sketching.poly_loops import run_on_host
 from ntkdask.features.sketching.poly_program import (
     JOIN,
     JOIN_CONSTANT,
@@ -44,8 +35,8 @@ from ntkdask.features.sketching.poly_program import (
     Program,
     edges_of,
     program,
-    split,
 )
+from ntkdask.features.sketching.poly_tables import Tables, samples_of_e1
 from ntkdask.features.sketching.sparse_rows import SparseRows, is_sparse, sparse_rows
 
 DEVICE_BLOCK_BYTES = 2**28
@@ -55,36 +46,36 @@ LEAVES = ("srht", "count")
 
 
 @dataclass(frozen=True)
-class Tables:
-    """The random numbers of a sketch for rows of one width, dtype and device; w = `PolySketch.width`.
-
-    leaf_signs: (p, d). buckets: (p, d) int32 with leaves="count", else (p, 0). node_signs: (n_edges, w) with the factor 1/√w of the
-    node. rows: (n_edges, w) uint32, sampled entries. constants: (n_edges, w), an edge's samples of e₁ alone times the signs of the
-    edge above. e1: (m,), the sketch of e₁^{⊗p}.
-    """
-
-    leaf_signs: Array
-    buckets: Array
-    node_signs: Array
-    rows: Array
-    constants: Array
-    e1: Array
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(a.nbytes for a in vars(self).values())
-
-
-@dataclass(frozen=True)
 class PolySketch:
     """Sketches S_k x of x^{⊗k} ⊗ e₁^{⊗(p−k)}, k = 0 … p = degree, all with the same randomness: E⟨S_k x, S_k y⟩ = ⟨x, y⟩^k.
 
-    S_0 is the same vector for every row, of norm 1 in expectation. For unit vectors at p = 2 the variance is at most
-    ((1+2α²)² − α⁴)/m, α = ⟨x, y⟩, m = n_components; each further node of the tree adds about as much. Inner nodes have
-    `width` entries. leaves: "srht", Hadamard transforms of x itself, for dense rows; "count", CountSketches of x, for SciPy CSR rows
-    in time proportional to their non-zeros (dense rows give the same sketches), at a larger variance.
-    Raises InputError for a degree or a number of components below 1. Source: Zandieh et al. 2021, Lemma 1; Ahle et al. 2020.
+    S_0 is the same vector for every row, of norm 1 in expectation. Inner nodes have `width` entries.
+
+    Parameters
+    ----------
+    degree : int
+        p >= 1.
+    n_components : int
+        m >= 1, the length of a sketch.
+    seed : int
+        Seed of all random numbers.
+    path : tuple
+        Place of this sketch in its map, which with the seed fixes the numbers.
+    leaves : {"srht", "count"}
+        "srht": Hadamard transforms of x itself, for dense rows. "count": CountSketches of x, for SciPy CSR rows in time
+        proportional to their non-zeros, at a larger variance (dense rows give the same sketches).
+
+    Raises
+    ------
+    InputError
+        For a degree or a number of components below 1.
+
+    Notes ----- For unit vectors at p = 2 the variance is at most ((1+2α²)² − α⁴)/m, α = ⟨x, y⟩; each further node of the tree
+    adds about as much.
+
+    References
+    ----------
+    Zandieh et al. 2021, Lemma 1; Ahle et al. 2020.
     """
 
     degree: int
@@ -106,11 +97,24 @@ class PolySketch:
     def __call__(
         self, x: Any, *, degrees: Iterable[int] | None = None, out: Array | None = None, scale: float = 1.0
     ) -> Array:
-        """(n, *s) → (len(degrees), n, n_components) of x's dtype, times `scale`; all k = 0 … degree without `degrees`.
+        """The sketches of rows: (n, *s) → (len(degrees), n, n_components) of x's dtype, times `scale`.
 
-        x: float32 or float64, NumPy or CuPy, or a SciPy sparse matrix with leaves="count". out: written and returned when given; any
-        strides that leave the last axis contiguous serve, such as `wide.transpose(1, 0, 2)` of an (n, len(degrees), n_components)
-        direct sum. Raises InputError for degrees outside 0 … degree, an `out` that does not fit, sparse rows with leaves="srht".
+        Parameters
+        ----------
+        x : array (n, *s), float32 or float64
+            NumPy or CuPy, or a SciPy sparse matrix with leaves="count".
+        degrees : iterable of int, optional
+            The powers k; None: all of 0 … degree.
+        out : array (len(degrees), n, n_components), optional
+            Written and returned when given. Any strides with a contiguous last axis will do, such as those of
+            `wide.transpose(1, 0, 2)` for an (n, len(degrees), n_components) direct sum.
+        scale : float
+            Factor of the sketches.
+
+        Raises
+        ------
+        InputError
+            For degrees outside 0 … degree, an `out` that does not fit, and sparse rows with leaves="srht".
         """
         rows = rows_for_leaves(x, self.leaves)
         asked = self._degrees(degrees)
@@ -127,7 +131,7 @@ class PolySketch:
             if is_device_array(rows):
                 self._on_device(steps, tables, rows, out, scale)
             else:
-                _on_host(steps, tables, rows, out, scale)
+                run_on_host(steps, tables, rows, out, scale)
         return out
 
     def workspace_bytes(self, n: int, d: int, itemsize: int, degrees: Iterable[int] | None = None) -> int:
@@ -178,12 +182,12 @@ class PolySketch:
             high = size if is_leaf else w
             rows[e] = seeds.balanced_integers(self.seed, (*self.path, "rows", first, end), high, w)
         leaves = walsh_hadamard(first_of_leaf) if count else np.broadcast_to(first_of_leaf, (p, 1))
-        constants, e1 = _of_e1(p, leaves, node_signs, rows)
+        constants, e1 = samples_of_e1(p, leaves, node_signs, rows)
         arrays = (leaf_signs, buckets, node_signs.astype(dtype), rows, constants.astype(dtype))
         return Tables(*(to_device(a, device) for a in (*arrays, e1[: self.n_components].astype(dtype))))
 
     def _on_device(self, steps: Program, tables: Tables, x: Array, out: Array, scale: float) -> None:
-        """The same steps on a GPU, a block of rows at a time; on NumPy arrays too, where the tests compare the two."""
+        """The same steps on a GPU, a block of rows at a time; the tests run it on NumPy arrays too, and compare."""
         rows_of_block = max(1, DEVICE_BLOCK_BYTES // (self.width * x.itemsize * (steps.n_slots + 2)))
         for block in row_blocks(x.shape[0], rows_of_block):
             self._block_on_device(steps, tables, x[block], out[:, block], x.dtype.type(scale))
@@ -210,7 +214,7 @@ class PolySketch:
 
 
 def require_leaves(leaves: str) -> str:
-    """`leaves` when it is known; InputError otherwise."""
+    """`leaves` when it is "srht" or "count"; InputError otherwise."""
     if leaves not in LEAVES:
         raise InputError(f"leaves is {leaves!r}, expected 'srht' (dense rows) or 'count' (sparse rows).")
     return leaves
@@ -229,30 +233,6 @@ def rows_for_leaves(x: Any, leaves: str) -> Any:
     return rows
 
 
-def _of_e1(degree: int, leaves: np.ndarray, node_signs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(constants, root) in float64: what every edge samples from e₁ alone, times the signs above, and the root's product.
-
-    leaves: (p, size), the transformed leaves of e₁, or (p, 1) where all their entries are equal.
-    """
-    edges = edges_of(degree)
-    number = {edge: e for e, edge in enumerate(edges)}
-    samples = np.empty(rows.shape)
-    for e, (first, end) in enumerate(edges):
-        if end - first == 1:
-            samples[e] = leaves[first, rows[e] % leaves.shape[1]]
-        else:
-            left, right = number[first, split(first, end)], number[split(first, end), end]
-            samples[e] = walsh_hadamard((node_signs[e] * samples[left] * samples[right])[None])[0, rows[e]]
-    constants = samples.copy()
-    for e, (first, end) in enumerate(edges):
-        if end - first > 1:
-            for child in ((first, split(first, end)), (split(first, end), end)):
-                constants[number[child]] = samples[number[child]] * node_signs[e]
-    if degree == 1:
-        return constants, samples[0]
-    return constants, samples[number[0, split(0, degree)]] * samples[number[split(0, degree), degree]]
-
-
 def _checked_out(out: Array | None, like: Array, shape: tuple[int, int, int]) -> Array:
     if out is None:
         return namespace(like).empty(shape, dtype=like.dtype)
@@ -261,127 +241,3 @@ def _checked_out(out: Array | None, like: Array, shape: tuple[int, int, int]) ->
     if (shape[2] > 1 and out.strides[2] != out.itemsize) or any(s < 0 or s % out.itemsize for s in out.strides[:2]):
         raise InputError(f"out has strides {out.strides}; its last axis must be contiguous and none may run backwards.")
     return out
-
-
-# --- CPU --------------------------------------------------
-
-
-def _on_host(steps: Program, tables: Tables, x: Any, out: np.ndarray, scale: float) -> None:
-    k, n, m = out.shape
-    span = sum((length - 1) * step for length, step in zip(out.shape, out.strides, strict=True)) // out.itemsize + 1
-    flat_out = np.lib.stride_tricks.as_strided(out, (span,), (out.itemsize,))
-    stride_k, stride_n = out.strides[0] // out.itemsize, out.strides[1] // out.itemsize
-    is_count, is_csr = tables.buckets.size > 0, isinstance(x, SparseRows)
-    w, size = tables.rows.shape[1], tables.rows.shape[1] if is_count else padded_size(x.shape[1])
-    leaf_of_edge = np.array([first for first, _ in steps.edges])
-    if is_csr:
-        flat, stride, columns, starts = x.data, 0, x.columns, x.starts
-    else:
-        flat, stride = row_memory(x)
-        columns = starts = np.empty(0, np.int32)
-
-    def work(start: int, stop: int) -> None:
-        leaf, node = aligned(size, out.dtype), aligned(w, out.dtype)
-        slots = aligned(steps.n_slots * w, out.dtype).reshape(steps.n_slots, w)
-        _run_rows(
-            flat,
-            stride,
-            is_csr,
-            columns,
-            starts,
-            steps.steps,
-            leaf_of_edge,
-            tables.leaf_signs,
-            is_count,
-            tables.buckets,
-            tables.node_signs,
-            tables.rows,
-            tables.constants,
-            flat_out,
-            stride_k,
-            stride_n,
-            m,
-            start,
-            stop,
-            out.dtype.type(scale),
-            leaf,
-            node,
-            slots,
-        )
-
-    leaves = int((steps.steps[:, 0] == LEAF).sum())
-    joins = int((steps.steps[:, 0] <= JOIN_CONSTANT).sum()) - leaves
-    over_rows(work, n, n * (leaves * (size + w) + 2 * joins * w + k * m))
-
-
-@compiled_as_written
-def _run_rows(
-    x,
-    stride,
-    is_csr,
-    columns,
-    starts,
-    steps,
-    leaf_of_edge,
-    leaf_signs,
-    is_count,
-    buckets,
-    node_signs,
-    rows,
-    constants,
-    out,
-    stride_k,
-    stride_n,
-    m,
-    first,
-    last,
-    scale,
-    leaf,
-    node,
-    slots,
-):
-    """Rows first … last−1 through all steps; kinds of steps as in `poly_program`."""
-    for r in range(first, last):
-        for step in range(steps.shape[0]):
-            kind, a, b, edge, target = steps[step]
-            if kind == LEAF:
-                i = leaf_of_edge[edge]
-                if is_count:
-                    for j in range(leaf.size):
-                        leaf[j] = 0
-                    if is_csr:
-                        for j in range(starts[r], starts[r + 1]):
-                            leaf[buckets[i, columns[j]]] += leaf_signs[i, columns[j]] * x[j]
-                    else:
-                        for j in range(leaf_signs.shape[1]):
-                            leaf[buckets[i, j]] += leaf_signs[i, j] * x[r * stride + j]
-                else:
-                    load_signed(x, r * stride, leaf_signs[i], leaf)
-                transform_row(leaf, leaf, 0)
-                samples, indices = slots[target], rows[edge]
-                for j in range(indices.size):
-                    samples[j] = leaf[indices[j]]
-            elif kind <= JOIN_CONSTANT:
-                left = slots[a]
-                if kind == JOIN:
-                    right, signs = slots[b], node_signs[edge]
-                    for j in range(node.size):
-                        node[j] = signs[j] * (left[j] * right[j])
-                else:
-                    constant = constants[b]
-                    for j in range(node.size):
-                        node[j] = left[j] * constant[j]
-                transform_row(node, node, 0)
-                samples, indices = slots[target], rows[edge]
-                for j in range(indices.size):
-                    samples[j] = node[indices[j]]
-            else:
-                start = target * stride_k + r * stride_n
-                row, left = out[start : start + m], slots[a]
-                if kind == OUT_SINGLE:
-                    for j in range(m):
-                        row[j] = scale * left[j]
-                else:
-                    right = slots[b] if kind == OUT else constants[b]
-                    for j in range(m):
-                        row[j] = scale * (left[j] * right[j])

@@ -82,8 +82,8 @@ def kernel_of_cosine(network: Network, cosine: Any, part: Part = "ntk") -> np.nd
 def nonnegative_fit(function: Callable[[np.ndarray], np.ndarray], degree: int, exact_end: bool = True) -> np.ndarray:
     """Coefficients c_j >= 0, (degree + 1,) float64, of the polynomial closest to `function` at Chebyshev points of [−1, 1].
 
-    Least squares; the points lie close to the steep end at 1. exact_end: Σ_j c_j = function(1), which must be positive. Raises
-    InputError for a degree below 1 and where no polynomial with non-negative coefficients is better than zero.
+    Least squares; the points are dense near the steep end at 1. exact_end: Σ_j c_j = function(1), which must be positive. Raises
+    InputError for a degree below 1, and where no polynomial with non-negative coefficients is better than zero.
     """
     degree = require_degree(degree)
     points = np.cos(np.pi * np.arange(GRID) / (GRID - 1))  # the first is 1
@@ -92,13 +92,13 @@ def nonnegative_fit(function: Callable[[np.ndarray], np.ndarray], degree: int, e
     if exact_end:
         powers[0] *= ENDPOINT_WEIGHT
         right[0] *= ENDPOINT_WEIGHT
-    found, _ = nnls(powers, right, maxiter=100 * (degree + 1))
-    if not found.any():
+    coefficients, _ = nnls(powers, right, maxiter=100 * (degree + 1))
+    if not coefficients.any():
         raise InputError(
             f"no polynomial of degree {degree} with non-negative coefficients fits this function, which is {target[0]:.3g} at 1."
         )
-    found[found < NEGLIGIBLE * found.sum()] = 0.0
-    return found * (target[0] / found.sum() if exact_end else abs(target[0]))
+    coefficients[coefficients < NEGLIGIBLE * coefficients.sum()] = 0.0
+    return coefficients * (target[0] / coefficients.sum() if exact_end else abs(target[0]))
 
 
 @functools.cache
@@ -109,12 +109,31 @@ def _fitted(network: Network, degree: int, part: Part, exact_diagonal: bool) -> 
 def homogeneous_coefficients(
     network: Network, degree: int, part: Part = "ntk", exact_diagonal: bool = True
 ) -> np.ndarray:
-    """Coefficients c_j >= 0, (degree + 1,) float64, of Σ_j c_j α^j ≈ κ(α), with Σ_j c_j = κ(1) where `exact_diagonal`.
+    """Coefficients c_j >= 0, (degree + 1,) float64, of Σ_j c_j α^j ≈ κ(α): a `nonnegative_fit`.
 
-    A `nonnegative_fit`; what it leaves is `fit_error`, largest near α = 1, and at 1 without `exact_diagonal`. network: fully
-    connected, homogeneous activations, no biases (`require_homogeneous`). Raises InputError for others, for a degree below 1 and for a
-    kernel that is zero on the diagonal.
-    Source: Zandieh et al. 2021, Remark 1; MATH.md §4.
+    Parameters
+    ----------
+    network : Network
+        Fully connected, of homogeneous activations, without biases (`require_homogeneous`).
+    degree : int
+        Degree >= 1 of the polynomial.
+    part : {"ntk", "nngp"}
+        The kernel whose κ is fitted.
+    exact_diagonal : bool
+        Whether Σ_j c_j = κ(1).
+
+    Raises
+    ------
+    InputError
+        For other networks, a degree below 1, and a kernel that is zero on the diagonal.
+
+    Notes
+    -----
+    The error is `fit_error`, largest near α = 1, and at 1 without `exact_diagonal`.
+
+    References
+    ----------
+    Zandieh et al. 2021, Remark 1; MATH.md §4.
 
     >>> from ntkdask.networks import fully_connected
     >>> round(float(homogeneous_coefficients(fully_connected(1), 8).sum()), 12)
@@ -160,7 +179,7 @@ def taylor_coefficients(order: int, degree: int) -> np.ndarray:
 
 
 def taylor_tail(order: int, degree: int) -> float:
-    """What the series of κ₀ or κ₁ lacks at α = 1 when it is cut after α^degree: its largest error on [−1, 1].
+    """The largest error on [−1, 1] of the series of κ₀ or κ₁ cut after α^degree: what it lacks at α = 1.
 
     >>> round(taylor_tail(0, 8), 3), round(taylor_tail(1, 8), 4)
     (0.091, 0.0035)
@@ -179,9 +198,24 @@ def _dual_fits(layer: Activation, degree: int) -> tuple[tuple[float, ...], tuple
 def activation_coefficients(layer: Activation, degree: int, expansion: str = "fit") -> tuple[np.ndarray, np.ndarray]:
     """Coefficients of κ and κ' of one homogeneous activation, (degree + 1,) float64: k_σ(a, b, c) = ab·κ(c), k_σ' = κ'(c).
 
-    Both include `gain`. expansion: "fit" (`nonnegative_fit`, exact at c = 1) or "taylor", the truncated series at 0 of activations
-    with one kink at 0 (κ₀ and κ₁) and of the normalised Gaussian. Raises InputError for other activations and expansions.
-    Source: Zandieh et al. 2021, eq. 6; MATH.md §2.
+    Parameters
+    ----------
+    layer : Activation
+        The activation; both results include its `gain`.
+    degree : int
+        Degree >= 1 of the polynomials.
+    expansion : {"fit", "taylor"}
+        "fit": `nonnegative_fit`, exact at c = 1. "taylor": the truncated series at 0 of activations with one kink at 0 (κ₀ and
+        κ₁) and of the normalised Gaussian.
+
+    Raises
+    ------
+    InputError
+        For other activations and expansions.
+
+    References
+    ----------
+    Zandieh et al. 2021, eq. 6; MATH.md §2.
     """
     sigma, gain = layer.sigma, layer.gain
     if not sigma.homogeneous:
@@ -214,18 +248,21 @@ def require_degree(degree: Any) -> int:
 
 
 def require_coefficients(coefficients: Any) -> np.ndarray:
-    """Coefficients of a polynomial that can be sketched, (degree + 1,) float64; InputError for negative, infinite or all-zero ones."""
-    found = np.asarray(coefficients, np.float64)
-    if found.ndim != 1 or found.size < 2 or not np.isfinite(found).all():
+    """Coefficients of a polynomial that can be sketched, (degree + 1,) float64.
+
+    Raises InputError for fewer than two, and for negative, infinite or all-zero ones.
+    """
+    values = np.asarray(coefficients, np.float64)
+    if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
         raise InputError(
             f"coefficients are {coefficients!r}, expected at least two finite numbers, from the constant term on."
         )
-    if (found < 0).any():
-        worst = int(found.argmin())
+    if (values < 0).any():
+        worst = int(values.argmin())
         raise InputError(
-            f"the coefficient of α^{worst} is {found[worst]:.3g}; a feature map needs non-negative ones. Fit with that constraint "
+            f"the coefficient of α^{worst} is {values[worst]:.3g}; a feature map needs non-negative ones. Fit with that constraint "
             "(ntkdask.features.sketching.polynomial_fits.homogeneous_coefficients) or drop the term."
         )
-    if not found.any():
+    if not values.any():
         raise InputError("all coefficients are zero; there is nothing to sketch.")
-    return found
+    return values

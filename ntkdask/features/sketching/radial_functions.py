@@ -1,10 +1,10 @@
 """Radial functions of an activation: the Hermite coefficients of σ(a·), for every length a of a row. Han et al. 2022, §3.1.
 
 r_ℓ(a) = E[σ(at)·He_ℓ(t)]/√ℓ!, t ~ N(0, 1), so that σ(at) = Σ_ℓ r_ℓ(a)·He_ℓ(t)/√ℓ! and k_σ(a, b, c) = Σ_ℓ r_ℓ(a)r_ℓ(b)c^ℓ. For a
-polynomial σ they are the r_{σ,ℓ} of Theorem 1; for other σ they expand σ(a·) at each a, which no one polynomial does better.
-`activations.expansion` gives the same for smooth σ to serve whole kernels; here σ may have a kink or jump at 0 (both half-lines are
-integrated apart), a row's numbers depend on that row alone, and the degrees that vanish for every a are known. Called by the maps
-of general activations.
+polynomial σ they are the r_{σ,ℓ} of Theorem 1; for another σ they expand σ(a·) at each a separately, which is at least as good
+as any one polynomial. `activations.expansion` gives the same for smooth σ to serve whole kernels; here σ may have a kink or
+jump at 0 (each half-line is integrated separately), a row's numbers depend on that row alone, and the degrees that vanish for
+every a are known. Called by the maps of general activations.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Rule = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def radial_functions(sigma: ActivationFunction, a: Array, degree: int) -> Array:
-    """(degree + 1, n): r_ℓ(a_i), ℓ = 0 … degree, for lengths a (n,) float64, finite and >= 0; on a's device.
+    """r_ℓ(a_i) for ℓ = 0 … degree, (degree + 1, n), for lengths a (n,) float64, finite and >= 0; on a's device.
 
-    To about 1e-11 of √E σ(at)²; a homogeneous σ takes r_ℓ(a) = a·r_ℓ(1), the normalised Gaussian √(e^{−s}s^ℓ/ℓ!)·a. Raises
-    InputError where σ has no usable expansion: kinks or jumps elsewhere than at 0, growth like e^{t²/4}, oscillations that are too
-    fast at the longest row.
+    They are right to about 1e-11 of √E σ(at)². A homogeneous σ takes r_ℓ(a) = a·r_ℓ(1), the normalised Gaussian
+    √(e^{−s}s^ℓ/ℓ!)·a. Raises InputError where σ has no usable expansion: kinks or jumps elsewhere than at 0, growth like
+    e^{t²/4}, oscillations that are too fast at the longest row.
 
     >>> from ntkdask import activations
     >>> radial_functions(activations.get("relu"), np.array([2.0]), 2).round(4).tolist()
@@ -64,9 +64,10 @@ def radial_functions(sigma: ActivationFunction, a: Array, degree: int) -> Array:
 
 
 def slope_functions(sigma: ActivationFunction, a: Array, degree: int, values: Array | None = None) -> Array:
-    """(degree, n): the radial functions of σ', √(ℓ+1)·r_{ℓ+1}(a)/a, ℓ = 0 … degree − 1 (Theorem 3, term by term).
+    """The radial functions of σ', √(ℓ+1)·r_{ℓ+1}(a)/a for ℓ = 0 … degree − 1, (degree, n) (Theorem 3, term by term).
 
-    values: r_ℓ(a), where they are known. Lengths below `SMALLEST_SLOPE` count as that, where the quotient keeps its digits.
+    values: r_ℓ(a), where they are known. Lengths below `SMALLEST_SLOPE` are replaced by it, so that the quotient keeps its
+    digits.
     """
     xp = namespace(a)
     if values is None or not a.size or float(a.min()) < SMALLEST_SLOPE:
@@ -78,8 +79,8 @@ def slope_functions(sigma: ActivationFunction, a: Array, degree: int, values: Ar
 def active_degrees(sigma: ActivationFunction, degree: int) -> tuple[int, ...]:
     """The ℓ <= degree for which r_ℓ is not zero for every a, by the symmetry of σ.
 
-    Where the odd part of σ is linear (ReLU, GELU, SiLU, softplus) no odd degree above 1 is; where the even part is constant (sin,
-    erf, tanh, sigmoid) no even degree above 0 is.
+    Where the odd part of σ is linear (ReLU, GELU, SiLU, softplus) odd degrees above 1 vanish; where the even part is constant
+    (sin, erf, tanh, sigmoid) even degrees above 0 vanish.
     """
     if isinstance(sigma, NormalizedGaussian):
         return tuple(range(degree + 1))
@@ -120,17 +121,17 @@ def _at_length_one(sigma: ActivationFunction, degree: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _rule(sigma: ActivationFunction, degree: int, octave: int) -> Rule:
-    """The rule with which r_ℓ(2^octave) has converged; InputError where none has."""
+    """The quadrature rule with which r_ℓ(2^octave) has converged; InputError where none has."""
     a = np.array([2.0 ** (octave - 1), 2.0**octave])
     for reach in REACHES:
-        splits, (rule, found, ends) = 1, _measured(sigma, a, degree, octave, 1, reach)
+        splits, (rule, values, ends) = 1, _measured(sigma, a, degree, octave, 1, reach)
         if ends > TOLERANCE:
             continue
         while splits < MAX_SPLITS:
             finer, better, _ = _measured(sigma, a, degree, octave, 2 * splits, reach)
-            if float(np.abs(better - found).max()) <= TOLERANCE:
+            if float(np.abs(better - values).max()) <= TOLERANCE:
                 return rule
-            splits, rule, found = 2 * splits, finer, better
+            splits, rule, values = 2 * splits, finer, better
         raise InputError(
             f"{sigma!r} has no usable Hermite expansion at a standard deviation of {a[-1]:.3g}: it has kinks or jumps elsewhere than "
             "at 0, or oscillates too fast there. Scale the inputs down or use another activation."
@@ -144,10 +145,10 @@ def _rule(sigma: ActivationFunction, degree: int, octave: int) -> Rule:
 def _measured(
     sigma: ActivationFunction, a: np.ndarray, degree: int, octave: int, splits: int, reach: float
 ) -> tuple[Rule, np.ndarray, float]:
-    """(a rule, r_ℓ(a)/√E σ(at)², what the end of the rule still contributes)."""
+    """(a rule, r_ℓ(a)/√E σ(at)² by it, what the integrand still contributes at the end of the rule)."""
     t, weights = _half_line(octave, splits, reach)
     even, odd = _hermite_tables(t, weights, degree)
-    with np.errstate(over="ignore", invalid="ignore"):  # what they leave is looked for
+    with np.errstate(over="ignore", invalid="ignore"):  # non-finite values are looked for below
         values, square = _integrals(np, sigma, a, t, even, odd)
         edge = np.abs(np.concatenate([sigma(a * reach), sigma(-a * reach)])).max() * math.exp(-reach * reach / 4)
     if not (np.isfinite(square).all() and math.isfinite(edge)):
@@ -168,7 +169,10 @@ def _integrals(
 
 
 def _half_line(octave: int, splits: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights of ∫₀^reach φ(t)·dt: panels halve towards 0 until σ(at) is smooth in the first, each in `splits` parts."""
+    """Points and weights of ∫₀^reach φ(t)·dt.
+
+    Panels halve towards 0 until σ(at) is smooth in the first one; each panel has `splits` parts.
+    """
     levels = octave + 4
     corners = np.concatenate([[0.0], reach * 2.0 ** -np.arange(levels, -1, -1.0)])
     widths = np.repeat(np.diff(corners), splits) / splits
@@ -180,7 +184,7 @@ def _half_line(octave: int, splits: int, reach: float) -> tuple[np.ndarray, np.n
 
 
 def _hermite_tables(t: np.ndarray, weights: np.ndarray, degree: int) -> tuple[np.ndarray, np.ndarray]:
-    """He_ℓ(t)/√ℓ!·weight for even and for odd ℓ <= degree, (N, ⌈·⌉) each."""
+    """He_ℓ(t)/√ℓ!·weight for the even and for the odd ℓ <= degree, (N, ⌈·⌉) each."""
     # the recurrence carries e^{−t²/4}: Hermite functions stay bounded where He_ℓ itself overflows
     half = np.exp(-t * t / 4)
     before, now = np.zeros_like(t), half

@@ -16,7 +16,8 @@ from ntkdask import seeds, threads
 from ntkdask.arrays import Array, flatten_rows, is_device_array, require_float, to_device
 from ntkdask.cache import shared
 from ntkdask.errors import DtypeError, InputError
-from ntkdask.features.sketching.hadamard import Factor, checked_out, padded_size, sampled_hadamard, unit_stride
+from ntkdask.features.sketching.hadamard import sampled_hadamard
+from ntkdask.features.sketching.operands import Factor, checked_out, padded_size, unit_stride
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class SRHT:
         _check_components(self.n_components)
 
     def __call__(self, x: Array, *, out: Array | None = None, scale: float = 1.0) -> Array:
-        """(n, *s) -> (n, n_components) of x's dtype, times `scale`; float32 or float64, NumPy or CuPy.
+        """The sketch of rows: (n, *s) -> (n, n_components) of x's dtype, times `scale`; float32 or float64, NumPy or CuPy.
 
-        out: written and returned when given; columns of a C-ordered array serve.
+        out: written and returned when given; a slice of columns of a C-ordered array will do.
         """
         x = _rows(x, "x")
         out = checked_out(out, x, (x.shape[0], self.n_components))
@@ -65,10 +66,10 @@ class TensorSRHT:
         _check_components(self.n_components)
 
     def __call__(self, x: Array, y: Array, *, out: Array | None = None, scale: float = 1.0) -> Array:
-        """(n, d1), (n, d2) -> (n, n_components) of their dtype, times `scale`; float32 or float64, NumPy or CuPy.
+        """The sketch of x ⊗ y: (n, d1), (n, d2) -> (n, n_components) of their dtype, times `scale`.
 
-        out: written and returned when given; columns of a C-ordered array serve. Raises InputError when x and y differ
-        in rows or device, DtypeError when they differ in dtype.
+        x and y: float32 or float64, NumPy or CuPy. out: written and returned when given; a slice of columns of a C-ordered
+        array will do. Raises InputError when x and y differ in rows or device, DtypeError when they differ in dtype.
         """
         x, y = _rows(x, "x"), _rows(y, "y")
         if x.shape[0] != y.shape[0] or is_device_array(x) != is_device_array(y):

@@ -1,4 +1,4 @@
-"""Rows of SciPy's sparse matrices, as the sketches that accept them read them."""
+"""Rows of SciPy's sparse matrices, for the sketches that take them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ from ntkdask.errors import DtypeError, InputError
 class SparseRows:
     """A CSR matrix of n rows of d features: the non-zeros of row i are data[starts[i] : starts[i + 1]], in columns `columns[...]`.
 
-    data: (nnz,) float32 or float64. columns: (nnz,) int32 or int64, below d, ascending and without repetition in a row.
-    starts: (n + 1,).
+    Parameters
+    ----------
+    data : array (nnz,), float32 or float64
+        The non-zeros.
+    columns : array (nnz,), int32 or int64
+        Their columns, below d, ascending and without repetition in a row.
+    starts : array (n + 1,)
+        Where each row starts in `data`.
+    shape : tuple of int
+        (n, d).
     """
 
     data: np.ndarray
@@ -27,11 +35,11 @@ class SparseRows:
 
     @property
     def dtype(self) -> np.dtype:
-        """That of the values."""
+        """The dtype of the values."""
         return self.data.dtype
 
     def squares(self) -> np.ndarray:
-        """(n,) float64: squared lengths of the rows."""
+        """Squared lengths of the rows, (n,) float64."""
         return np.bincount(self._row_of_each(), self.data.astype(np.float64) ** 2, self.shape[0])
 
     def scaled(self, factors: np.ndarray) -> SparseRows:
@@ -40,7 +48,7 @@ class SparseRows:
         return SparseRows(values, self.columns, self.starts, self.shape)
 
     def dense(self) -> np.ndarray:
-        """(n, d) with the zeros written out."""
+        """The dense matrix (n, d)."""
         out = np.zeros(self.shape, self.dtype)
         out[self._row_of_each(), self.columns] = self.data
         return out

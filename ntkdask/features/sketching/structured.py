@@ -1,11 +1,12 @@
-"""Random directions that are never formed: a product with them is a Walsh–Hadamard transform per power of two of columns.
+"""Random directions that are never formed: a product with them is a Walsh–Hadamard transform for each power of two of columns.
 
     x·W = [H G₁ u, …, H G_B u],   u = H D x/√p,   p = 2^⌈log₂ d⌉,   HHᵀ = p·I, x padded with zeros
 
-D has random signs, the diagonal of every G_b is standard normal or uniform on a sphere, and so is every column of W then: features of
-one direction keep their expectations exactly, whatever the rows. Columns of one block depend on each other, which D evens out. A row
-takes O(d log d + m log d) operations where a matrix takes O(d·m). Called by `arccosine` and `fourier` for their features. Source: Le,
-Sarlós & Smola 2013 (Fastfood), without their second permutation and scaling, which fix lengths that are random here.
+D has random signs, and the diagonal of every G_b is standard normal or uniform on a sphere; so is every column of W then.
+Features of one direction therefore keep their expectations exactly, whatever the rows. Columns of one block depend on each
+other, which D evens out. A row takes O(d log d + m log d) operations where a matrix takes O(d·m). Called by `arccosine` and
+`fourier` for their features. Source: Le, Sarlós & Smola 2013 (Fastfood), without their second permutation and scaling, which
+fix lengths that are random here.
 """
 
 from __future__ import annotations
@@ -19,16 +20,8 @@ from ntkdask import seeds, threads
 from ntkdask.arrays import Array, gpu_usable, is_device_array, namespace, to_device
 from ntkdask.cache import shared
 from ntkdask.compiled import compiled_as_written
-from ntkdask.features.sketching.hadamard import (
-    aligned,
-    load_signed,
-    over_rows,
-    padded_size,
-    row_memory,
-    transform_row,
-    unit_stride,
-    walsh_hadamard,
-)
+from ntkdask.features.sketching.hadamard import load_signed, transform_row, walsh_hadamard
+from ntkdask.features.sketching.operands import aligned, over_rows, padded_size, row_memory, unit_stride
 
 PRODUCT, RELU, STEP = 0, 1, 2
 """What becomes of a product z: itself, max(z, 0), or 1 where it is positive and 0 elsewhere."""
@@ -36,7 +29,17 @@ PRODUCT, RELU, STEP = 0, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class StructuredDirections:
-    """(d, m) directions: signs (d,), the diagonal of D; diagonals (B, p), those of the G_b over √p."""
+    """Directions (d, m) as a product of transforms.
+
+    Parameters
+    ----------
+    signs : array (d,)
+        ±1, the diagonal of D.
+    diagonals : array (B, p)
+        The diagonals of the G_b over √p.
+    m : int
+        Number of directions.
+    """
 
     signs: Array
     diagonals: Array
@@ -44,39 +47,28 @@ class StructuredDirections:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix W."""
+        """The shape (d, m) of the matrix W."""
         return self.signs.shape[0], self.m
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept."""
+        """Bytes of signs and diagonals."""
         return int(self.signs.nbytes + self.diagonals.nbytes)
 
     def into(self, x: Array, out: Array, kind: int = PRODUCT) -> Array:
-        """out ← x·W, or its ReLU or step features; x (n, d), out (n, m), which may be a column slice, both of the diagonals' dtype."""
+        """Write x·W, or its ReLU or step features, to `out`.
+
+        x (n, d) and out (n, m), which may be a slice of columns, have the dtype of the diagonals.
+        """
         x = unit_stride(x)
         if is_device_array(x):
             return self._device_into(x, out, kind)
         n, p = x.shape[0], self.diagonals.shape[1]
-        flat, stride = row_memory(x)
-        flat_out, stride_out = row_memory(out)
+        rows, target = row_memory(x), (*row_memory(out), self.m)
 
         def work(start: int, stop: int) -> None:
-            scratch, rotated = aligned(p, out.dtype), aligned(p, out.dtype)
-            _rows_into(
-                flat,
-                stride,
-                self.signs,
-                self.diagonals,
-                flat_out,
-                stride_out,
-                self.m,
-                start,
-                stop,
-                kind,
-                rotated,
-                scratch,
-            )
+            scratch = aligned(p, out.dtype), aligned(p, out.dtype)
+            _rows_into(rows, self.signs, self.diagonals, target, start, stop, kind, scratch)
 
         over_rows(work, n, n * p * (1 + self.diagonals.shape[0]))
         return out
@@ -101,9 +93,29 @@ class StructuredDirections:
 def structured_directions(
     seed: int, path: seeds.Path, d: int, m: int, like: Array, scale: float = 1.0, law: str = "spherical"
 ) -> StructuredDirections:
-    """m directions for rows of d features, in like's dtype and on its device; drawn once a process.
+    """m directions for rows of d features, drawn once per process.
 
-    law: "spherical", of length scale·√p, or "gaussian", entries N(0, scale²).
+    Parameters
+    ----------
+    seed : int
+        Seed of the random numbers.
+    path : tuple
+        Place of these directions in the map, which with the seed fixes the numbers.
+    d : int
+        Features of a row.
+    m : int
+        Number of directions.
+    like : array
+        The directions take its dtype and its device.
+    scale : float
+        Length or standard deviation, see `law`.
+    law : {"spherical", "gaussian"}
+        "spherical": directions of length scale·√p. "gaussian": entries N(0, scale²).
+
+    Returns
+    -------
+    StructuredDirections
+        The directions.
     """
     device, dtype = is_device_array(like), like.dtype.name
     key = ("structured", law, seed, path, d, m, scale, dtype, device and like.device.id)
@@ -128,13 +140,20 @@ def structured_bytes(d: int, m: int, itemsize: int) -> int:
 
 
 def scratch_bytes(n: int, d: int, itemsize: int) -> int:
-    """Temporaries of a product with n rows: two padded rows for each thread, or on a GPU two padded copies of all."""
+    """Bytes of the temporaries of a product with n rows.
+
+    Two padded rows for each thread, or on a GPU two padded copies of all rows.
+    """
     p = padded_size(d)
     return max(2 * threads.current() * (p * itemsize + 256), 2 * n * p * itemsize if gpu_usable() else 0)
 
 
 @compiled_as_written
-def _rows_into(x, stride, signs, diagonals, out, stride_out, columns, first, last, kind, rotated, scratch):
+def _rows_into(rows, signs, diagonals, target, first, last, kind, buffers):
+    """Rows: (memory, elements between rows). target: (memory, elements between rows, m). buffers: two padded rows."""
+    x, stride = rows
+    out, stride_out, columns = target
+    rotated, scratch = buffers
     p = scratch.size
     for r in range(first, last):
         load_signed(x, r * stride, signs, scratch)
@@ -154,7 +173,7 @@ def _rows_into(x, stride, signs, diagonals, out, stride_out, columns, first, las
         row = out[r * stride_out : r * stride_out + columns]
         if kind == 1:
             for i in range(columns):
-                # what is not a number stays so
+                # NaN stays NaN
                 row[i] = 0 if row[i] <= 0 else row[i]
         elif kind == 2:
             for i in range(columns):

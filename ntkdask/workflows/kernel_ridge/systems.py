@@ -22,7 +22,8 @@ from ntkdask.execution.window import Done, peak_bytes
 from ntkdask.files import remove
 from ntkdask.matrices.factorize import factorize
 from ntkdask.matrices.operator import StoredKernel
-from ntkdask.solvers.conjugate_gradients import Solved, State, Stopping, conjugate_gradients, conjugate_gradients_bytes
+from ntkdask.solvers.conjugate_gradients import Solved, Stopping, conjugate_gradients, conjugate_gradients_bytes
+from ntkdask.solvers.conjugate_gradients_state import State
 from ntkdask.solvers.preconditioners import LowRankPreconditioner, pivoted_cholesky
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions

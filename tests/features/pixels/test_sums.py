@@ -23,11 +23,11 @@ static long long entry;
 #include "sums.cu"
 #define HOST(T, NAME)                                                                                                         \\
     extern "C" void sums_##NAME(const T* source, long long rows_in, long long rows_out, const int* pixels, const int* filter, \\
-                                const int* counts, long long size, const int* shifts, const T* weights, const T* also,        \\
-                                const T* also_weights, T* out, long long width, long long first, long long rows) {            \\
+                                const int* counts, long long size, const int* shifts, const T* weights, const T* addend,      \\
+                                const T* addend_weights, T* out, long long width, long long first, long long rows) {          \\
         for (entry = 0; entry < rows * width + 3; ++entry)                                                                    \\
-            shifted_sums_##NAME(source, rows_in, rows_out, pixels, filter, counts, (int)size, shifts, weights, also,          \\
-                                also_weights, out, (int)width, first, rows);                                                  \\
+            shifted_sums_##NAME(source, rows_in, rows_out, pixels, filter, counts, (int)size, shifts, weights, addend,        \\
+                                addend_weights, out, (int)width, first, rows);                                                \\
     }
 HOST(float, float32)
 HOST(double, float64)
@@ -50,7 +50,7 @@ def looped(conv, source, shifts):
     """(images·H'·W', width): Σ_a roll(source[p + a], −shifts[a])."""
     h, w = SHAPE
     rows, columns = (filter_pixels(*axis, conv.padding) for axis in zip(SHAPE, conv.filter, conv.strides, strict=True))
-    found = []
+    sums = []
     for image in source.reshape(-1, h, w, source.shape[1]).astype("float64"):
         for y in range(len(rows[0])):
             for x in range(len(columns[0])):
@@ -59,31 +59,43 @@ def looped(conv, source, shifts):
                     i, j = rows[a // conv.filter[1]][y], columns[a % conv.filter[1]][x]
                     if i < h and j < w:
                         total += np.roll(image[i, j], -shift)
-                found.append(total)
-    return np.array(found)
+                sums.append(total)
+    return np.array(sums)
 
 
 def operands(conv, dtype, width=64):
     rng = np.random.default_rng(0)
-    near = neighbours(conv, SHAPE)
-    source = rng.standard_normal((2 * near.rows_in, width)).astype(dtype)
-    weights, also_weights = rng.standard_normal((2, width)).astype(dtype)
-    also = rng.standard_normal((2 * near.rows_out, width)).astype(dtype)
-    return near, source, draw_shifts(3, ("shifts",), near.pixels.shape[1], width), weights, also, also_weights
+    neighbourhood = neighbours(conv, SHAPE)
+    source = rng.standard_normal((2 * neighbourhood.rows_in, width)).astype(dtype)
+    weights, addend_weights = rng.standard_normal((2, width)).astype(dtype)
+    addend = rng.standard_normal((2 * neighbourhood.rows_out, width)).astype(dtype)
+    return (
+        neighbourhood,
+        source,
+        draw_shifts(3, ("shifts",), neighbourhood.pixels.shape[1], width),
+        weights,
+        addend,
+        addend_weights,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @every_conv
 def test_sums(conv, dtype):
-    near, source, shifts, weights, also, also_weights = operands(conv, dtype)
+    neighbourhood, source, shifts, weights, addend, addend_weights = operands(conv, dtype)
     sums = looped(conv, source, shifts)
-    assert conv.output_shape(SHAPE) == (near.rows_out // conv.output_shape(SHAPE)[1], conv.output_shape(SHAPE)[1])
-    out = shifted_sums(source, near, shifts, weights, 0, np.empty_like(also))
+    assert conv.output_shape(SHAPE) == (
+        neighbourhood.rows_out // conv.output_shape(SHAPE)[1],
+        conv.output_shape(SHAPE)[1],
+    )
+    out = shifted_sums(source, neighbourhood, shifts, weights, 0, np.empty_like(addend))
     np.testing.assert_allclose(out, sums * weights, rtol=0, atol=TOLERANCE[dtype] * 20)
-    both = shifted_sums(source, near, shifts, weights, 0, np.empty_like(also), also, also_weights)
-    np.testing.assert_allclose(both, sums * weights + also * also_weights, rtol=0, atol=TOLERANCE[dtype] * 20)
+    both = shifted_sums(source, neighbourhood, shifts, weights, 0, np.empty_like(addend), addend, addend_weights)
+    np.testing.assert_allclose(both, sums * weights + addend * addend_weights, rtol=0, atol=TOLERANCE[dtype] * 20)
     middle = slice(1, len(both) - 1)  # across the border between the images
-    part = shifted_sums(source, near, shifts, weights, 1, np.empty_like(also[middle]), also[middle], also_weights)
+    part = shifted_sums(
+        source, neighbourhood, shifts, weights, 1, np.empty_like(addend[middle]), addend[middle], addend_weights
+    )
     np.testing.assert_array_equal(part, both[middle])
 
 
@@ -105,17 +117,27 @@ def host(tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @every_conv
 def test_the_cuda_source_on_the_host(host, conv, dtype):
-    near, source, shifts, weights, also, also_weights = operands(conv, dtype)
-    first, rows = 1, 2 * near.rows_out - 2
-    for extra in ((None, None), (np.ascontiguousarray(also[first : first + rows]), also_weights)):
-        expected = shifted_sums(source, near, shifts, weights, first, np.empty((rows, 64), dtype), *extra)
+    neighbourhood, source, shifts, weights, addend, addend_weights = operands(conv, dtype)
+    first, rows = 1, 2 * neighbourhood.rows_out - 2
+    for extra in ((None, None), (np.ascontiguousarray(addend[first : first + rows]), addend_weights)):
+        expected = shifted_sums(source, neighbourhood, shifts, weights, first, np.empty((rows, 64), dtype), *extra)
         out = np.full((rows + 1, 64), 7, dtype)
-        arrays = [source, near.pixels, near.filter, near.counts, shifts, weights, *extra, out]
+        arrays = [
+            source,
+            neighbourhood.pixels,
+            neighbourhood.filter,
+            neighbourhood.counts,
+            shifts,
+            weights,
+            *extra,
+            out,
+        ]
         source_, pixels, numbers, counts, moved, scale, other, other_scale, target = (
             ctypes.c_void_p(None if a is None else a.ctypes.data) for a in arrays
         )
         numbers_of = [
-            ctypes.c_longlong(v) for v in (near.rows_in, near.rows_out, near.pixels.shape[1], 64, first, rows)
+            ctypes.c_longlong(v)
+            for v in (neighbourhood.rows_in, neighbourhood.rows_out, neighbourhood.pixels.shape[1], 64, first, rows)
         ]
         getattr(host, f"sums_{dtype}")(
             source_,

@@ -6,7 +6,8 @@ from scipy.linalg import hadamard
 
 from ntkdask import arrays, threads
 from ntkdask.errors import DtypeError, InputError
-from ntkdask.features.sketching.hadamard import padded_size, walsh_hadamard
+from ntkdask.features.sketching.hadamard import walsh_hadamard
+from ntkdask.features.sketching.operands import padded_size
 
 # Normwise: |error| <= tolerance * sqrt(p) * ||row||, the largest an entry can be.
 TOLERANCE = {"float32": 1e-6, "float64": 1e-15}

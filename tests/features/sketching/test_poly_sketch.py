@@ -11,7 +11,7 @@ from scipy.linalg import hadamard
 
 from ntkdask import arrays, seeds, threads
 from ntkdask.errors import DtypeError, InputError
-from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.operands import padded_size
 from ntkdask.features.sketching.poly_program import JOIN_CONSTANT, LEAF, program
 from ntkdask.features.sketching.poly_sketch import LEAVES, PolySketch
 from ntkdask.features.sketching.sparse_rows import sparse_rows

@@ -7,7 +7,7 @@ from scipy.linalg import hadamard
 
 from ntkdask import arrays, seeds, threads
 from ntkdask.errors import DtypeError, InputError
-from ntkdask.features.sketching.hadamard import padded_size
+from ntkdask.features.sketching.operands import padded_size
 from ntkdask.features.sketching.sketches import SRHT, TensorSRHT
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
