@@ -241,7 +241,7 @@ class _Watch:
     def __init__(self, client: Any, flying: Mapping[Any, Any]) -> None:
         self.lost = False
         self._client, self._flying, self._ended = client, flying, threading.Event()
-        self._thread = threading.Thread(target=self.run_items, name="ntkdask-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ntkdask-watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -249,7 +249,7 @@ class _Watch:
         self._ended.set()
         self._thread.join()
 
-    def run_items(self) -> None:
+    def _run(self) -> None:
         empty_since = None
         while not self._ended.wait(PATIENCE_SECONDS / 10):
             try:
