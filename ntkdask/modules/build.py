@@ -18,7 +18,7 @@ class _Built:
         self.nbytes = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
-def build(source: Any, what: str = "build") -> nn.Module:
+def build(source: Any, caller: str = "build") -> nn.Module:
     """`source` itself when it is a module; what `source.build()` gives for a description (a frozen dataclass), from the cache.
 
     A built module is shared: never write to it. InputError for anything else.
@@ -27,6 +27,6 @@ def build(source: Any, what: str = "build") -> nn.Module:
         return source
     if isinstance(source, type) or not callable(getattr(source, "build", None)):
         raise InputError(
-            f"{what}: module is {source!r}; give a torch.nn.Module, or a description of one such as ResNet18()."
+            f"{caller}: module is {source!r}; give a torch.nn.Module, or a description of one such as ResNet18()."
         )
     return shared.get(("module", source), lambda: _Built(source.build())).module

@@ -25,7 +25,7 @@ from torch.func import functional_call, vjp
 from ntkdask.arrays import Array, to_host
 from ntkdask.errors import InputError
 from ntkdask.modules.jacobian.capture import require_output
-from ntkdask.modules.jacobian.twins import require_module, twin
+from ntkdask.modules.jacobian.twins import make_twin, require_module
 from ntkdask.modules.tensors import as_tensor
 from ntkdask.modules.torch_threads import task_threads
 
@@ -76,14 +76,14 @@ def linearization_error(
         raise InputError(
             f"linearization_error: steps={steps} and learning_rate={learning_rate}; use at least 1 step, a rate > 0."
         )
-    copy, start = _split(module)
+    twin, start = _split(module)
     like = next(iter(start.values()))
     train, test = (as_tensor(x, like.dtype, input_layout).to(like.device) for x in (x_train, x_test))
     y = torch.as_tensor(np.asarray(to_host(targets)), dtype=like.dtype, device=like.device)
 
     def on(rows: torch.Tensor) -> Outputs:
         # torch.func refuses to write to what it did not make: rows and buffers are copied, for modules that do
-        return lambda parameters: functional_call(copy, {**parameters, **_cloned(copy)}, (rows.clone(),))
+        return lambda parameters: functional_call(twin, {**parameters, **_cloned(twin)}, (rows.clone(),))
 
     with torch.no_grad():
         f0, f0_test = (require_output(on(x)(start), len(x), "linearization_error") for x in (train, test))
@@ -141,12 +141,12 @@ def _split(module: torch.nn.Module) -> tuple[torch.nn.Module, Parameters]:
             "linearization_error: no parameter of the module requires gradients; there is nothing to train."
         )
     first = module.get_parameter(names[0])
-    copy = twin(module, first.dtype, first.device)
-    return copy, {name: copy.get_parameter(name).detach() for name in names}
+    twin = make_twin(module, first.dtype, first.device)
+    return twin, {name: twin.get_parameter(name).detach() for name in names}
 
 
-def _cloned(copy: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: buffer.clone() for name, buffer in copy.named_buffers()}
+def _cloned(twin: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in twin.named_buffers()}
 
 
 def _vjp(f: Outputs, at: Parameters) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[Parameters]]]:
