@@ -1,4 +1,4 @@
-"""A module from what a kernel or map was given: a torch.nn.Module, or a description of one that is built once per process."""
+"""The module that a kernel or feature map was given: a torch.nn.Module, or a description of one, which is built once in a process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ntkdask.errors import InputError
 
 
 class _Built:
-    """A module in the process's cache, which asks for its bytes."""
+    """A module with its bytes, as the cache of the process asks for them."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -19,9 +19,9 @@ class _Built:
 
 
 def build(source: Any, caller: str = "build") -> nn.Module:
-    """`source` itself when it is a module; what `source.build()` gives for a description (a frozen dataclass), from the cache.
+    """`source` itself where it is a module; for a description (a frozen dataclass) the module that `source.build()` gives, cached.
 
-    A built module is shared: never write to it. InputError for anything else.
+    A built module is shared: never write to it. InputError, in the name of the `caller`, for anything else.
     """
     if isinstance(source, nn.Module):
         return source

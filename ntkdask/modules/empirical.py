@@ -1,7 +1,7 @@
 """Empirical kernels on arrays: from a kernel's arguments and rows of NumPy or CuPy to matrices of the same kind.
 
-Chooses dtype and device, checks what the rows have in common, halves the budget when a GPU runs out of memory. The kernels of
-`kernels.empirical` are names for what is done here; they import no torch.
+Chooses dtype and device, checks that rows fit together, halves the budget when a GPU runs out of memory. The kernels of
+`kernels.empirical` call this module, and import no torch themselves.
 """
 
 from __future__ import annotations
@@ -29,20 +29,38 @@ from ntkdask.modules.torch_threads import task_threads
 T = TypeVar("T")
 
 OBJECT_BYTES = 2**13
-"""Python objects of a layer or parameter in a private copy."""
+"""Bytes of Python objects for each layer and parameter of a private copy."""
 CALL_BYTES = 2**16
-"""Python objects of a call beside them: hooks, slices, the rows of a pass."""
+"""Bytes of other Python objects of a call: hooks, slices, the rows of a pass."""
 LEAST_BYTES = 2**20
-"""Below this a budget is not halved any more."""
+"""The budget is not halved below this."""
 
 
 class MemoryWarning(RuntimeWarning):
-    """A call that ran out of a GPU's memory and went on with less."""
+    """A call ran out of the memory of a GPU, and goes on with a smaller budget."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a kernel asks for, whatever the rows. `what` names it in messages."""
+    """The arguments of an empirical kernel; its methods compute it for rows.
+
+    Parameters
+    ----------
+    caller : str
+        Name of the kernel, for messages.
+    module : torch.nn.Module, or a description of one
+        In eval mode, with outputs (n, O).
+    kind : str or int
+        "pseudo", "trace", "full", or the number of a logit; see `tangent.Output`.
+    layout : str or None
+        "nchw" or None, see `tensors.as_tensor`.
+    parameters : tuple of str or None
+        Patterns (fnmatch) on dotted names, None for all.
+    precision : str or None
+        None, "float64", "tf32" or "bfloat16".
+    memory_bytes : int
+        What a call may hold besides rows, matrix and module.
+    """
 
     caller: str
     module: Any
@@ -53,7 +71,7 @@ class Request:
     memory_bytes: int
 
     def matrix(self, x: Array, y: Array | None) -> Array:
-        """(n, m), or (n, m, O, O) for "full", of x's kind and dtype."""
+        """The kernel matrix (n, m), or (n, m, O, O) for "full", as an array of the kind and dtype of x."""
         x, y = self._rows(x, y)
         return with_retries(lambda: self._matrix(x, y))
 
@@ -63,7 +81,7 @@ class Request:
         entry_rows = call.survey.outputs if self.kind == "full" else 1
 
         def fill(memory: int) -> torch.Tensor:
-            # torch's memory begins at a cache line, NumPy's anywhere: MKL's sums would follow, and with them the bits
+            # in torch's memory, which begins at a cache line: the order of MKL's sums, and so their bits, depends on the alignment
             k = torch.zeros(n * entry_rows, m * entry_rows, dtype=call.dtype, device=call.gradients.device)
             if not k.numel():
                 return k
@@ -73,7 +91,7 @@ class Request:
         return k.reshape(n, entry_rows, m, entry_rows).transpose(0, 2, 1, 3) if self.kind == "full" else k
 
     def diagonal(self, x: Array) -> Array:
-        """(n,), or (n, O, O) for "full"."""
+        """The diagonal (n,) of the kernel matrix of x, or (n, O, O) for "full"."""
         x, _ = self._rows(x, None)
         return with_retries(lambda: self._diagonal(x))
 
@@ -89,7 +107,7 @@ class Request:
         return d if self.kind == "full" else d[:, 0, 0]
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None) -> int:
-        """Bytes of a call on n and m rows at its peak beyond its inputs and the module: matrix, kept pairs, a pass, products."""
+        """Most bytes that a call on n and m rows holds besides its inputs and the module: matrix, kept pairs, a pass, products."""
         wide = 8 if self.precision == "float64" else itemsize
         if row_shape is None:
             return n * m * wide + self.memory_bytes
@@ -111,8 +129,8 @@ class Request:
         return self._planned(row_shape, 4).survey.outputs if self.kind == "full" else 1
 
     def _planned(self, row_shape: tuple[int, ...], itemsize: int) -> _Call:
-        """What a call on such rows meets."""
-        # two rows of zeros and ones: they are tokens as well as numbers
+        """The call as it would be for rows of this shape and size, for plans."""
+        # two rows of zeros and ones, which are valid as tokens, too
         values = np.arange(2 * math.prod(row_shape)) * 2654435761 >> 7 & 1
         return self._call(
             values.reshape(2, *row_shape).astype(np.float32 if itemsize == 4 else np.float64), purpose="plan"
@@ -154,7 +172,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _Call:
-    """A request that met its rows."""
+    """A request for given rows: the gradients of the module, its survey, and the dtype of the computation."""
 
     request: Request
     gradients: Gradients
@@ -168,7 +186,7 @@ class _Call:
         return Tangent(self.gradients, Output(self.request.kind), memory, self.request.precision)
 
     def result(self, fill: Callable[[int], torch.Tensor], like: Array) -> Array:
-        """What `fill` gives within the budget, of like's kind and dtype."""
+        """The tensor that `fill` gives within the memory, as an array of the kind and dtype of `like`."""
         with task_threads(), torch.inference_mode(False):
             result = within_memory(fill, self.request.memory_bytes, self.request.caller)
         return as_array(result.to(dtype_of(like)), like)
@@ -177,7 +195,7 @@ class _Call:
 def within_memory(call: Callable[[int], T], memory_bytes: int, caller: str) -> T:
     """call(memory_bytes), and again with half of it, from the start, for as long as a GPU runs out of memory.
 
-    MemoryWarning says so once for each halving. MemoryBudgetError when 1 MiB is not enough.
+    Each halving gives a MemoryWarning, in the name of the `caller`. MemoryBudgetError where 1 MiB is not enough.
     """
     while True:
         try:

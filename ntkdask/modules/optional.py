@@ -8,7 +8,7 @@ from ntkdask.errors import MissingDependencyError
 
 
 def require_torch(caller: str) -> None:
-    """Return where torch can be imported; MissingDependencyError that says what needs it, and how to get it, otherwise."""
+    """MissingDependencyError where torch cannot be imported; its message names the `caller` and how to install torch."""
     try:
         importlib.import_module("torch")
     except ImportError as error:

@@ -208,7 +208,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Sums:
-    """Σ g over positions and pixels: biases. `last` says that the parameter has the shape of a row's last axes, not of its channels."""
+    """Σ g over positions and pixels: biases. `last`: the parameter has the shape of a row's last axes, else of its channels."""
 
     columns: int
     granule: int
@@ -224,7 +224,7 @@ class Sums:
 
 
 def _collapsed(product: Tensor, columns: int, last: bool) -> Tensor:
-    """`product` (rows, outputs, *shape) summed over all axes of a row but the last ones, or but the first: (rows, outputs, columns)."""
+    """`product` (rows, outputs, *shape) summed over a row's axes, all but the last or all but the first: (rows, outputs, columns)."""
     if last:
         return product.reshape(*product.shape[:2], -1, columns).sum(dim=2)
     if product.ndim > 3 and product.shape[2] == columns:

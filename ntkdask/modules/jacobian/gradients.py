@@ -215,8 +215,9 @@ class Gradients:
         if not differing:
             return
         message = (
-            f"{self.caller}: the module called its layers {calls} times for rows {start} to {start + len(x)}, but {dict(survey.calls)} "
-            "times for the first ones, or with other rows. Rows that take different paths through a module cannot share a batch."
+            f"{self.caller}: the module called its layers {calls} times for rows {start} to {start + len(x)}, but "
+            f"{dict(survey.calls)} times for the first ones, or with other rows. Rows that take different paths through a module "
+            "cannot share a batch."
         )
         with torch.no_grad():
             alone = [require_output(self.twin(x[i : i + 1].detach().clone()), 1, self.caller) for i in range(len(x))]

@@ -1,4 +1,4 @@
-"""The rows of a dry run, and its first question: is the module a function of each row by itself?
+"""The rows of a dry run, and its first question: whether a module is a function of each row by itself.
 
 Only then does a row have a gradient of its own. The rows that are chosen tell modules apart: they are finite, different from each
 other, not zero. On them it is checked whether the outputs for a row depend on the rows beside it, whether the module draws random
@@ -82,13 +82,14 @@ def require_independent_rows(twin: nn.Module, x: Tensor, caller: str) -> None:
             alone = require_output(twin(x[:1].clone()), 1, caller)
         if draws.operator is not None:
             raise InputError(
-                f"{caller}: the module draws random numbers ({draws.operator}), so that its outputs are not a function of its rows. Call "
-                "module.eval() first; where it draws in every mode, take that out, or draw from a torch.Generator that is seeded anew."
+                f"{caller}: the module draws random numbers ({draws.operator}), so that its outputs are not a function of its rows. "
+                "Call module.eval() first; where it draws in every mode, take that out, or draw from a torch.Generator that is seeded "
+                "anew."
             )
         if not nearly_equal(alone, require_output(twin(x.clone()), len(x), caller)[:1]):
             raise InputError(
-                f"{caller}: the module's output for a row changes with the rows beside it, so that rows have no gradients of their own. "
-                "Take batch statistics and other mixing of rows out of it."
+                f"{caller}: the module's output for a row changes with the rows beside it, so that rows have no gradients of their "
+                "own. Take batch statistics and other mixing of rows out of it."
             )
 
 

@@ -127,8 +127,8 @@ class GradientSlices:
         rows = (self.memory_bytes - FORM_BYTES) // row_bytes
         if rows < 1:
             raise MemoryBudgetError(
-                f"{self.caller}: the gradient of one row takes {row_bytes / 2**20:.1f} MiB, and {FORM_BYTES / 2**20:.0f} MiB more to form it "
-                f"in, of memory_bytes={self.memory_bytes}. Use memory_bytes >= {row_bytes + FORM_BYTES}."
+                f"{self.caller}: the gradient of one row takes {row_bytes / 2**20:.1f} MiB, and {FORM_BYTES / 2**20:.0f} MiB more to "
+                f"form it in, of memory_bytes={self.memory_bytes}. Use memory_bytes >= {row_bytes + FORM_BYTES}."
             )
         return max(1, min(n, rows))
 

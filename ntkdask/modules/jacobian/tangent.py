@@ -163,8 +163,8 @@ class Tangent:
             tile = half // (2 * largest)
             if not tile:
                 raise MemoryBudgetError(
-                    f"{self.gradients.caller}: the gradients of two rows in one parameter take {2 * largest / 2**20:.1f} MiB, more than "
-                    f"half of memory_bytes={self.memory}. Use memory_bytes >= {4 * largest}."
+                    f"{self.gradients.caller}: the gradients of two rows in one parameter take {2 * largest / 2**20:.1f} MiB, more "
+                    f"than half of memory_bytes={self.memory}. Use memory_bytes >= {4 * largest}."
                 )
             together = 2 * tile
         groups: list[list[ProductPlan]] = [[]]
