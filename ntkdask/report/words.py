@@ -50,7 +50,7 @@ def percent(value: Any) -> str:
 
 
 def byte_size(value: Any) -> str:
-    """Bytes in binary units: 512000000 → 488.3 MiB."""
+    """Bytes in binary units: 512000000 → 488 MiB."""
     size = as_float(value)
     if not math.isfinite(size):
         return number(None)
