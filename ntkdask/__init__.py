@@ -1,7 +1,7 @@
 """ntkdask: neural tangent kernels at any scale, out of core, on CPUs and GPUs.
 
-Importing this starts nothing and loads nothing: each public name is imported when it is first used, so that a script which
-needs a kernel does not pay for Zarr, Dask and (through Zarr, where it is installed) CuPy.
+Importing this package starts nothing and loads little: each public name is imported when it is first used, so that a script
+which needs a kernel alone does not load Zarr, Dask and (through Zarr, where it is installed) CuPy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Where an array lives: NumPy on the host, CuPy on a GPU. The only module that imports CuPy, and only when asked to.
+"""Where an array lives: NumPy on the host, CuPy on a GPU.
+
+The only module that imports CuPy, and only when it is asked to.
 
 Numerics ask an array for its namespace and write one code path. `import ntkdask` never imports CuPy: the functions
 here look at `sys.modules` first, so an array that is not CuPy's never triggers the import.
@@ -90,7 +92,7 @@ def release_device_memory() -> None:
 
 @functools.cache
 def cuda_module(source: str, options: tuple[str, ...] = ("--std=c++17",)) -> Any:
-    """A `cupy.RawModule` of CUDA C++ `source` with extern "C" kernels, compiled at the first `get_function`."""
+    """A `cupy.RawModule` of the CUDA C++ `source`, whose kernels are extern "C"; compiled at the first `get_function`."""
     return _cupy().RawModule(code=source, options=options)
 
 
@@ -106,7 +108,7 @@ def host_cores() -> int:
 
 
 def to_device(x: np.ndarray, device: bool = True) -> Array:
-    """`x` on the GPU when `device`, through pinned memory so that the copy runs at the bus's rate; else `x` itself."""
+    """`x` on the GPU where `device` is true, else `x` itself; copied through pinned memory, at the rate of the bus."""
     if not device or is_device_array(x):
         return x
     cupy = _cupy()
@@ -120,12 +122,16 @@ def to_device(x: np.ndarray, device: bool = True) -> Array:
 
 
 def to_host(x: Array) -> np.ndarray:
-    """`x` as a NumPy array; a copy only when it lives on a GPU."""
+    """`x` as a NumPy array; copied only where it lies on a GPU."""
     return _cupy().asnumpy(x) if is_device_array(x) else np.asarray(x)
 
 
 def as_array(x: Any) -> Array:
-    """`x` as a NumPy or CuPy array: those unchanged, others (torch tensors) through DLPack without a copy, else np.asarray."""
+    """`x` as a NumPy or CuPy array.
+
+    Arrays of the two are returned as they are, what speaks DLPack (torch tensors) is taken over without a copy, anything else
+    goes through `np.asarray`.
+    """
     if isinstance(x, np.ndarray) or is_device_array(x):
         return x
     if hasattr(x, "__dlpack_device__"):
@@ -137,10 +143,10 @@ def as_array(x: Any) -> Array:
 
 
 def require_float(x: Any, name: str = "x") -> Array:
-    """`x` as an array of float32 or float64; TypeError for anything else, InputError for sparse matrices.
+    """`x` as an array of float32 or float64; DtypeError for another dtype, InputError for a sparse matrix.
 
-    Kernels and feature maps call this on their inputs. Workflows and estimators cast integers, bool and float16
-    before they call them.
+    Kernels and feature maps call this on their inputs. Workflows and estimators cast integers, bool and float16 first. Errors
+    call the array `name`.
     """
     if hasattr(x, "toarray") and hasattr(x, "nnz"):
         raise InputError(
@@ -157,14 +163,14 @@ def require_float(x: Any, name: str = "x") -> Array:
 
 
 def require_rows(x: Array, name: str = "x") -> Array:
-    """`x` when it has at least two dimensions (rows are examples); InputError otherwise."""
+    """`x` itself where it has two or more axes, an example a row; InputError otherwise."""
     if x.ndim < 2:
         raise InputError(f"{name} has shape {x.shape}; expected (n, ...) with one example per row. Reshape it first.")
     return x
 
 
 def flatten_rows(x: Array) -> Array:
-    """(n, *s) as (n, prod(s)) without a copy where the memory allows."""
+    """`x` (n, *s) as (n, prod(s)); a view where the layout of its memory allows one."""
     return require_rows(x).reshape(x.shape[0], math.prod(x.shape[1:])) if x.ndim != 2 else x
 
 

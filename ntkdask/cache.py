@@ -16,6 +16,7 @@ DEFAULT_BYTES = 512 * 2**20
 
 
 def _nbytes(value: Any) -> int:
+    """Bytes of the arrays in a value; 1024 for an object that does not tell."""
     if isinstance(value, dict):
         return sum(_nbytes(v) for v in value.values())
     if isinstance(value, (list, tuple)):
@@ -24,14 +25,17 @@ def _nbytes(value: Any) -> int:
 
 
 class ByteCache:
-    """A thread-safe LRU cache bounded in bytes; a value larger than the bound is made and returned, not kept."""
+    """A thread-safe cache that drops what was used least recently once its values exceed `maxbytes`.
+
+    A value larger than the bound is made and returned, not kept.
+    """
 
     def __init__(self, maxbytes: int = DEFAULT_BYTES) -> None:
         self._lock = threading.RLock()
         self._entries: LRUCache = LRUCache(maxsize=maxbytes, getsizeof=_nbytes)
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value under `key`, made by `make()` when it is not there. Values are shared: never write to them."""
+        """The value kept under `key`, else the one that `make()` gives. Values are shared: never write to them."""
         with self._lock:
             if key in self._entries:
                 return self._entries[key]
@@ -42,7 +46,7 @@ class ByteCache:
         return value
 
     def reserve(self, nbytes: int) -> None:
-        """Raise the bound to `nbytes` where it is lower: a task that planned for that much keeps it between batches."""
+        """Raise the bound to `nbytes` where it is lower, for a task that planned to keep so much between its batches."""
         with self._lock:
             if nbytes > self._entries.maxsize:
                 larger: LRUCache = LRUCache(maxsize=nbytes, getsizeof=_nbytes)
@@ -51,7 +55,7 @@ class ByteCache:
                 self._entries = larger
 
     def discard(self, is_stale: Callable[[Hashable], bool]) -> None:
-        """Forget the values whose keys are stale: what no task will ask for again, but would stay until others need its bytes."""
+        """Forget the values whose keys are stale: no task asks for them again, and they would stay until others need the bytes."""
         with self._lock:
             for key in [key for key in self._entries if is_stale(key)]:
                 del self._entries[key]

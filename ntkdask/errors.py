@@ -35,7 +35,7 @@ class DataError(UserError):
 
 
 class MissingDependencyError(UserError, ImportError):
-    """An optional library that is not installed, with the command that installs it."""
+    """An optional library that is not installed; the message has the command that installs it."""
 
 
 class JobError(UserError):
@@ -43,11 +43,11 @@ class JobError(UserError):
 
 
 class MemoryBudgetError(UserError):
-    """A plan whose tasks do not fit the memory of a worker, with the numbers and what would fit."""
+    """A plan whose tasks do not fit the memory of a worker; the message has the numbers and what would fit."""
 
 
 class FingerprintError(UserError):
-    """A store that holds results of other parameters; names the keys that differ."""
+    """A store that holds results of other parameters; the message names the keys that differ."""
 
 
 class StoreError(NtkdaskError):
@@ -63,7 +63,7 @@ class DamagedTileError(StoreError):
 
 
 class TileError(NtkdaskError):
-    """A tile whose task failed; names the tile and carries the cause."""
+    """A tile whose task failed; the message names the tile, the cause is chained."""
 
 
 class ClusterError(NtkdaskError):
@@ -71,7 +71,11 @@ class ClusterError(NtkdaskError):
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
-    """Advice for an unknown word: `"; did you mean 'alphas'?"`, else the list of what there is."""
+    """The end of a message about an unknown word: the candidate that resembles it, else the list of candidates.
+
+    >>> nearest("alpha", ["alphas", "solver"])
+    "; did you mean 'alphas'?"
+    """
     names = sorted(candidates)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if close:

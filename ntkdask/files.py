@@ -1,6 +1,6 @@
-"""Files of runs: paths of urls, small files written whole or not at all, one writer a folder, free disk space.
+"""Files of runs: the path of a url, small files written whole or not at all, locks of folders, free disk space.
 
-Refusals of the operating system become errors that say what to do. No Zarr here; `store` keeps tiles.
+Refusals of the operating system become errors that say what to do. Zarr is not used here: `store` keeps tiles.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def writing(path: Path | str) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all (temporary file, then rename)."""
+    """Write a small UTF-8 file whole or not at all: a temporary file beside it, then a rename."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -66,7 +66,19 @@ def free_bytes(path: Path | str) -> int:
 
 
 def require_disk(path: Path | str, needed_bytes: int, what: str, advice: str) -> None:
-    """DiskSpaceError, with the numbers, where fewer than needed_bytes are free for `what`. advice: what else would help."""
+    """DiskSpaceError where fewer than `needed_bytes` are free at `path`.
+
+    Parameters
+    ----------
+    path : path
+        Where files will be written; it need not exist.
+    needed_bytes : int
+        Bytes that will be written at most.
+    what : str
+        What will be written: the subject of the message, "the kernel matrix".
+    advice : str
+        What helps besides free space: the end of the message.
+    """
     free = free_bytes(path)
     if needed_bytes > free:
         raise DiskSpaceError(
@@ -76,7 +88,7 @@ def require_disk(path: Path | str, needed_bytes: int, what: str, advice: str) ->
 
 
 def remove(path: Path | str) -> None:
-    """Delete a store with everything in it; nothing when it is not there."""
+    """Delete the file, the link or the folder with everything in it at `path`, if there is one."""
     path = local_path(path)
     with writing(path):
         if path.is_dir() and not path.is_symlink():
@@ -87,7 +99,10 @@ def remove(path: Path | str) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path | str) -> Iterator[None]:
-    """Hold a run's folder alone; StoreError when another driver has it. The lock goes with the process, however it ends."""
+    """Hold the lock of a run's folder during the block; StoreError where another driver has it.
+
+    The operating system releases the lock when the process ends, however it ends.
+    """
     folder = local_path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +119,10 @@ def exclusive(folder: Path | str) -> Iterator[None]:
 
 
 def sweep(root: Path | str, older_than_seconds: float = 3600.0) -> int:
-    """Delete temporary files that killed writers left under `root`, when older than an hour; returns how many."""
+    """Delete temporary files that killed writers left under `root`; returns how many.
+
+    Younger ones than `older_than_seconds` stay: a writer may be at work on them.
+    """
     count, now = 0, time.time()
     for folder, _, files in os.walk(local_path(root)):
         for name in files:

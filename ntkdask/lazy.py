@@ -1,4 +1,4 @@
-"""Public names that are imported when they are first asked for (PEP 562): `import ntkdask` starts nothing and loads little."""
+"""Public names that are imported when they are first asked for (PEP 562), so that `import ntkdask` loads little."""
 
 from __future__ import annotations
 
@@ -14,9 +14,23 @@ def lazy_names(
     submodules: Sequence[str] = (),
     before: Callable[[str, str], None] | None = None,
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """(__getattr__, __dir__) of a package whose names live in `homes`: {submodule: names in it}, and whose `submodules` are names too.
+    """The functions `__getattr__` and `__dir__` of a package whose public names are imported at their first use.
 
-    before(name, home) is called first, and may raise. AttributeError for any other name.
+    Parameters
+    ----------
+    package : str
+        Its dotted name.
+    homes : mapping
+        {submodule: the public names that it defines}.
+    submodules : sequence of str
+        Submodules that are public names themselves.
+    before : callable, optional
+        before(name, submodule) is called before an import, and may raise what a user should read instead of an ImportError.
+
+    Returns
+    -------
+    tuple of two callables
+        `__getattr__`, which raises AttributeError for a name that is not listed, and `__dir__`.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 

@@ -1,8 +1,8 @@
-"""One registry of named, frozen dataclasses: job files, fingerprints and saved models all speak it.
+"""One registry of frozen dataclasses by name, for job files, fingerprints and saved models.
 
 `to_config` turns an object into plain tables (`{"type": "Dense", "weight_variance": 1.0, ...}`, every default spelled
-out), `from_config` builds it back and names the nearest known key when one is unknown. Nothing is executed or imported
-on the way: only classes that registered themselves can be made.
+out). `from_config` builds the object from its table; its error for an unknown key names the nearest one. No code comes from a
+table: only registered classes can be made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _describers: dict[str, Callable[[Any], Any]] = {}
 
 
 def register(kind: str) -> Any:
-    """Class decorator: make a dataclass known under its own name as a `kind` ("layer", "feature map", "kernel", ...)."""
+    """Class decorator: register a dataclass under its own name as a `kind` ("layer", "feature map", "kernel", ...)."""
 
     def add(cls: T) -> T:
         _classes[cls.__name__] = cls
@@ -34,30 +34,31 @@ def register(kind: str) -> Any:
 
 
 def describe_by(base: str, describe: Callable[[Any], Any]) -> None:
-    """Let `to_config` describe foreign objects, whose class descends from `base` ("package.module.Class"), by `describe(object)`.
+    """Let `to_config` describe an object whose class descends from `base` by `describe(object)`.
 
-    For classes of libraries that are not imported here, such as torch's modules: they are known by name alone.
+    `base` is the dotted name of a class ("package.module.Class") of a library that is not imported here, such as torch.
     """
     _describers[base] = describe
 
 
 def names(kind: str | None = None) -> list[str]:
-    """Registered class names, all or of one kind, sorted."""
+    """The names of the registered classes, sorted: of one kind, or of all."""
     return sorted(n for n, k in _kinds.items() if kind is None or k == kind)
 
 
 def lookup(name: str, kind: str | None = None) -> type:
-    """The class registered as `name`; JobError naming the nearest known one otherwise."""
-    known = names(kind)
-    if name not in known:
-        raise JobError(f"unknown {kind or 'type'} {name!r}{nearest(name, known)}")
+    """The class registered as `name`; JobError where there is none, which names the nearest."""
+    registered = names(kind)
+    if name not in registered:
+        raise JobError(f"unknown {kind or 'type'} {name!r}{nearest(name, registered)}")
     return _classes[name]
 
 
 def to_config(value: Any) -> Any:
-    """`value` as JSON-ready tables, lists and scalars; registered dataclasses gain a `type` key.
+    """`value` as tables, lists and scalars that JSON can write; the table of a registered dataclass has a `type` key.
 
-    What holds arrays describes itself, by a digest: its `to_config` is called; foreign objects as `describe_by` said.
+    An object with a method `to_config` describes itself, as those do that hold arrays (by a digest). Objects of other libraries
+    are described as `describe_by` was told. InputError for a function, TypeError for anything else.
     """
     foreign = _describer(value)
     if foreign is not None:
@@ -68,13 +69,13 @@ def to_config(value: Any) -> Any:
         name = type(value).__name__
         fields = {}
         for field in (f for f in dataclasses.fields(value) if f.init):
-            held = getattr(value, field.name)
-            if callable(held) and not dataclasses.is_dataclass(held) and _describer(held) is None:
+            content = getattr(value, field.name)
+            if callable(content) and not dataclasses.is_dataclass(content) and _describer(content) is None:
                 raise InputError(
-                    f"{name} holds the function {held!r}, which a job file or a fingerprint cannot describe: code is never "
+                    f"{name} holds the function {content!r}, which a job file or a fingerprint cannot describe: code is never "
                     "stored or loaded. Use it in memory (no url), or a registered object in its place."
                 )
-            fields[field.name] = to_config(held)
+            fields[field.name] = to_config(content)
         return {"type": name, **fields} if _classes.get(name) is type(value) else fields
     if isinstance(value, Mapping):
         return {str(k): to_config(v) for k, v in value.items()}
@@ -88,28 +89,42 @@ def to_config(value: Any) -> Any:
 
 
 def _describer(value: Any) -> Callable[[Any], Any] | None:
+    """The function that `describe_by` was given for the object's class or one of its bases; None where there is none."""
     if isinstance(value, type):
         return None
-    found = (_describers.get(f"{c.__module__}.{c.__qualname__}") for c in type(value).__mro__) if _describers else ()
-    return next((describe for describe in found if describe is not None), None)
+    by_base = (_describers.get(f"{c.__module__}.{c.__qualname__}") for c in type(value).__mro__) if _describers else ()
+    return next((describe for describe in by_base if describe is not None), None)
 
 
 def from_config(table: Any, kind: str | None = None, **given: Any) -> Any:
-    """Build the object that `table` describes. `given`: arguments that come from elsewhere (a job's network).
+    """The object that `table` describes.
 
-    Raises JobError for an unknown type or key (naming the nearest) or missing arguments; values that the class refuses
-    raise its own InputError.
+    Parameters
+    ----------
+    table : mapping
+        Its `type`, the name of a registered class, and arguments of that class; tables within it are built first.
+    kind : str, optional
+        What the class must be registered as; None: anything.
+    **given
+        Arguments that do not come from the table, such as a job's network.
+
+    Raises
+    ------
+    JobError
+        Where the type or a key is unknown (the message names the nearest), or an argument is missing.
+    InputError
+        Where the class refuses a value.
     """
     if not isinstance(table, Mapping) or "type" not in table:
         raise JobError(f"expected a table with a `type` key for a {kind or 'object'}, found {table!r}")
     cls = lookup(str(table["type"]), kind)
-    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    field_names = {f.name for f in dataclasses.fields(cls) if f.init}
     arguments = dict(given)
     for key, value in table.items():
         if key == "type":
             continue
-        if key not in known:
-            raise JobError(f"unknown key {key!r} for {cls.__name__}{nearest(key, known)}")
+        if key not in field_names:
+            raise JobError(f"unknown key {key!r} for {cls.__name__}{nearest(key, field_names)}")
         arguments[key] = _build_nested(value)
     try:
         return cls(**arguments)
@@ -118,6 +133,7 @@ def from_config(table: Any, kind: str | None = None, **given: Any) -> Any:
 
 
 def _build_nested(value: Any) -> Any:
+    """A table with a `type` as the object it describes, a list as a tuple of such values, anything else as it is."""
     if isinstance(value, Mapping) and "type" in value:
         return from_config(value)
     if isinstance(value, list):
@@ -126,13 +142,13 @@ def _build_nested(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """Short content address of a configuration: 16 hex digits of SHA-256 of its canonical JSON."""
+    """The short address of a configuration: 16 hex digits of SHA-256 of its canonical JSON."""
     text = json.dumps(to_config(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(stored: Any, asked: Any, prefix: str = "") -> list[str]:
-    """Lines `key: stored A, asked B` for every leaf in which two configurations differ."""
+    """A line `key: stored A, asked B` for each value in which two configurations differ; `prefix` goes before its key."""
     if isinstance(stored, Mapping) and isinstance(asked, Mapping):
         lines = []
         for key in sorted(set(stored) | set(asked)):

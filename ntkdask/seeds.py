@@ -1,9 +1,10 @@
-"""The only source of randomness: counter-based streams keyed by (root seed, path, logical block of 256 columns).
+"""The only source of randomness: counter-based streams, one for each root seed, path and block of 256 columns.
 
-A weight matrix is a function of its seed and path alone. Column j of `normals(root, path, rows, columns)` comes from
-block j // 256, whose Philox4x64 counter starts at (0, 0, block, 0): any worker can make any columns, in any order, on any
-tiling, and gets the same bits. Raw Philox output is stable across NumPy versions; its distributions are not, so the
-conversions to floating point are ours (an inverse CDF on 53 bits). Draws are made on the host and moved to the device.
+A weight matrix is a function of its seed and path alone; the path names what is drawn: ("layer", 3, "weights"). Column j of
+`normals(root, path, rows, columns)` comes from block j // 256, whose Philox4x64 counter starts at (0, 0, block, 0): any worker can
+make any columns, in any order, on any tiling, and gets the same bits. Raw Philox output is stable across NumPy versions; NumPy's
+distributions are not, so the conversions to floating point are ours (an inverse CDF on 53 bits). Draws are made on the host and
+moved to the device.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ Path = tuple[str | int, ...]
 
 
 def _key(root: int, path: Path) -> np.ndarray:
-    """128-bit Philox key of (root, path): BLAKE2b of their unambiguous text."""
+    """The 128-bit Philox key of (root, path): BLAKE2b of their `repr`, in which different paths differ."""
     text = repr((int(root), *path)).encode()
     return np.frombuffer(hashlib.blake2b(text, digest_size=16).digest(), dtype=np.uint64)
 
 
 def raw_bits(root: int, path: Path, count: int, block: int = 0) -> np.ndarray:
-    """`count` uniform 64-bit integers, (count,) uint64, of stream (root, path), block `block`."""
+    """(count,) uint64, uniform: the first integers of a block of the stream (root, path)."""
     generator = np.random.Philox(key=_key(root, path), counter=np.array([0, 0, block, 0], dtype=np.uint64))
     return np.asarray(generator.random_raw(count))
 
@@ -39,9 +40,27 @@ def uniforms(root: int, path: Path, count: int, block: int = 0) -> np.ndarray:
 
 
 def normals(root: int, path: Path, rows: int, columns: int, dtype: str = "float64", scale: float = 1.0) -> np.ndarray:
-    """(rows, columns) normals of standard deviation `scale`, C-contiguous; columns do not depend on how many are asked for.
+    """Independent normals of mean 0 and standard deviation `scale`.
 
-    float32 weights are the float64 ones, rounded once. The inverse CDF is exact to rounding, |z| <= 8.3.
+    Parameters
+    ----------
+    root : int
+        The seed.
+    path : tuple of str and int
+        What is drawn; another path gives an independent stream.
+    rows : int
+        Rows of the matrix. Another number of rows gives other numbers.
+    columns : int
+        Columns of the matrix. Column j does not depend on how many are asked for.
+    dtype : str, optional
+        "float32" or "float64"; float32 numbers are the float64 ones, rounded once.
+    scale : float, optional
+        The standard deviation.
+
+    Returns
+    -------
+    array (rows, columns)
+        C-contiguous, on the host. The inverse CDF is exact to rounding, and |z| <= 8.3.
 
     >>> a, b = normals(7, ("w",), 3, 300), normals(7, ("w",), 3, 600)
     >>> bool((a == b[:, :300]).all())
@@ -54,7 +73,28 @@ def normals(root: int, path: Path, rows: int, columns: int, dtype: str = "float6
 
 
 def sphere(root: int, path: Path, rows: int, columns: int, dtype: str = "float64", scale: float = 1.0) -> np.ndarray:
-    """(rows, columns) whose columns are uniform on the sphere of radius `scale` in R^rows: normalised `normals`."""
+    """Columns that are independent and uniform on a sphere: those of `normals`, normalised.
+
+    Parameters
+    ----------
+    root : int
+        The seed.
+    path : tuple of str and int
+        What is drawn; another path gives an independent stream.
+    rows : int
+        The dimension of the space.
+    columns : int
+        Number of points. Column j does not depend on how many are asked for.
+    dtype : str, optional
+        "float32" or "float64"; float32 numbers are the float64 ones, rounded once.
+    scale : float, optional
+        The radius of the sphere.
+
+    Returns
+    -------
+    array (rows, columns)
+        C-contiguous, on the host.
+    """
     out = np.empty((rows, columns), dtype=dtype)
     for start, block in _normal_blocks(root, path, rows, columns):
         block *= (scale / np.sqrt(np.einsum("ij,ij->i", block, block)))[:, None]
@@ -63,7 +103,7 @@ def sphere(root: int, path: Path, rows: int, columns: int, dtype: str = "float64
 
 
 def _normal_blocks(root: int, path: Path, rows: int, columns: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first column, (width, rows) float64 standard normals) block by block, so that the float64 copy stays small."""
+    """(first column, (width, rows) float64 standard normals) of each block, so that the float64 copy stays small."""
     for block, start in enumerate(range(0, columns, COLUMN_BLOCK)):
         width = min(COLUMN_BLOCK, columns - start)
         yield start, ndtri(uniforms(root, path, width * rows, block)).reshape(width, rows)
@@ -82,10 +122,11 @@ def permutation(root: int, path: Path, count: int, block: int = 0) -> np.ndarray
 
 
 def balanced_integers(root: int, path: Path, high: int, count: int) -> np.ndarray:
-    """(count,) int64, each uniform on 0 … high−1, every value ⌊count/high⌋ or ⌈count/high⌉ times.
+    """(count,) int64, each uniform on 0 … high−1; every value occurs ⌊count/high⌋ or ⌈count/high⌉ times.
 
-    Whole permutations one after the other, so that sampling `high` rows takes each once (without replacement) and the
-    first entries do not depend on `count`. The marginal law is that of independent draws; the variance is never larger.
+    They are whole permutations, one after the other: the first `high` of them take each value once (sampling without
+    replacement), and the first entries do not depend on `count`. Each entry has the law of an independent draw; the variance of
+    a mean over them is never larger than that of independent ones.
     """
     blocks = -(-count // high)
     out = [permutation(root, path, high, block) for block in range(blocks)]

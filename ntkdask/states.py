@@ -1,7 +1,7 @@
 """States: arrays that many tasks share (preprocessing, splits, spectra, models), stored under the digest of their content.
 
-Equal content has an equal address and is written once; whoever reads it checks the digest, so that a damaged state is an
-error and never a wrong number. Loaded through this process's byte-bounded cache.
+Equal content has an equal address and is written once. Every reading checks the digest, so that a damaged state is an
+error and never a wrong number. Loaded states are kept in the byte-bounded cache of the process.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _STATE_ADVICE = "`ntkdask verify --repair RUN` removes it, the next run computes
 
 
 def save_state(root: Path | str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None) -> str:
-    """Store arrays that many tasks share under `root/<digest of their content>`; returns that url.
+    """Store arrays that many tasks share, and return their url: `root/<digest of their content>`.
 
-    Idempotent: equal content has an equal address and is written once.
+    Idempotent: equal content has an equal address and is written once. `attributes` are tables that JSON can write.
     """
     final = local_path(root) / _state_digest(arrays, attributes or {})
     if not final.exists():
@@ -37,7 +37,7 @@ def save_state(root: Path | str, arrays: Mapping[str, np.ndarray], attributes: M
             write_group_attributes(partial, {ATTRIBUTE: dict(attributes or {})})
             for name, a in arrays.items():
                 a = np.asarray(a)
-                # bounded chunks: a codec copies its chunk, twice; never larger than the array: a chunk is written whole
+                # a chunk is bounded, because a codec copies it twice; it is no larger than its array, because it is written whole
                 pieces = -(-a.nbytes // _CHUNK_BYTES) or 1
                 chunks = (-(-len(a) // pieces), *a.shape[1:]) if a.ndim else ()
                 stored = create_array(partial / name, a.shape, chunks, a.dtype)
@@ -48,9 +48,24 @@ def save_state(root: Path | str, arrays: Mapping[str, np.ndarray], attributes: M
 
 
 def load_state(url: str, keep: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(arrays, attributes) of a state, through this process's byte-bounded cache: shared, never write to them.
+    """The arrays and the attributes of a state.
 
-    keep=False: read anew and not kept, for what a task needs once.
+    Parameters
+    ----------
+    url : str
+        Where `save_state` put it.
+    keep : bool, optional
+        Take the arrays from the cache of the process, or keep them there. False, for what is needed once: read them anew.
+
+    Returns
+    -------
+    tuple of two dicts
+        Arrays and attributes by name. The arrays are shared: never write to them.
+
+    Raises
+    ------
+    DamagedTileError
+        Where the content does not have the digest that the url ends in.
     """
     attributes = read_group_attributes(url).get(ATTRIBUTE, {})
     if not keep:
@@ -59,19 +74,19 @@ def load_state(url: str, keep: bool = True) -> tuple[dict[str, np.ndarray], dict
 
 
 def _read_state(path: Path, attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a state; DamagedTileError when they are not what its address says."""
+    """The arrays of a state; DamagedTileError where their digest is not the last part of its path."""
     try:
         arrays = {p.name: np.asarray(open_array(p)[...]) for p in sorted(path.iterdir()) if p.is_dir()}
     except (ValueError, StoreError) as error:
         raise DamagedTileError(f"state {path} is damaged: {error}. {_STATE_ADVICE}") from error
     # Zarr reads a chunk that is gone as zeros, and an array that is gone is no error at all
     if _state_digest(arrays, attributes) != path.name:
-        raise DamagedTileError(f"state {path} is damaged: something of it is gone. {_STATE_ADVICE}")
+        raise DamagedTileError(f"state {path} is damaged: a part of it is gone. {_STATE_ADVICE}")
     return arrays
 
 
 def _state_digest(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> str:
-    """The address of a state: 16 hex digits of SHA-256 of everything in it."""
+    """The address of a state: 16 hex digits of SHA-256 over names, dtypes, shapes and bytes of arrays, and attributes."""
     hasher = hashlib.sha256(json.dumps(dict(attributes), sort_keys=True).encode())
     for name in sorted(arrays):
         a = np.ascontiguousarray(arrays[name])
@@ -81,14 +96,14 @@ def _state_digest(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any
 
 
 def list_states(root: Path | str) -> list[Path]:
-    """Every state (`save_state`) under `root`, by path."""
+    """The paths of all states under `root`, sorted."""
     return sorted(
         p for folder in local_path(root).rglob("state") for p in folder.iterdir() if p.is_dir() and not p.suffix
     )
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether a state is not what its address says; bypasses the cache."""
+    """Whether a state cannot be read, or has another digest than its path says; reads it anew."""
     try:
         _read_state(path, read_group_attributes(path).get(ATTRIBUTE, {}))
     except StoreError:
@@ -97,12 +112,12 @@ def is_damaged(path: Path) -> bool:
 
 
 def content_digest(*arrays: np.ndarray | None) -> str:
-    """16 hex digits of SHA-256 over shapes, dtypes and bytes: the address of in-memory inputs."""
+    """The address of inputs in memory: 16 hex digits of SHA-256 over their shapes, dtypes and bytes. None is left out."""
     hasher = hashlib.sha256()
     for i, a in enumerate(arrays):
         if a is not None:
             a = np.ascontiguousarray(a)
-            # the place, from the third on: targets and weights may look alike
+            # with its position from the third array on: targets and weights may have equal bytes
             hasher.update(f"{i if i > 1 else ''}{a.dtype.str}{a.shape}".encode())
             hasher.update(a.reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()[:16]

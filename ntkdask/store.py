@@ -1,9 +1,9 @@
 """Tiles in Zarr: written atomically, checksummed, resumable. The only module that imports zarr.
 
-A `TileStore` is one Zarr array in which one tile is one chunk. The fingerprint of what produced it lies in its
-attributes; the driver's receipts lie beside its chunks in `receipts.jsonl`. A tile counts as committed when its receipt
-is there and its chunk is there: the worker writes the data (temporary file, then rename), returns a receipt, the driver
-appends it. Whoever is killed in between computes that tile again, with the same result.
+A `TileStore` is one Zarr array in which one tile is one chunk. The fingerprint of what produced it is in its attributes. The
+driver keeps receipts beside the chunks, in `receipts.jsonl`. A tile is committed when both its receipt and its chunk are there: the
+worker writes the data (a temporary file, then a rename) and returns a receipt, which the driver appends. When one of them is killed
+in between, the tile is computed again, with the same result.
 
 Data chunks carry a CRC-32C, so a flipped bit is an error that names the tile, never a wrong number. Kernel and feature
 data do not compress, so nothing is compressed. Only local and shared file systems: no fsync is issued, so a power
@@ -38,9 +38,22 @@ _CRC_PIECE = 2**20
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a worker returns for a tile: where it went, its CRC-32C, how long it took, the worker's peak memory.
+    """What a worker returns for a tile that it has written.
 
-    halvings: how often a tile was cut in halves because the device's memory was too small for it.
+    Parameters
+    ----------
+    index : tuple of int
+        Which tile, an integer an axis.
+    checksum : int
+        CRC-32C of its bytes in C order.
+    seconds : float, optional
+        How long it took to compute and write.
+    peak_bytes : int, optional
+        Peak memory of the worker's process.
+    worker : str, optional
+        Address of the worker.
+    halvings : int, optional
+        How often the tile was cut in halves because it did not fit into the device's memory.
     """
 
     index: Index
@@ -51,7 +64,7 @@ class Receipt:
     halvings: int = 0
 
     def to_line(self) -> str:
-        """As a line of the manifest, which leaves out what is rarely there."""
+        """The receipt as a line of the manifest: JSON, without `halvings` where there were none."""
         line = asdict(self)
         if not self.halvings:
             del line["halvings"]
@@ -59,7 +72,7 @@ class Receipt:
 
 
 def checksum(array: np.ndarray) -> int:
-    """CRC-32C of the array's bytes in C order, as in its receipt."""
+    """CRC-32C of the array's bytes in C order."""
     a = np.ascontiguousarray(array)
     view, value = a.reshape(-1).view(np.uint8), 0
     for start in range(0, len(view), _CRC_PIECE):
@@ -71,7 +84,10 @@ def checksum(array: np.ndarray) -> int:
 def create_array(
     path: Path, shape: Sequence[int], chunks: Sequence[int], dtype: Any, attributes: Mapping | None = None
 ):
-    """A new uncompressed, checksummed Zarr array at `path`; every chunk is written, also one full of zeros."""
+    """A new Zarr array at `path`, uncompressed, with a checksum for each chunk; chunks full of zeros are written too.
+
+    It replaces an array that is there.
+    """
     chunks = tuple(max(1, int(c)) for c in chunks)
     with writing(path):
         return zarr.create_array(
@@ -90,10 +106,10 @@ def create_array(
 
 
 def open_array(path: Path | str, mode: str = "r"):
-    """The Zarr array at `path`; StoreError when there is none. Never consolidated: live stores change."""
+    """The Zarr array at `path`; StoreError where there is none. Metadata are never consolidated: a live store changes."""
     path = local_path(path)
     try:
-        # no config argument exists for open; it is read from the ambient configuration at that moment
+        # `open_array` has no config argument: it reads the ambient configuration
         with zarr.config.set({"array.write_empty_chunks": True}):
             return zarr.open_array(zarr.storage.LocalStore(path), mode=mode)
     except (FileNotFoundError, KeyError, ValueError) as error:
@@ -116,7 +132,23 @@ def read_group_attributes(path: Path | str) -> dict[str, Any]:
 
 @dataclass
 class TileStore:
-    """One Zarr array of tiles with a fingerprint and receipts; see the module's text for the promises."""
+    """One Zarr array of tiles with a fingerprint and receipts; made by `create` or `open`.
+
+    Parameters
+    ----------
+    path : Path
+        The folder of the array.
+    fingerprint : dict
+        What produced the tiles: every parameter, and the layout.
+    shape : tuple of int
+        Of the whole array.
+    tile_shape : tuple of int
+        Of a tile; the last tile of an axis may be ragged.
+    dtype : numpy.dtype
+        Of the whole array.
+    triangle : str, optional
+        "symmetric" or "lower": a square matrix of which only tiles (i, j) with j <= i are stored. None: every tile is.
+    """
 
     path: Path
     fingerprint: dict[str, Any]
@@ -124,7 +156,6 @@ class TileStore:
     tile_shape: tuple[int, ...]
     dtype: np.dtype
     triangle: str | None = None
-    """Only tiles (i, j), j <= i, are stored: of a "symmetric" matrix, or of a "lower" one; None: every tile is."""
     _array: Any = field(default=None, repr=False, compare=False)
     """The read-only Zarr array, opened once: opening it takes as long as reading a tile of 512 × 512."""
     _receipts: dict[Index, Receipt] = field(default_factory=dict, repr=False)
@@ -141,9 +172,31 @@ class TileStore:
         overwrite: bool = False,
         triangle: str | None = None,
     ) -> TileStore:
-        """Open the store at `url` when it holds this very fingerprint, make it when there is none.
+        """The store at `url`: the one that is there, if it has this very fingerprint, else a new one.
 
-        Raises FingerprintError, naming the keys that differ, when it holds something else and `overwrite` is False.
+        Parameters
+        ----------
+        url : path
+            A folder.
+        shape : sequence of int
+            Of the whole array.
+        tile_shape : sequence of int
+            Of a tile.
+        dtype : dtype
+            Of the whole array.
+        fingerprint : mapping
+            What produces the tiles, as tables that JSON can write.
+        overwrite : bool, optional
+            Delete what is at `url` and begin again.
+        triangle : str, optional
+            "symmetric" or "lower": store only tiles (i, j) with j <= i, of a square matrix with square tiles.
+
+        Raises
+        ------
+        FingerprintError
+            Where the store there has another fingerprint or layout; the message names the keys that differ.
+        StoreError
+            Where a triangle is asked for that is not square, or `url` cannot be written.
         """
         path = local_path(url)
         if triangle is not None and (len(set(shape)) != 1 or len(set(tile_shape)) != 1 or len(shape) != 2):
@@ -169,7 +222,7 @@ class TileStore:
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> TileStore:
-        """The store at `url` with its receipts; sweeps what killed writers left behind."""
+        """The store at `url` with its receipts; StoreError where there is none. Nothing is written."""
         path = local_path(url)
         array = open_array(path)
         fingerprint = dict(array.attrs.get(ATTRIBUTE, {})).get("fingerprint")
@@ -186,7 +239,7 @@ class TileStore:
         return tuple(-(-s // t) for s, t in zip(self.shape, self.tile_shape, strict=True))
 
     def indices(self) -> list[Index]:
-        """Every stored tile's index, C order; of a triangle those with j <= i."""
+        """The indices of all tiles that are stored, in C order; of a triangle those with j <= i."""
         every = [tuple(int(i) for i in index) for index in np.ndindex(*self.grid)]
         return every if self.triangle is None else [i for i in every if i[1] <= i[0]]
 
@@ -202,16 +255,19 @@ class TileStore:
 
     @property
     def receipts(self) -> dict[Index, Receipt]:
-        """Receipts by tile, as the driver recorded them."""
+        """The receipts that the driver recorded, by tile."""
         return dict(self._receipts)
 
     def pending(self, indices: Sequence[Index] | None = None) -> list[Index]:
-        """Tiles (of `indices`, or of the whole grid) that are not committed: no receipt, or no chunk."""
+        """The tiles (of `indices`, or of the whole grid) that lack a receipt or a chunk."""
         wanted = self.indices() if indices is None else indices
         return [i for i in wanted if i not in self._receipts or not self.chunk_path(i).exists()]
 
     def commit(self, index: Index, array: np.ndarray, started: float | None = None) -> Receipt:
-        """Write one whole tile atomically and return its receipt (on the worker; the driver calls `record`)."""
+        """Write one whole tile atomically and return its receipt: a worker's part. The driver then calls `record`.
+
+        `started` is the `time.perf_counter()` at which its computation began. StoreError for another shape or dtype.
+        """
         where = self.slices(index)
         expected = tuple(s.stop - s.start for s in where)
         if array.shape != expected or array.dtype != self.dtype:
@@ -224,15 +280,15 @@ class TileStore:
         return Receipt(index, checksum(array), seconds)
 
     def record(self, receipt: Receipt) -> None:
-        """Append a receipt to the manifest; from then on the tile is committed (driver only)."""
+        """Append a receipt to the manifest, which makes the tile committed; only the driver calls this."""
         with writing(self.path), open(self.path / RECEIPTS, "a", encoding="utf-8") as manifest:
             manifest.write(receipt.to_line())
         self._receipts[receipt.index] = receipt
 
     def read(self, index: Index) -> np.ndarray:
-        """One tile as an array; DamagedTileError when it is gone or its checksum does not match.
+        """One tile as an array; DamagedTileError where it is gone or its checksum does not match.
 
-        Above the diagonal: the transposed tile of a symmetric matrix, zeros of a lower one.
+        Above the diagonal of a triangle this is the transposed tile of a symmetric matrix, or zeros of a lower one.
         """
         if self.triangle is not None and index[0] < index[1]:
             if self.triangle == "symmetric":
@@ -249,7 +305,10 @@ class TileStore:
             ) from error
 
     def discard(self, index: Index) -> None:
-        """Delete a tile that is no longer needed (a partial sum whose parent is committed) and its receipt (driver only)."""
+        """Delete a tile that is no longer needed, a partial sum whose parent is committed, and its receipt.
+
+        Only the driver calls this.
+        """
         if self._receipts.pop(index, None) is not None:
             with writing(self.path), open(self.path / RECEIPTS, "a", encoding="utf-8") as manifest:
                 manifest.write(json.dumps({"discarded": index}) + "\n")
@@ -257,7 +316,7 @@ class TileStore:
             self.chunk_path(index).unlink()
 
     def damaged(self) -> list[Index]:
-        """Committed tiles whose chunk is gone or does not give the bytes of its receipt. Reads everything once."""
+        """The tiles with a receipt whose chunk is gone, or has another checksum; reads every chunk once."""
         bad = []
         for index, receipt in sorted(self._receipts.items()):
             try:
@@ -268,7 +327,7 @@ class TileStore:
         return bad
 
     def forget(self, indices: Sequence[Index]) -> None:
-        """Make tiles pending again: drop their receipts and chunks."""
+        """Make tiles pending again: delete their receipts and chunks."""
         gone = set(indices)
         self._receipts = {i: r for i, r in self._receipts.items() if i not in gone}
         write_text(self.path / RECEIPTS, "".join(r.to_line() for r in self._receipts.values()))
@@ -277,10 +336,11 @@ class TileStore:
                 self.chunk_path(index).unlink()
 
     def zarr_array(self):
-        """The whole as a read-only Zarr array (for `dask.array.from_zarr`, xarray)."""
+        """The read-only Zarr array of all tiles, for `dask.array.from_zarr` and xarray."""
         return self._array
 
     def _read_receipts(self) -> dict[Index, Receipt]:
+        """The receipts of the manifest by tile, the last of each; lines that cannot be read are left out."""
         receipts: dict[Index, Receipt] = {}
         path = self.path / RECEIPTS
         if path.exists():
@@ -297,7 +357,10 @@ class TileStore:
         return receipts
 
     def _end_torn_line(self) -> None:
-        """Let the next receipt begin on a line of its own (driver only: a reader may look in the middle of an append)."""
+        """End a half-written last line, so that the next receipt begins on its own.
+
+        Only the driver may call this: a reader may look while the driver is in the middle of an append.
+        """
         path = self.path / RECEIPTS
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             with writing(self.path), open(path, "a", encoding="utf-8") as manifest:
@@ -305,10 +368,10 @@ class TileStore:
 
 
 def tile_stores(root: Path | str) -> list[TileStore]:
-    """Every tile store under `root`, by path."""
-    found = []
+    """All tile stores under `root`, in the order of their paths."""
+    stores = []
     for marker in sorted(local_path(root).rglob("zarr.json")):
         attributes = json.loads(marker.read_text(encoding="utf-8")).get("attributes", {})
         if "fingerprint" in attributes.get(ATTRIBUTE, {}):
-            found.append(TileStore.open(marker.parent))
-    return found
+            stores.append(TileStore.open(marker.parent))
+    return stores

@@ -1,8 +1,8 @@
 """Threads of BLAS, OpenMP and Numba for one task: the host's cores ÷ its task slots, set explicitly.
 
-Dask's nanny sets one BLAS thread, which is wrong for a 16-core worker with one slot; a library's own default is every
-core, which is wrong for two workers on two cores (eigh ran 10 times slower). The number is part of a run's plan: BLAS
-results depend on it bit for bit.
+Dask's nanny sets one BLAS thread, which is too few for a worker with 16 cores and one slot. A library's own default is every
+core, which is too many for two workers on two cores (eigh ran 10 times slower). The number is part of a run's plan, because the
+bits of BLAS results depend on it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _task_threads: ContextVar[int | None] = ContextVar("ntkdask_task_threads", defau
 
 @functools.cache
 def _controller() -> ThreadpoolController:
+    """The handle on the thread pools of the libraries in this process."""
     # Scanning the loaded libraries takes about a millisecond; the set is complete once SciPy is imported.
     import scipy.linalg  # noqa: F401
 
@@ -40,7 +41,7 @@ def current() -> int:
 
 
 def ambient() -> int:
-    """Threads that BLAS has in this process now, at most the host's cores: joblib and the environment may have lowered them."""
+    """Threads that BLAS may use in this process now: `current()`, or fewer where joblib or the environment allows fewer."""
     pools = [row["num_threads"] for row in _controller().info() if row.get("user_api") == "blas"]
     return min([current(), *pools])
 
@@ -60,13 +61,14 @@ def limited(threads: int) -> Iterator[None]:
 
 
 def set_openmp(threads: int) -> None:
-    """Let OpenMP have `threads` threads from now on; `limited` gives back what was before it."""
+    """Let OpenMP use `threads` threads from now on; the end of a surrounding `limited` restores the number before that."""
     _controller().select(user_api="openmp").limit(limits=threads)
 
 
 def on_threads(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """[call(item) for item in items], as many at a time as the task has threads, each with one BLAS thread: for calls that let go
-    of the interpreter and are too small for BLAS to share out.
+    """[call(item) for item in items], as many calls at a time as the task has threads, each with one BLAS thread.
+
+    For calls that release the GIL and whose matrices are too small for BLAS to share out.
     """
     count = min(current(), len(items))
     if count < 2:

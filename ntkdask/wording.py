@@ -8,7 +8,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def format_bytes(n: float) -> str:
-    """Binary units with three significant digits.
+    """Bytes in binary units, three significant digits.
 
     >>> format_bytes(512), format_bytes(61.2 * 2**30)
     ('512 B', '61.2 GiB')
@@ -19,7 +19,7 @@ def format_bytes(n: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them.
+    """Seconds in the unit that suits their size, or in two units.
 
     >>> duration(0.00152), duration(48.0), duration(725.0), duration(12000.0)
     ('1.52 ms', '48 s', '12 min 05 s', '3 h 20 min')

@@ -58,13 +58,43 @@ def definitions(module):
                 yield from ((f"{node.name}.{m.name}", m) for m in members)
 
 
+def is_command(node):
+    """Whether Typer makes a command of a function; it shows the docstring as help, and beside each parameter a text of its own."""
+    made = [ast.unparse(d) for d in getattr(node, "decorator_list", ())]
+    return any(d.startswith(("app.command(", "data_app.command(")) for d in made)
+
+
+def helpless(module):
+    """{command: parameters without a help text} of a module."""
+    texts = {
+        node.targets[0].id: node.value
+        for node in tree_of(module).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    wrong = {}
+    for name, node in definitions(module):
+        if is_command(node):
+            taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            types = {a.arg: texts.get(getattr(a.annotation, "id", None), a.annotation) for a in taken}
+            missing = [arg for arg, kind in types.items() if not _has_help(kind)]
+            if missing:
+                wrong[name] = missing
+    return wrong
+
+
+def _has_help(annotation):
+    """Whether an annotation is `Annotated[..., typer.Option(..., help="...")]` with a text that is not empty."""
+    keywords = [k for node in ast.walk(annotation) if isinstance(node, ast.Call) for k in node.keywords]
+    return any(k.arg == "help" and isinstance(k.value, ast.Constant) and k.value.value for k in keywords)
+
+
 def undocumented(module):
     """{name: parameters without a line} of a module; a section that names a parameter that is not there counts, too."""
     wrong = {}
     for name, node in definitions(module):
         taken = parameters(node)
         owner = (module, name) in public_names()
-        if not taken or not (owner or len(taken) >= MANY):
+        if not taken or not (owner or len(taken) >= MANY) or is_command(node):
             continue
         if isinstance(node, ast.FunctionDef) and any("overload" in ast.unparse(d) for d in node.decorator_list):
             continue
@@ -80,6 +110,12 @@ def undocumented(module):
 @pytest.mark.parametrize("module", PATHS)
 def test_every_parameter_has_a_line(module):
     assert not undocumented(module)
+
+
+def test_every_parameter_of_a_command_has_a_help_text():
+    commands = [name for name, node in definitions("cli.commands") if is_command(node)]
+    assert {"plan", "run", "data_import"} <= set(commands)
+    assert not helpless("cli.commands")
 
 
 def test_the_public_names_are_seen():

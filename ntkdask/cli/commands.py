@@ -98,13 +98,13 @@ def data_info(url: Annotated[str, typer.Argument(help="A dataset's url.")]) -> N
         Console().print(table)
 
 
-def _ridge_job(spec_path: Path, settings: list[str] | None, folder: Path | None) -> tuple[Any, Path, Any]:
-    """(job of the workflow, run folder, job file) from the command line."""
+def _training_job(file: Path, settings: list[str] | None, folder: Path | None) -> tuple[Any, Path, Any]:
+    """(job to run, folder of its run, resolved job file); the job is one of ridge on features or of kernel ridge."""
     from ntkdask.jobs.spec import load_job, to_training_job
 
-    job = load_job(spec_path, settings or ())
-    where = folder or Path(job.spec.run.folder or Path("runs") / job.spec.name)
-    return to_training_job(job), where, job
+    resolved = load_job(file, settings or ())
+    run_folder = folder or Path(resolved.spec.run.folder or Path("runs") / resolved.spec.name)
+    return to_training_job(resolved), run_folder, resolved
 
 
 @app.command()
@@ -116,25 +116,26 @@ def plan(
     scheduler_file: SchedulerFile = None,
     n_workers: Workers = None,
     workers_: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Plan for so many workers like these.")
+        int | None, typer.Option("--workers", min=1, help="Plan for so many workers of the same size.")
     ] = None,
     calibrate: Annotated[bool, typer.Option(help="Measure the kernel for a second to predict time.")] = True,
 ) -> None:
-    """What a job will take, before anything runs: tiles, time, tasks, flops, disk, memory per worker against its budget."""
+    """What a job will take, before it runs: tiles, time, tasks, flops, disk, and each worker's memory against its budget."""
     from ntkdask.cli.console import print_plan
     from ntkdask.execution import cluster, workers
     from ntkdask.jobs.spec import memory_bytes
 
-    ridge, where, spec = _ridge_job(job, set_, folder)
+    training, run_folder, resolved = _training_job(job, set_, folder)
     if scheduler or scheduler_file:
         with cluster.connect(scheduler, scheduler_file=scheduler_file) as client:
             resources = workers.resources(client)
-            each = max(1, resources.slots // len(workers.worker_facts(client)))
-            slots = workers_ and workers_ * each
-            print_plan(ridge, where, resources, client=client, slots=slots, calibrate=calibrate)
+            slots_of_one = max(1, resources.slots // len(workers.worker_facts(client)))
+            slots = workers_ and workers_ * slots_of_one
+            print_plan(training, run_folder, resources, client=client, slots=slots, calibrate=calibrate)
         return
-    resources = workers.local_resources(n_workers or spec.spec.run.n_workers, memory_bytes(spec.spec.run.worker_memory))
-    print_plan(ridge, where, resources, slots=workers_, calibrate=calibrate)
+    options = resolved.spec.run
+    resources = workers.local_resources(n_workers or options.n_workers, memory_bytes(options.worker_memory))
+    print_plan(training, run_folder, resources, slots=workers_, calibrate=calibrate)
 
 
 @app.command()
@@ -158,9 +159,15 @@ def run(
         raise JobError(
             "--local starts a cluster here; --scheduler and --scheduler-file use one that runs. Give one of them."
         )
-    ridge, where, spec = _ridge_job(job, set_, folder)
+    training, run_folder, resolved = _training_job(job, set_, folder)
     run_on_cluster(
-        ridge, where, spec, scheduler=scheduler, scheduler_file=scheduler_file, n_workers=n_workers, overwrite=overwrite
+        training,
+        run_folder,
+        resolved,
+        scheduler=scheduler,
+        scheduler_file=scheduler_file,
+        n_workers=n_workers,
+        overwrite=overwrite,
     )
 
 
@@ -171,7 +178,7 @@ def sweep(
     scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None,
 ) -> None:
-    """Pseudo-NTK beside empirical NTK over networks, widths and epochs, or go on where it stopped: table and figures."""
+    """Compare pseudo-NTK and empirical NTK over networks, widths and epochs, or go on with it; writes a table and figures."""
     from ntkdask.cli.console import run_sweep
 
     run_sweep(file, folder, scheduler=scheduler, scheduler_file=scheduler_file)
@@ -179,7 +186,7 @@ def sweep(
 
 @app.command()
 def status(run: RunFolder) -> None:
-    """How far a run is, stage by stage."""
+    """How far a run has come, stage by stage."""
     from rich.console import Console
     from rich.table import Table
 
@@ -224,7 +231,7 @@ def report(run: RunFolder) -> None:
 
 @app.command()
 def doctor(folder: Annotated[Path, typer.Argument(help="Folder for the store write test.")] = Path(".")) -> None:
-    """What this machine offers: versions, BLAS and its rate, GPU and why it is usable or not, a store write test."""
+    """What this machine offers: versions, cores, memory, BLAS and its rate, the GPU or why it is not used, a test of the disk."""
     from rich.console import Console
     from rich.table import Table
 
@@ -241,25 +248,25 @@ def doctor(folder: Annotated[Path, typer.Argument(help="Folder for the store wri
 
 @app.command()
 def bench(names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; all by default.")] = None) -> None:
-    """Run the benchmarks of a checkout (benchmarks/): ratios in one run, against peers and the machine's floor."""
+    """Run the benchmarks of a checkout (benchmarks/); each compares with other programs, or with what the machine can do at most."""
     from ntkdask.cli.console import run_benchmarks
 
     run_benchmarks(names or [])
 
 
 def _run_folder(run: Path) -> Path:
-    """A run's folder from itself or its name."""
+    """The folder of a run that was given by its folder or by its name."""
     return run if run.exists() or not (Path("runs") / run).exists() else Path("runs") / run
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C: what Dask, Tornado and asyncio have to say of a cluster that goes down in the middle of its work is no news."""
+    """Ctrl-C: ends the command, without the messages of Dask, Tornado and asyncio about the cluster that stops."""
     logging.disable()
     signal.default_int_handler(number, frame)
 
 
 def main() -> None:
-    """Entry point: errors become one message and an exit code."""
+    """Run the command line; an error becomes one message and an exit code."""
     from ntkdask.errors import NtkdaskError
 
     signal.signal(signal.SIGINT, _interrupt)

@@ -29,18 +29,18 @@ console = Console()
 
 
 class Bars:
-    """A listener that draws one live progress bar a stage."""
+    """A listener of a run that draws a live progress bar for each stage."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: Any = None
 
     def stage(self, label: str, total: int, done: int = 0) -> None:
-        """A new bar, `done` of its tasks by an earlier run."""
+        """Begin the bar of a stage; `done` of its `total` tasks were done by an earlier run."""
         self._task = self._progress.add_task(label + (" (resumed)" if done else ""), total=total, completed=done)
 
     def task(self, label: str, done: Done) -> None:
-        """One step of the current bar."""
+        """Advance the current bar by one task."""
         self._progress.advance(self._task)
 
 
@@ -59,19 +59,42 @@ def progress_bars() -> Progress:
 def run_on_cluster(
     job: TrainingJob,
     folder: Path,
-    spec: Job,
+    resolved: Job,
     *,
     scheduler: str | None,
     scheduler_file: Path | None,
     n_workers: int | None,
     overwrite: bool,
 ) -> dict[str, Any]:
-    """Run a job on an attached or a local cluster with live bars; writes the report and prints the result."""
-    run = spec.spec.run
+    """Run a job with live bars, write its report and print its result; on a cluster that runs, else on a local one.
+
+    Parameters
+    ----------
+    job : TrainingJob
+        What is run.
+    folder : Path
+        Folder of the run.
+    resolved : Job
+        The job file with every default, for the size of a local cluster and for the report.
+    scheduler : str or None
+        Address of a running scheduler.
+    scheduler_file : Path or None
+        File of a running scheduler.
+    n_workers : int or None
+        Workers of a local cluster; None: as the job file says.
+    overwrite : bool
+        Delete the run that is there and begin again.
+
+    Returns
+    -------
+    dict
+        The content of metrics.json.
+    """
     attached = scheduler is not None or scheduler_file is not None
-    options: dict[str, Any] = (
-        {} if attached else {"n_workers": n_workers or run.n_workers, "worker_memory": memory_bytes(run.worker_memory)}
-    )
+    options: dict[str, Any] = {}
+    if not attached:
+        run = resolved.spec.run
+        options = {"n_workers": n_workers or run.n_workers, "worker_memory": memory_bytes(run.worker_memory)}
     with cluster.connect(scheduler, scheduler_file=scheduler_file, **options) as client:
         console.print(workers.describe(client), highlight=False, soft_wrap=True)
         with progress_bars() as progress:
@@ -82,7 +105,7 @@ def run_on_cluster(
                 client=client,
                 listener=Bars(progress),
                 overwrite=overwrite,
-                resolved=spec.to_config(),
+                resolved=resolved.to_config(),
             )
     console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
     for line in _result_lines(metrics):
@@ -91,22 +114,27 @@ def run_on_cluster(
 
 
 def run_sweep(file: Path, folder: Path | None, *, scheduler: str | None, scheduler_file: Path | None) -> None:
-    """Run a sweep with a live bar, in this process or with an attached cluster; writes its table and figures."""
+    """Run a sweep with a live bar, in this process or on a cluster that runs; writes its table and figures.
+
+    `folder` is where they go, None: where the sweep's file says. `scheduler` or `scheduler_file` name the cluster.
+    """
     from ntkdask.jobs.sweep_spec import load_sweep
     from ntkdask.report.figures_empirical import write_figures
     from ntkdask.workflows.empirical.sweep import run_pntk_sweep
 
     spec, sweep, data = load_sweep(file)
-    where = folder or spec.folder
+    sweep_folder = folder or spec.folder
     attached = scheduler is not None or scheduler_file is not None
-    cluster_of = cluster.connect(scheduler, scheduler_file=scheduler_file) if attached else contextlib.nullcontext()
-    with cluster_of as client, progress_bars() as progress:
-        rows = run_pntk_sweep(sweep, data, where, client=client, plan=spec.plan, listener=Bars(progress))
-    drawn = write_figures(rows, where / "figures")
-    console.print(f"{len(rows)} cells: {where / 'table.csv'}, {len(drawn)} figures", highlight=False, soft_wrap=True)
+    connection = cluster.connect(scheduler, scheduler_file=scheduler_file) if attached else contextlib.nullcontext()
+    with connection as client, progress_bars() as progress:
+        rows = run_pntk_sweep(sweep, data, sweep_folder, client=client, plan=spec.plan, listener=Bars(progress))
+    figures = write_figures(rows, sweep_folder / "figures")
+    words = f"{len(rows)} cells: {sweep_folder / 'table.csv'}, {len(figures)} figures"
+    console.print(words, highlight=False, soft_wrap=True)
 
 
 def _result_lines(metrics: dict[str, Any]) -> list[str]:
+    """The test error, the chosen alphas, time and memory of a run, as lines for the terminal."""
     test, lines = metrics["test"], []
     alphas = ", ".join(f"{f['alpha']:.4g}" for f in metrics["folds"])
     if "accuracy" in test:
@@ -132,10 +160,27 @@ def print_plan(
     slots: int | None = None,
     calibrate: bool = True,
 ) -> None:
-    """Print what a job will take; MemoryBudgetError or DiskSpaceError, with the numbers, when it cannot run.
+    """Print what a job will take.
 
-    calibrate: measure its kernel, on the client's workers or here, and predict time. slots: plan for so many tasks at once, on workers
-    like those that `resources` describe.
+    Parameters
+    ----------
+    job : TrainingJob
+        The job; nothing of it is run.
+    folder : Path
+        Folder of its run, whose disk must have room.
+    resources : Resources
+        The workers that it will run on.
+    client : distributed.Client, optional
+        The cluster, where there is one.
+    slots : int, optional
+        Plan for so many tasks at a time, on workers of the size that `resources` describe.
+    calibrate : bool, optional
+        Measure the job's kernel, on the client's workers or here, to predict the time.
+
+    Raises
+    ------
+    MemoryBudgetError, DiskSpaceError
+        Where the job cannot run; the message has the numbers.
     """
     request, recipe = job.request(), job.recipe
     if calibrate:
@@ -167,14 +212,14 @@ def print_plan(
 
 
 def run_benchmarks(names: list[str]) -> None:
-    """Run benchmarks/<name>.py of the checkout this is called in, each in a process of its own."""
+    """Run benchmarks/<name>.py of the checkout in the current folder, each in its own process; all of them where `names` is empty."""
     folder = Path("benchmarks")
-    known = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
-    if not known:
+    available = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+    if not available:
         raise UserError("there is no folder benchmarks/ here: run this in a checkout of ntkdask.")
     for name in names:
-        if name not in known:
-            raise UserError(f"unknown benchmark {name!r}{nearest(name, known)}")
-    for name in names or known:
+        if name not in available:
+            raise UserError(f"unknown benchmark {name!r}{nearest(name, available)}")
+    for name in names or available:
         console.rule(name)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False)

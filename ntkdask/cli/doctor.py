@@ -40,8 +40,16 @@ _LITTLE_SPACE_BYTES = 2**30
 class Finding:
     """One line of the diagnosis.
 
-    ok: True fine, False broken, None a fact to know. advice: what to do, empty when there is nothing; a None with
-    advice is a warning.
+    Parameters
+    ----------
+    name : str
+        What was looked at.
+    ok : bool or None
+        True: it is fine; False: it is broken; None: a fact, or a warning where there is advice.
+    detail : str
+        What was found.
+    advice : str, optional
+        What to do; empty where there is nothing to do.
     """
 
     name: str
@@ -51,9 +59,10 @@ class Finding:
 
 
 def diagnose(folder: str | os.PathLike[str] = ".", *, dashboard_port: int = 8787) -> list[Finding]:
-    """Look at this machine and at `folder`, where stores will be written; takes 2 to 5 seconds, leaves nothing behind.
+    """Look at this machine and at `folder`, where stores will be written; takes 2 to 5 seconds and leaves nothing behind.
 
-    GFLOP/s count 2 n³ for a product of n×n matrices; GB/s are 1e9 bytes, a copy counts what it reads and writes.
+    A product of n×n matrices counts as 2 n³ operations. A GB is 1e9 bytes; a copy counts the bytes that it reads and those that it
+    writes.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
@@ -65,20 +74,22 @@ def diagnose(folder: str | os.PathLike[str] = ".", *, dashboard_port: int = 8787
         "storage": lambda: _storage(local_path(folder)),
         "dashboard": lambda: _dashboard(dashboard_port),
     }
-    return [finding for name, check in checks.items() for finding in _survive(name, check)]
+    return [finding for name, check in checks.items() for finding in _findings(name, check)]
 
 
-def _survive(name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """The findings of one check; a failure of its own is one more."""
-    found: list[Finding] = []
+def _findings(name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """The findings of one check; where it fails, the failure is the last of them."""
+    findings: list[Finding] = []
     try:
-        found.extend(check())
+        findings.extend(check())
     except Exception as error:  # whatever breaks on this machine is the diagnosis
-        found.append(Finding(name, False, f"the check failed: {type(error).__name__}: {error}", "Please report this."))
-    return found
+        failure = f"the check failed: {type(error).__name__}: {error}"
+        findings.append(Finding(name, False, failure, "Please report this."))
+    return findings
 
 
 def _installed(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
@@ -88,15 +99,17 @@ def _versions() -> Iterator[Finding]:
     yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
     own = _installed("ntkdask")
     yield Finding("ntkdask", own is not None, own or "not installed", "" if own else "pip install ntkdask")
-    wanted = {
+    required = {
         r.name: r.specifier for r in map(Requirement, importlib.metadata.requires("ntkdask") or []) if not r.marker
     }
     for package in (*_PACKAGES, *_OPTIONAL):
         version = _installed(package)
         if version is None and package in _OPTIONAL:
             continue
-        fits = version is not None and (package not in wanted or wanted[package].contains(version, prereleases=True))
-        advice = "" if fits else f"pip install '{package}{wanted.get(package, '')}'"
+        fits = version is not None and (
+            package not in required or required[package].contains(version, prereleases=True)
+        )
+        advice = "" if fits else f"pip install '{package}{required.get(package, '')}'"
         yield Finding(package, fits, version or "not installed", advice)
 
 
@@ -127,7 +140,7 @@ def _blas() -> Iterator[Finding]:
 
 
 def _matmul_rate(place: Callable[[np.ndarray], Array], n_threads: int, n: int = 1024, seconds: float = 0.2) -> float:
-    """Best GFLOP/s of a float32 product of n×n matrices, where `place` puts them, within `seconds`."""
+    """The best rate, in GFLOP/s, of float32 products of n×n matrices within `seconds`; `place` puts the matrices on a device."""
     a = place(np.ones((n, n), np.float32))
     out = namespace(a).empty_like(a)
     best, deadline = np.inf, time.perf_counter() + seconds
@@ -164,7 +177,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _torch() -> Iterator[Finding]:
-    """Empirical kernels run where torch can: a GPU that CuPy uses and torch does not would leave them on the CPU."""
+    """Whether torch can use the GPU that CuPy uses: without it empirical kernels would run on the CPU."""
     if _installed("torch") is None:
         return
     from ntkdask.modules.tensors import cuda_words
@@ -200,9 +213,9 @@ def _write_test(folder: Path, array: np.ndarray) -> Finding:
             scratch / "tile", shape=array.shape, tile_shape=array.shape, dtype=array.dtype, fingerprint={"test": True}
         )
         write = _seconds(lambda: store.record(store.commit((0, 0), array)))
-        found: list[np.ndarray] = []
-        read = _seconds(lambda: found.append(store.read((0, 0))))
-        same = np.array_equal(found[0], array)
+        tiles_read: list[np.ndarray] = []
+        read = _seconds(lambda: tiles_read.append(store.read((0, 0))))
+        same = np.array_equal(tiles_read[0], array)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     rates = f"one tile of {format_bytes(array.nbytes)}: write {array.nbytes / write / 1e9:.2f} GB/s"
@@ -219,6 +232,7 @@ def _dashboard(port: int) -> Iterator[Finding]:
 
 
 def _seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

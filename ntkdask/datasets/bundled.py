@@ -1,6 +1,6 @@
 """The small datasets that ship with scikit-learn: `sklearn:digits`, iris, wine, breast_cancer, diabetes. No downloads.
 
-Digits are rows of 64 grey values 0 to 16 in float32 (as uint8 they would be taken for images scaled by 255).
+Digits are rows of 64 grey values 0 to 16, in float32: preprocessing would take uint8 for images and divide them by 255.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOADERS = {
 
 
 def open_source(name: str, request: Request) -> Source:
-    """The dataset called `sklearn:<name>`; DataError naming the nearest when there is none."""
+    """The dataset called `sklearn:<name>`; DataError where there is none, which names the nearest."""
     short = name.removeprefix(PREFIX)
     if short not in _LOADERS:
         raise DataError(f"scikit-learn ships no {short!r}{nearest(short, _LOADERS)}")

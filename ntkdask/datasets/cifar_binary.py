@@ -40,25 +40,25 @@ def open_source(path: Path, request: Request) -> Source:
 
 
 def to_nhwc(planes: np.ndarray) -> np.ndarray:
-    """(b, 3072) bytes of colour planes as (b, 32, 32, 3) images."""
+    """Images (b, 32, 32, 3) from rows (b, 3072) of three colour planes each."""
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
 def batch_files(path: Path, suffix: str) -> Iterator[tuple[str, str, IO[bytes], int]]:
-    """(part, name, stream, bytes) of the six batch files in order; DataError naming those that are missing."""
+    """(part, name, open stream, size in bytes) of the six batch files in order; DataError names those that are missing."""
     wanted = [("train", name + suffix) for name in TRAIN] + [("test", name + suffix) for name in TEST]
     with contextlib.ExitStack() as stack:
-        found: dict[str, Path | tarfile.TarInfo] = {}
+        entries: dict[str, Path | tarfile.TarInfo] = {}
         if path.is_dir():
-            found.update((file.name, file) for _, file in files_under(path, max_depth=1))
+            entries.update((file.name, file) for _, file in files_under(path, max_depth=1))
         else:
             archive = stack.enter_context(open_tar(path))
-            found.update((PurePosixPath(m.name).name, m) for m in tar_files(path, archive))
-        missing = [name for _, name in wanted if name not in found]
+            entries.update((PurePosixPath(m.name).name, m) for m in tar_files(path, archive))
+        missing = [name for _, name in wanted if name not in entries]
         if missing:
             raise DataError(f"{path} lacks {', '.join(missing)}. Download CIFAR-10 again, or unpack it completely.")
         for part, name in wanted:
-            entry = found[name]
+            entry = entries[name]
             if isinstance(entry, Path):
                 with open(entry, "rb") as file:
                     yield part, name, file, entry.stat().st_size
@@ -69,6 +69,7 @@ def batch_files(path: Path, suffix: str) -> Iterator[tuple[str, str, IO[bytes], 
 
 
 def _batches(path: Path) -> Iterator[Batch]:
+    """The images and labels of the batch files; DataError where a file is no sequence of records, or a label is above 9."""
     with reading(path):
         for part, name, stream, size in batch_files(path, ".bin"):
             if size == 0 or size % _RECORD:

@@ -1,7 +1,7 @@
 """CIFAR-10, Python version: pickled dictionaries, read without trusting them.
 
 `cifar-10-python.tar.gz` or a folder with `data_batch_1` to `data_batch_5` and `test_batch`; parts train and test, rows
-(32, 32, 3) uint8. A pickle can call any function it names, so the unpickler here knows four names and no others.
+(32, 32, 3) uint8. Reading a pickle calls any function that it names, so the unpickler here allows four names and no others.
 Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Python version".
 """
 
@@ -20,7 +20,7 @@ from ntkdask.datasets.source import Batch, Request, Source, file_digest, reading
 from ntkdask.errors import DataError
 
 _MAX_BYTES = 2**28
-# the function that a pickled array names first; NumPy gives it out under no public name
+# the function that a pickled array names first; NumPy has no public name for it
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 
 
@@ -30,10 +30,10 @@ def open_source(path: Path, request: Request) -> Source:
 
 
 class BatchUnpickler(pickle.Unpickler):
-    """Admits what rebuilds a NumPy array and nothing else; DataError for any other name."""
+    """An unpickler that allows the names which rebuild a NumPy array; DataError for any other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What `module.name` stands for, when it is one of the four names that CIFAR-10 needs."""
+        """The object called `module.name`, where that is one of the four names that CIFAR-10 needs."""
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -44,6 +44,8 @@ class BatchUnpickler(pickle.Unpickler):
 
 
 def _latin1_encoder() -> Callable[[str, str], bytes]:
+    """A stand-in for `codecs.encode` that knows latin1 alone."""
+
     # a new function each time: a pickle can set attributes on what it gets
     def encode(text: str, encoding: str) -> bytes:
         if encoding != "latin1":
@@ -54,6 +56,7 @@ def _latin1_encoder() -> Callable[[str, str], bytes]:
 
 
 def _batches(path: Path) -> Iterator[Batch]:
+    """The images and labels of the batch files."""
     with reading(path):
         for part, name, stream, size in batch_files(path, ""):
             if size > _MAX_BYTES:
@@ -63,7 +66,7 @@ def _batches(path: Path) -> Iterator[Batch]:
 
 
 def _load(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """(data (b, 3072) uint8, labels (b,)) of one batch file."""
+    """(data (b, 3072) uint8, labels (b,) int64) of one batch file; `where` begins messages."""
     try:
         table = BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
     except DataError as error:

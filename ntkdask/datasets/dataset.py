@@ -1,8 +1,8 @@
 """A dataset in Zarr, read by row ranges: its description, its checks, its lazy arrays.
 
-The Zarr group at `url` holds `x` (n, *row_shape), `targets` ((n,) labels or numbers, or (n, k)) and `weights`, each in
-chunks of whole rows, and under the attribute `ntkdask` what `Dataset` says of them. A dataset with parts is a group
-whose attribute names them, with one dataset at `url/<part>` each. `writer.py` writes all that; nothing here does.
+The Zarr group at `url` holds `x` (n, *row_shape), `targets` ((n,) labels or numbers, or (n, k)) and `weights`, each in chunks
+of whole rows, and under the attribute `ntkdask` the fields of `Dataset`. A dataset with parts is a group whose attribute names
+them; each is a dataset at `url/<part>`. Nothing is written here: `writer` does that.
 """
 
 from __future__ import annotations
@@ -25,13 +25,30 @@ KINDS = ("classification", "regression", "unlabelled")
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset is, without its rows; small enough to travel with every task.
+    """The description of a stored dataset, without its rows; small enough to travel with every task. Made by `open_dataset`.
 
-    target_shape: () for one label or number per row, (k,) for k numbers, None without targets.
-    digest: SHA-256 over the shapes, dtypes, class names and bytes of x, targets and weights: equal content,
-    equal digest.
-    provenance: where it came from (source, source_digest, importer, imported_at, dtype, counts per class or
-    target_range).
+    Parameters
+    ----------
+    url : str
+        Folder of the Zarr group.
+    n : int
+        Number of rows.
+    row_shape : tuple of int
+        Shape of one row of x.
+    dtype : str
+        Of x as it is stored: uint8, int64, float32 or float64.
+    target_shape : tuple of int or None
+        () for one label or number a row, (k,) for k numbers, None without targets.
+    kind : str
+        "classification", "regression" or "unlabelled".
+    class_names : tuple of str or None
+        Name of class c at place c; None where the targets are no classes.
+    digest : str
+        SHA-256 over the shapes, dtypes, class names and bytes of x, targets and weights: equal content has an equal digest.
+    provenance : dict, optional
+        Where the rows came from: source, source_digest, importer, imported_at, dtype, and counts per class or target_range.
+    has_weights : bool, optional
+        Whether rows have sample weights.
     """
 
     url: str
@@ -48,12 +65,12 @@ class Dataset:
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of x, (stop - start, *row_shape), in the stored dtype.
 
-        Raises InputError for a range outside [0, n], DamagedTileError for chunks that are gone or fail their checksum.
+        InputError for a range outside [0, n]; DamagedTileError where a chunk is gone or fails its checksum.
         """
         return self._read("x", start, stop)
 
     def targets(self, start: int, stop: int) -> np.ndarray:
-        """Targets of rows [start, stop): int64 labels 0..C-1, or float64 numbers; InputError when there are none."""
+        """Targets of rows [start, stop): int64 labels 0..C-1, or float64 numbers; InputError where there are none."""
         self._require_targets()
         return self._read("targets", start, stop)
 
@@ -63,12 +80,12 @@ class Dataset:
 
     @property
     def x(self) -> Any:
-        """x as a lazy dask array, one block per stored chunk; blocks check their checksums like `rows`."""
+        """x as a lazy dask array, a block for each stored chunk; checksums are checked as in `rows`."""
         return StoredRows(self, "x").to_dask()
 
     @property
     def y(self) -> Any:
-        """Targets as a lazy dask array; InputError when there are none."""
+        """Targets as a lazy dask array; InputError where there are none."""
         self._require_targets()
         return StoredRows(self, "targets").to_dask()
 
@@ -77,6 +94,7 @@ class Dataset:
             raise InputError(f"dataset {self.url} has no targets. Import it again with them.")
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of the array `name`."""
         if not 0 <= start <= stop <= self.n:
             raise InputError(
                 f"rows {start} to {stop} of {self.url}: it has rows 0 to {self.n}. Ask for a range inside."
@@ -93,7 +111,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """One array of a dataset as dask wants it: shape, dtype, slices. It pickles as an address, never as rows."""
+    """One array of a dataset with the shape, dtype and slices that dask asks for; pickled as an address, never as rows."""
 
     dataset: Dataset
     name: str
@@ -138,7 +156,23 @@ class StoredRows:
 
 
 def open_dataset(url: str | os.PathLike[str]) -> Dataset:
-    """The dataset at `url`; DataError when there is none, or when it has parts of which one must be chosen."""
+    """Open a stored dataset.
+
+    Parameters
+    ----------
+    url : path
+        A folder that `write_dataset` or `import_dataset` wrote; of a dataset with parts, the folder of one part ("data.zarr/train").
+
+    Returns
+    -------
+    Dataset
+        Its description, which reads rows.
+
+    Raises
+    ------
+    DataError
+        Where there is no dataset, or one with parts.
+    """
     described = describe(url)
     if "parts" in described:
         first, *others = described["parts"]
@@ -161,7 +195,23 @@ def open_dataset(url: str | os.PathLike[str]) -> Dataset:
 
 
 def open_parts(url: str | os.PathLike[str]) -> dict[str, Dataset]:
-    """Every part of the dataset at `url` by name ("train", "test"); {"all": dataset} for one without parts."""
+    """Open all parts of a stored dataset.
+
+    Parameters
+    ----------
+    url : path
+        A folder that `write_dataset` or `import_dataset` wrote.
+
+    Returns
+    -------
+    dict of str to Dataset
+        Parts by name ("train", "test"); {"all": dataset} for a dataset without parts.
+
+    Raises
+    ------
+    DataError
+        Where there is no dataset.
+    """
     described = describe(url)
     if "parts" not in described:
         return {"all": open_dataset(url)}
@@ -169,7 +219,7 @@ def open_parts(url: str | os.PathLike[str]) -> dict[str, Dataset]:
 
 
 def describe(url: str | os.PathLike[str]) -> dict[str, Any]:
-    """The attributes of the dataset at `url`; DataError for anything that is not one."""
+    """The attributes of the dataset at `url`; DataError where there is none."""
     path = local_path(url)
     if not path.exists():
         raise DataError(
@@ -190,7 +240,7 @@ def describe(url: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _require_chunks(path: Path, array: Any, start: int, stop: int) -> None:
-    # Zarr reads a chunk that is not there as zeros.
+    """StoreError where a chunk of rows [start, stop) is missing: Zarr would read zeros."""
     rows, zeros = array.chunks[0], ["0"] * (array.ndim - 1)
     for i in range(start // rows, -(-stop // rows)):
         if not path.joinpath("c", str(i), *zeros).exists():
@@ -198,7 +248,7 @@ def _require_chunks(path: Path, array: Any, start: int, stop: int) -> None:
 
 
 def require_labels(data: Dataset) -> Dataset:
-    """`data` when it has targets, and classes in the plural; InputError otherwise."""
+    """`data` itself; InputError where it has no targets, or is a classification with one class."""
     if data.kind == "unlabelled":
         raise InputError(f"dataset {data.url} has no targets. Import it again with them (--target).")
     counts = [c for c in dict(data.provenance.get("counts") or {}).values() if c]

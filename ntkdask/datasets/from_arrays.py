@@ -1,4 +1,4 @@
-"""Write arrays that are at hand (NumPy, CuPy, torch, memory maps) or lazy (dask) as a dataset, block by block."""
+"""Write arrays in memory (NumPy, CuPy, torch, memory maps) or lazy ones (dask) as a dataset, block by block."""
 
 from __future__ import annotations
 
@@ -28,16 +28,39 @@ def write_dataset(
     overwrite: bool = False,
     source: str = "memory",
 ) -> Dataset:
-    """Write x (n, ...) and its targets as the dataset at `url`.
+    """Write rows and their targets as a dataset in Zarr.
 
-    x: NumPy, CuPy or dask, uint8, float32 and float64 stored as they are, float16 as float32, bool as uint8, other
-    integers as int64. A dask array is computed one row block at a time.
-    targets: integers, bool or text are classes, mapped to 0..C-1 in sorted order with their names kept; floats are
-    regression, (n,) or (n, k). `kind` ("classification", "regression", "unlabelled") says otherwise. With `class_names`
-    integers must already be 0..C-1.
-    weights: sample weights, (n,), not negative.
-    Raises InputError for NaN or infinite values (naming rows), dtypes or shapes that do not fit; DataError when `url`
-    exists and `overwrite` is False.
+    Parameters
+    ----------
+    url : path
+        Folder of the new dataset.
+    x : NumPy, CuPy or dask array, or tensor, (n, ...)
+        Rows. uint8, float32 and float64 are stored as they are, float16 as float32, bool as uint8, other integers as int64. A dask
+        array is computed one row block at a time.
+    targets : array (n,) or (n, k), optional
+        Integers, bool or text are classes: they are mapped to 0..C-1 in sorted order, and their names kept. Floats are regression.
+    weights : array (n,), optional
+        Sample weights, not negative.
+    class_names : sequence of str, optional
+        Names of the classes in order; integer targets must then be 0..C-1 already, text one of the names.
+    kind : str, optional
+        "classification", "regression" or "unlabelled", instead of what the dtype of the targets says.
+    overwrite : bool, optional
+        Replace a dataset that is at `url`.
+    source : str, optional
+        Where the arrays came from, for the provenance.
+
+    Returns
+    -------
+    Dataset
+        The stored dataset, opened.
+
+    Raises
+    ------
+    InputError
+        For NaN or infinite values (the message names rows), and for dtypes or shapes that do not fit.
+    DataError
+        Where something is at `url` and `overwrite` is False, or it is no dataset.
     """
     columns = {"x": _column(x, "x")}
     for name, values in (("targets", targets), ("weights", weights)):
@@ -54,11 +77,12 @@ def write_dataset(
 
 
 def _is_lazy(x: Any) -> bool:
+    """Whether `x` is a dask array."""
     return hasattr(x, "dask") and hasattr(x, "blocks")
 
 
 def _column(values: Any, name: str) -> Any:
-    """`values` as something with shape, dtype and row slices; whole arrays stay where they are."""
+    """`values` as an object with shape, dtype and row slices, on the device where it lies; InputError for what has no rows."""
     if _is_lazy(values) or (hasattr(values, "chunks") and hasattr(values, "dtype")):
         column = values
     else:
@@ -78,6 +102,7 @@ def _column(values: Any, name: str) -> Any:
 
 
 def _require_lengths(columns: dict[str, Any]) -> None:
+    """InputError where arrays have different lengths, or no rows; a length that dask does not know yet is left out."""
     lengths = {name: int(c.shape[0]) for name, c in columns.items() if not np.isnan(c.shape[0])}
     if len(set(lengths.values())) > 1:
         raise InputError(f"the arrays have different lengths: {lengths}. Give one target and one weight per row of x.")
@@ -86,7 +111,7 @@ def _require_lengths(columns: dict[str, Any]) -> None:
 
 
 def _row_blocks(columns: dict[str, Any]) -> Iterator[Rows]:
-    """x, targets and weights in blocks of rows: dask's own, else about one chunk."""
+    """(x, targets, weights) in blocks of rows: the row blocks of a dask x, else about one chunk."""
     start = 0
     for index, x in enumerate(_x_blocks(columns["x"])):
         stop = start + len(x)
@@ -98,6 +123,7 @@ def _row_blocks(columns: dict[str, Any]) -> Iterator[Rows]:
 
 
 def _x_blocks(x: Any) -> Iterator[np.ndarray]:
+    """The rows of x in blocks, on the host."""
     if _is_lazy(x):
         for i in range(x.numblocks[0]):
             yield to_host(x.blocks[i].compute())
@@ -109,7 +135,7 @@ def _x_blocks(x: Any) -> Iterator[np.ndarray]:
 
 
 def _rows(values: Any, block: int, start: int, stop: int) -> np.ndarray | None:
-    """Rows [start, stop) of targets or weights; of a dask array of unknown chunks, block number `block`."""
+    """Rows [start, stop) of targets or weights; block number `block` of a dask array whose length is not known."""
     if values is None:
         return None
     if not _is_lazy(values):

@@ -22,7 +22,7 @@ _PREFIXES = {"train": "train", "t10k": "test", "test": "test"}
 
 
 def open_source(path: Path, request: Request) -> Source:
-    """The images and labels of `path`, a folder or an images file."""
+    """The images and labels at `path`, a folder or a file of images."""
     pairs = find_pairs(path) if path.is_dir() else [(ALL, path, labels_beside(path))]
     source = Source(iter(()), file_digest(path), kind="classification")
     with reading(path):
@@ -32,7 +32,7 @@ def open_source(path: Path, request: Request) -> Source:
 
 
 def find_pairs(folder: Path) -> list[tuple[str, Path, Path]]:
-    """(part, images file, labels file) in a folder; train first."""
+    """(part, file of images, file of labels) of each part in a folder, train first."""
     pairs = []
     for prefix, part in _PREFIXES.items():
         images = sorted(folder.glob(f"{prefix}-images*idx3-ubyte*"))
@@ -45,7 +45,7 @@ def find_pairs(folder: Path) -> list[tuple[str, Path, Path]]:
 
 
 def labels_beside(images: Path) -> Path:
-    """The labels file of an images file: `images` becomes `labels`, `idx3` becomes `idx1`, packed or not."""
+    """The file of labels beside a file of images: `images` becomes `labels`, `idx3` becomes `idx1`, gzipped or not."""
     name = images.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
     if name == images.name.removesuffix(".gz"):
         raise DataError(
@@ -58,17 +58,18 @@ def labels_beside(images: Path) -> Path:
 
 
 def _batches(pairs: list[tuple[str, Path, Path]]) -> Iterator[Batch]:
+    """The rows of each (part, file of images, file of labels)."""
     for part, images, labels in pairs:
         with reading(images), open_binary(images) as pixels:
             shape = _read_header(images, pixels, axes=(3, 4))
-            with reading(labels), open_binary(labels) as marks:
-                (count,) = _read_header(labels, marks, axes=(1,))
+            with reading(labels), open_binary(labels) as codes:
+                (count,) = _read_header(labels, codes, axes=(1,))
                 if count != shape[0]:
                     raise DataError(
                         f"{images} has {shape[0]} images, but {labels.name} has {count} labels. Download both again."
                     )
-                targets = np.frombuffer(b"".join(read_blocks(marks, count, 1)), np.uint8)
-                _require_end(labels, marks)
+                targets = np.frombuffer(b"".join(read_blocks(codes, count, 1)), np.uint8)
+                _require_end(labels, codes)
             row = (*shape[1:], 1) if len(shape) == 3 else shape[1:]
             start = 0
             for block in read_blocks(pixels, shape[0], int(np.prod(row))):
@@ -79,11 +80,12 @@ def _batches(pairs: list[tuple[str, Path, Path]]) -> Iterator[Batch]:
 
 
 def _read_header(path: Path, stream: IO[bytes], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that an IDX file of bytes begins with; DataError where it has another number of axes than one of `axes`."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:3] != b"\x00\x00\x08" or magic[3] not in axes:
         wanted = " or ".join(f"000008{a:02x}" for a in axes)
         raise DataError(
-            f"{path} begins with {magic.hex() or 'nothing'}, an IDX file of bytes with {wanted}. Check the file."
+            f"{path} begins with {magic.hex() or 'nothing'}; an IDX file of bytes begins with {wanted}. Check the file."
         )
     lengths = stream.read(4 * magic[3])
     if len(lengths) < 4 * magic[3]:
@@ -95,11 +97,13 @@ def _read_header(path: Path, stream: IO[bytes], axes: tuple[int, ...]) -> tuple[
 
 
 def _length(path: Path) -> int:
+    """Number of images in a file."""
     with open_binary(path) as stream:
         return _read_header(path, stream, axes=(3, 4))[0]
 
 
 def _require_end(path: Path, stream: IO[bytes]) -> None:
+    """DataError where the stream holds more bytes."""
     if stream.read(1):
         raise DataError(
             f"{path} holds more bytes than its header says. It is damaged or of another format; download it again."

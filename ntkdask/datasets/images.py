@@ -1,8 +1,7 @@
 """Images in class folders, on disk or in a tar archive: `cat/0001.jpg`, or `train/cat/0001.jpg` and `test/cat/...`.
 
-The folder's name is the class. All images have one size; rows are (h, w, 3) uint8, or (h, w, 1) when all are greyscale.
-An archive is read once, in its own order, without unpacking; images usually lie sorted by class:
-splits must shuffle.
+The folder's name is the class. All images have one size; rows are (h, w, 3) uint8, or (h, w, 1) where all are greyscale.
+An archive is read in its own order, without unpacking. Images usually lie sorted by class, so splits must shuffle.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from ntkdask.errors import DataError
 PARTS = ("train", "test", "validation", "val")
 MAX_PIXELS = 4096 * 4096
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-# named one by one: Pillow's others include PostScript, which starts another program
+# named one by one: Pillow also reads PostScript, for which it starts another program
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 4 * 2**20
 
 
 class Encoded(NamedTuple):
-    """An image file: its part, its class, its name and its bytes, not decoded."""
+    """An image file: its part, its class, its name and its bytes, which are not decoded yet."""
 
     part: str
     label: str
@@ -58,6 +57,7 @@ def open_source(path: Path, request: Request) -> Source:
 
 
 def _batches(path: Path, source: Source) -> Iterator[Batch]:
+    """The images in batches, decoded by several threads; adds to the source's notes."""
     with reading(path), contextlib.closing(_encoded(path, source)) as images:
         first = next(images, None)
         if first is None:
@@ -82,7 +82,8 @@ def _batches(path: Path, source: Source) -> Iterator[Batch]:
 
 
 def _decoded(images: list[Encoded], decode: _Decoder, pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
-    # slices, not single images: handing over costs as much as decoding 32×32 pixels
+    """Some images, decoded, in a batch for each part."""
+    # slices, not single images: passing one to a thread costs as much as decoding 32×32 pixels
     step = -(-len(images) // threads)
     slices = [images[i : i + step] for i in range(0, len(images), step)]
     x = np.concatenate(list(pool.map(decode, slices)))
@@ -119,7 +120,7 @@ class _Decoder:
 
 @contextlib.contextmanager
 def _opened(path: Path, encoded: Encoded) -> Iterator[Image.Image]:
-    """An image whose header is read and whose pixels are not: its size is checked before they are decoded."""
+    """An image whose header is read and whose pixels are not: its size is checked before the pixels are decoded."""
     try:
         image = Image.open(io.BytesIO(encoded.content), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -137,7 +138,7 @@ def _opened(path: Path, encoded: Encoded) -> Iterator[Image.Image]:
 
 
 def _all_grey(path: Path) -> bool:
-    """Whether every image is greyscale. A colour set is known by its first image; a grey one is read to its end."""
+    """Whether all images are greyscale. Reading ends at the first image in colour."""
     with contextlib.closing(_encoded(path, Source(iter(()), ""))) as images:
         for encoded in images:
             with _opened(path, encoded) as image:
@@ -147,7 +148,7 @@ def _all_grey(path: Path) -> bool:
 
 
 def _encoded(path: Path, source: Source) -> Generator[Encoded]:
-    """The image files of `path` in its own order; counts the files that are no images in the source's notes."""
+    """The image files of `path` in its own order; the source's notes get the number of files that are no images."""
     layout = _Layout(path)
     others = 0
     for name, content in _files(path):
@@ -160,7 +161,7 @@ def _encoded(path: Path, source: Source) -> Generator[Encoded]:
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
-    """(relative name, bytes) of every file, bytes only for image files."""
+    """(relative name, content) of every file; the content of a file that is no image is None."""
     if path.is_dir():
         for name, file in files_under(path):
             yield name, file.read_bytes() if file.suffix.lower() in _SUFFIXES else None
@@ -173,28 +174,29 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
 
 
 class _Layout:
-    """Reads part and class from the folders of an image; all images must lie at one depth, under one folder."""
+    """Finds the part and the class of an image from its folders; all images must lie at one depth, under one folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[PurePosixPath, tuple[str, str]] = {}
+        self._places: dict[PurePosixPath, tuple[str, str]] = {}
         self._first: tuple[tuple[str, ...], bool] | None = None
 
     def place(self, name: str) -> tuple[str, str]:
         """(part, class) of the image called `name`."""
         folder = PurePosixPath(name).parent
-        if folder not in self._known:
-            self._known[folder] = self._read(folder.parts, name)
-        return self._known[folder]
+        if folder not in self._places:
+            self._places[folder] = self._read(folder.parts, name)
+        return self._places[folder]
 
     def _read(self, folders: tuple[str, ...], name: str) -> tuple[str, str]:
+        """(part, class) from the names of the folders; DataError where they are not nested as those before."""
         if not folders:
             raise DataError(f"{self.path}: {name} lies in no class folder. Sort the images into one folder per class.")
         *above, label = folders
         part = above.pop() if above and above[-1] in PARTS else ALL
-        here = (tuple(above), part != ALL)
-        self._first = self._first or here
-        if here != self._first:
+        nesting = (tuple(above), part != ALL)
+        self._first = self._first or nesting
+        if nesting != self._first:
             raise DataError(
                 f"{self.path}: {name} lies at another depth than the images before it. "
                 "Use class/image, or train/class/image and test/class/image, throughout."

@@ -1,6 +1,6 @@
-"""Import a file, a folder or a bundled dataset into Zarr: find out its format, stream it into the writer.
+"""Import a file, a folder or a bundled dataset into Zarr: find out its format, stream its rows into the writer.
 
-The formats themselves are read in the modules of `FORMATS`, imported when needed.
+Each format is read by the module that `FORMATS` names, which is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -58,32 +58,54 @@ def import_dataset(
     overwrite: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Dataset]:
-    """Import `source` (a file, a folder, or `sklearn:digits`) as the dataset at `url`; its parts, {"all": ...} without.
+    """Import a file, a folder or a bundled dataset as a dataset in Zarr; it streams, a chunk or two of rows at a time.
 
-    format: one of FORMATS; None finds out by name and content.
-    target: the target's column of a table (name, or number from 0, negative from the end; the last by default), or its
-    name in a .npz file.
-    kind: "classification", "regression" or "unlabelled" (the targets are left out); None decides by the targets.
-    progress: called with (rows so far, rows in all or None) after each batch.
-    Memory: a chunk or two of rows. Raises DataError for files that are missing, damaged, unsafe or of another format,
-    for an existing `url` without `overwrite`, InputError for NaN or rows that disagree; then nothing is left at `url`.
+    Parameters
+    ----------
+    source : path or str
+        A file, a folder or an archive, or a dataset of scikit-learn such as `sklearn:digits`.
+    url : path
+        Folder of the new dataset.
+    format : str, optional
+        "cifar10-binary", "cifar10-python", "csv", "idx", "images", "numpy", "sklearn" or "svmlight"; None: told by content and name.
+    target : str or int, optional
+        Where the targets are: the column of a table by name or by number, from 0 or negative from the end, the last by default; or
+        the array of an .npz file by name.
+    kind : str, optional
+        "classification", "regression" or "unlabelled", which leaves targets out; None: told by the targets.
+    overwrite : bool, optional
+        Replace a dataset that is at `url`.
+    progress : callable, optional
+        progress(rows so far, rows in all or None) is called after each batch.
+
+    Returns
+    -------
+    dict of str to Dataset
+        Parts by name ("train", "test"); {"all": dataset} where the source has no parts.
+
+    Raises
+    ------
+    DataError
+        For files that are missing, damaged, unsafe or of another format, and where something is at `url` and `overwrite` is False.
+    InputError
+        For NaN, and for rows that do not fit together. Whatever is raised, nothing half-written is left at `url`.
     """
     if kind is not None and kind not in KINDS:
         raise InputError(f"unknown kind {kind!r}{nearest(kind, KINDS)}")
     if format is not None and format not in FORMATS:
         raise DataError(f"unknown format {format!r}{nearest(format, FORMATS)}")
     with replacing(url, overwrite) as partial:
-        found = format or detect_format(source)
-        if target is not None and found not in _TAKES_TARGET:
-            raise DataError(f"target={target!r}: files of the format {found} name their own target. Leave it out.")
-        stream = _open_source(source, found, Request(target, kind))
-        provenance = {"source": os.fspath(source), "source_digest": stream.digest, "importer": found}
+        importer = format or detect_format(source)
+        if target is not None and importer not in _TAKES_TARGET:
+            raise DataError(f"target={target!r}: files of the format {importer} name their own target. Leave it out.")
+        stream = _open_source(source, importer, Request(target, kind))
+        provenance = {"source": os.fspath(source), "source_digest": stream.digest, "importer": importer}
         _write(stream, partial, kind, provenance, progress)
     return open_parts(url)
 
 
 def detect_format(source: str | os.PathLike[str]) -> str:
-    """The format of `source`, by its content first, then by its name; DataError listing the formats when unknown."""
+    """The format of `source`, by its content first, then by its name; DataError, with a list of the formats, where neither tells."""
     text = os.fspath(source)
     if text.startswith("sklearn:"):
         return "sklearn"
@@ -91,13 +113,14 @@ def detect_format(source: str | os.PathLike[str]) -> str:
     if not path.exists():
         raise DataError(f"there is no file or folder {text}. Check the path, or use sklearn:digits.")
     with reading(path):
-        found = _folder_format(path) if path.is_dir() else _file_format(path)
-    if found is None:
+        name = _folder_format(path) if path.is_dir() else _file_format(path)
+    if name is None:
         raise DataError(f"cannot tell the format of {text}. Name it with --format: {', '.join(sorted(FORMATS))}.")
-    return found
+    return name
 
 
 def _folder_format(path: Path) -> str | None:
+    """The format of a folder, by the names in it and in the folders below; None where they do not tell."""
     entries = list(path.iterdir())
     below = [e for folder in entries if folder.is_dir() for e in folder.iterdir() if e.is_file()]
     cifar = _cifar_format({e.name for e in [*entries, *below]})
@@ -109,6 +132,7 @@ def _folder_format(path: Path) -> str | None:
 
 
 def _cifar_format(names: set[str]) -> str | None:
+    """Which version of CIFAR-10 has files of these names; None where neither has."""
     for name in ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"):
         if f"{name}.bin" in names:
             return "cifar10-binary"
@@ -118,6 +142,7 @@ def _cifar_format(names: set[str]) -> str | None:
 
 
 def _file_format(path: Path) -> str | None:
+    """The format of a file, by its first bytes, then by its name, then by its first line; None where they do not tell."""
     with open_binary(path) as stream:
         head = stream.read(2**16)
     named = _named_format(path)
@@ -138,12 +163,13 @@ def _file_format(path: Path) -> str | None:
 
 
 def _named_format(path: Path) -> str | None:
+    """The format that the ending of a file's name stands for, without those of compression."""
     suffixes = [s.lower() for s in path.suffixes if s.lower() not in (".gz", ".xz", ".bz2")]
     return _SUFFIX_FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def _tar_format(path: Path) -> str:
-    """CIFAR-10's own archives by their first files, else images."""
+    """The format of a tar archive: CIFAR-10 where one of its first files has such a name, else images."""
     names: set[str] = set()
     with open_tar(path) as archive, closing(tar_files(path, archive)) as members:
         for member in members:
@@ -154,6 +180,7 @@ def _tar_format(path: Path) -> str:
 
 
 def _open_source(source: str | os.PathLike[str], name: str, request: Request) -> Source:
+    """The source as the importer of the format `name` reads it."""
     module = importlib.import_module(f"ntkdask.datasets.{FORMATS[name]}")
     if name == "sklearn":
         return module.open_source(os.fspath(source), request)
@@ -169,7 +196,7 @@ def _write(
     provenance: dict,
     progress: Callable[[int, int | None], None] | None,
 ) -> None:
-    """Stream batches into one writer per part, then finish them together: classes are known at the end only."""
+    """Stream batches into a writer for each part, then finish them together: all classes are known at the end only."""
     kind = kind or stream.kind
     labels = LabelEncoder(stream.class_names, explicit=kind == "classification")
     writers: dict[str, DatasetWriter] = {}

@@ -1,8 +1,8 @@
-"""NumPy files: `.npz` with named arrays, `.npy` with its targets beside it. Never unpickles.
+"""NumPy files: `.npz` with named arrays, `.npy` with its targets in a file beside it. Nothing is unpickled.
 
-`.npz`: rows under x, X, data or images; targets under y, Y, labels or targets; with `_train` and `_test` (or `train_`,
-`test_`) in the names, parts. `data.npy` takes its targets from `data_targets.npy` when that is there. Arrays keep their
-shape: greyscale images (n, h, w) get no channel axis.
+In `.npz` the rows are called x, X, data or images, and the targets y, Y, labels or targets; names that begin with `train_` and
+`test_`, or end in `_train` and `_test`, make parts. `data.npy` takes its targets from `data_targets.npy` where that is there. Arrays
+keep their shape: greyscale images (n, h, w) get no channel axis.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def open_source(path: Path, request: Request) -> Source:
 
 
 def _open_npy(path: Path) -> Source:
+    """The rows of a .npy file, with the targets in the file beside it."""
     x, beside = _mapped(path), path.with_name(f"{path.stem}_targets.npy")
     targets = _mapped(beside) if beside.exists() else None
     if targets is not None and targets.shape[:1] != x.shape[:1]:
@@ -42,6 +43,7 @@ def _open_npy(path: Path) -> Source:
 
 
 def _mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped into memory and not read; DataError for objects and for a single number."""
     with reading(path):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -57,6 +59,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _mapped_batches(x: np.ndarray, targets: np.ndarray | None) -> Iterator[Batch]:
+    """The rows of mapped arrays in batches."""
     step = _rows_per_block(x.shape, x.dtype)
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
@@ -64,6 +67,7 @@ def _mapped_batches(x: np.ndarray, targets: np.ndarray | None) -> Iterator[Batch
 
 
 def _open_npz(path: Path, request: Request) -> Source:
+    """The rows of an .npz archive, part by part."""
     with _open_zip(path) as archive:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         if not names:
@@ -81,6 +85,7 @@ def _open_npz(path: Path, request: Request) -> Source:
 
 @contextlib.contextmanager
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive, open; DataError for what goes wrong while it is read."""
     with reading(path), zipfile.ZipFile(path) as archive:
         try:
             yield archive
@@ -89,10 +94,10 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _find_arrays(path: Path, names: list[str], request: Request) -> dict[str, tuple[str, str | None]]:
-    """(name of x, name of the targets or None) by part; train before test."""
+    """{part: (name of its rows, name of its targets or None)}, train before test."""
     if isinstance(request.target, str) and request.target not in names:
         raise DataError(f"{path} has no array {request.target!r}{nearest(request.target, names)}")
-    found: dict[str, dict[str, str]] = {}
+    arrays: dict[str, dict[str, str]] = {}
     for name in names:
         match = _PART.match(name)
         if match is None:
@@ -103,11 +108,11 @@ def _find_arrays(path: Path, names: list[str], request: Request) -> dict[str, tu
         )
         if role == "targets" and part == ALL and isinstance(request.target, str) and name != request.target:
             continue
-        if role and role in found.setdefault(part, {}):
-            raise DataError(f"{path} has both {found[part][role]!r} and {name!r} for {role}. Save one of them.")
+        if role and role in arrays.setdefault(part, {}):
+            raise DataError(f"{path} has both {arrays[part][role]!r} and {name!r} for {role}. Save one of them.")
         if role:
-            found[part][role] = name
-    parts = {p: (found[p]["x"], found[p].get("targets")) for p in ("train", "test", ALL) if "x" in found.get(p, {})}
+            arrays[part][role] = name
+    parts = {p: (arrays[p]["x"], arrays[p].get("targets")) for p in ("train", "test", ALL) if "x" in arrays.get(p, {})}
     if not parts or (len(parts) > 1 and ALL in parts):
         raise DataError(
             f"{path} has the arrays {', '.join(names)}. Name the rows x and the targets y, "
@@ -117,6 +122,7 @@ def _find_arrays(path: Path, names: list[str], request: Request) -> dict[str, tu
 
 
 def _npz_batches(path: Path, parts: dict[str, tuple[str, str | None]]) -> Iterator[Batch]:
+    """The rows of each part in batches; `parts` as `_find_arrays` gives them."""
     with _open_zip(path) as archive:
         for part, (x_name, targets_name) in parts.items():
             targets = None if targets_name is None else np.concatenate(list(_stream(path, archive, targets_name)))
@@ -132,7 +138,7 @@ def _npz_batches(path: Path, parts: dict[str, tuple[str, str | None]]) -> Iterat
 
 
 def _stream(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[np.ndarray]:
-    """An array of the archive in blocks of rows; one in Fortran order, whose rows lie scattered, whole."""
+    """An array of the archive in blocks of rows; an array in Fortran order, whose rows lie scattered, as one block."""
     with archive.open(f"{name}.npy") as stream:
         shape, fortran, dtype = _read_header(path, name, stream)
         if not shape:
@@ -148,6 +154,7 @@ def _stream(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[np.ndar
 
 
 def _read_header(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether it is in Fortran order, dtype) of the array that the stream begins with."""
     try:
         version = np.lib.format.read_magic(stream)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -162,4 +169,5 @@ def _read_header(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, .
 
 
 def _rows_per_block(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Rows in about 4 MiB, at least one."""
     return max(1, _BLOCK_BYTES // max(1, dtype.itemsize * math.prod(shape[1:])))

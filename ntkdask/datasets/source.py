@@ -1,7 +1,7 @@
-"""What an importer gives: a stream of batches and what is known about them beforehand; and how files are opened.
+"""What an importer gives, a stream of batches with what is known about them beforehand; and how importers open files.
 
-Every importer is a module with `open_source(path, request) -> Source`. Its generator holds a chunk or two of rows.
-`reading` turns what the decompressors and archive readers raise into errors that name the file and say what to do.
+Every importer is a module with a function `open_source(path, request) -> Source`. Its generator holds a chunk or two of rows.
+`reading` turns what decompressors and archive readers raise into errors that name the file and say what to do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZ
 
 
 class Batch(NamedTuple):
-    """Some rows of one part: x (b, ...), targets (b,) or (b, k), or None."""
+    """Some rows of one part: x (b, ...), and targets (b,) or (b, k), or None."""
 
     part: str
     x: np.ndarray
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller of `import_dataset` asked for beyond the file: which target, which kind."""
+    """The target and the kind that `import_dataset` was called with."""
 
     target: str | int | None = None
     kind: str | None = None
@@ -52,8 +52,20 @@ class Request:
 class Source:
     """A stream of batches with its description.
 
-    kind: None decides by the targets' dtype. class_names: None when the stream shows them. total: rows, when known.
-    digest: SHA-256 of the file or folder. notes: more for the provenance, complete once the stream has ended.
+    Parameters
+    ----------
+    batches : iterator of Batch
+        The rows, part by part or mixed.
+    digest : str
+        SHA-256 of the file or folder.
+    kind : str, optional
+        "classification", "regression" or "unlabelled"; None: the dtype of the targets decides.
+    class_names : tuple of str, optional
+        None: those of the labels in the stream.
+    total : int, optional
+        Number of rows, where it is known beforehand.
+    notes : dict, optional
+        More for the provenance; complete once the stream has ended.
     """
 
     batches: Iterator[Batch]
@@ -66,7 +78,7 @@ class Source:
 
 @contextlib.contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """Turn what goes wrong while `path` is read into a DataError; errors of this package pass unchanged."""
+    """Turn what goes wrong in the block, which reads `path`, into a DataError; errors of this package pass unchanged."""
     try:
         yield
     except UserError:
@@ -80,24 +92,25 @@ def reading(path: Path | str) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}). Convert it, or name its format with --format.") from error
     except OSError as error:
-        # bz2 says only "Invalid data stream", a damaged zip seeks to nowhere; else the disk itself fails
+        # "Invalid data stream" of bz2, a seek beyond the end in a damaged zip, or a failure of the disk
         raise DataError(f"{path} is truncated, damaged or cannot be read ({error}); download it again.") from error
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed when its first bytes say gzip, xz or bzip2, whatever its name."""
+    """The bytes of a file, decompressed where it begins as gzip, xz or bzip2, whatever its name."""
     opener = _opener(path)
     return open(path, "rb") if opener is None else opener(path, "rb")
 
 
 def _opener(path: Path) -> Callable[..., Any] | None:
+    """The function that opens a compressed file, chosen by its first bytes; None for a file that is not compressed."""
     with open(path, "rb") as raw:
         magic = raw.read(6)
     return next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), None)
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over its files' relative names and contents in sorted order."""
+    """SHA-256 of a file; of a folder, over the relative names and contents of its files in sorted order."""
     if path.is_dir():
         hasher = hashlib.sha256()
         for name, inside in files_under(path):
@@ -108,7 +121,7 @@ def file_digest(path: Path) -> str:
 
 
 def files_under(folder: Path, max_depth: int = 8) -> Iterator[tuple[str, Path]]:
-    """(relative name, path) of every file below `folder`, hidden ones excepted, in sorted order; links are followed."""
+    """(relative name, path) of every file below `folder`, in sorted order; hidden ones are left out, links followed."""
     for root, folders, names in os.walk(folder, followlinks=True):
         relative = Path(root).relative_to(folder)
         if len(relative.parts) > max_depth:
@@ -123,23 +136,23 @@ def files_under(folder: Path, max_depth: int = 8) -> Iterator[tuple[str, Path]]:
 
 @contextlib.contextmanager
 def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar archive, compressed or not, that is read in place and never unpacked."""
+    """A tar archive, compressed or not, opened for reading in place; it is never unpacked."""
     with open_binary(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         yield archive
 
 
 def tar_files(path: Path, archive: tarfile.TarFile) -> Generator[tarfile.TarInfo]:
-    """The regular files of an archive as they come, holding one at a time.
+    """The regular files of an archive in its own order, one in memory at a time.
 
-    Raises DataError for a member that could lead out of the archive (absolute path, '..', link, device), and for an
-    uncompressed archive that was cut between two members, which tarfile takes for its end.
+    DataError for a member that could lead out of the archive (an absolute path, '..', a link, a device), and for an uncompressed
+    archive that was cut between two members: tarfile would take the cut for its end.
     """
     while (member := archive.next()) is not None:
-        archive.members = []  # type: ignore[attr-defined]  # else a million of them stay in memory
+        archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
         _require_safe(path, member)
         if member.isreg():
             yield member
-    # the decompressor of a packed archive notices by itself
+    # of a compressed archive the decompressor notices the cut
     if _opener(path) is None:
         with open(path, "rb") as raw:
             raw.seek(archive.offset)
@@ -148,7 +161,7 @@ def tar_files(path: Path, archive: tarfile.TarFile) -> Generator[tarfile.TarInfo
 
 
 def tar_read(archive: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int = 2**28) -> bytes:
-    """The content of a member; DataError when it claims more than `max_bytes`."""
+    """The content of a member; DataError where its header claims more than `max_bytes`."""
     if member.size > max_bytes:
         raise DataError(f"{member.name} in the archive has {member.size} bytes, more than {max_bytes}.")
     file = archive.extractfile(member)
@@ -156,12 +169,12 @@ def tar_read(archive: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int =
 
 
 def read_blocks(stream: IO[bytes], n: int, row_bytes: int, block_bytes: int = 4 * 2**20) -> Iterator[bytes]:
-    """`n` rows of `row_bytes` bytes from a stream, some MiB at a time; EOFError when it ends early."""
+    """`n` rows of `row_bytes` bytes from a stream, about `block_bytes` at a time; EOFError where it ends early."""
     rows = max(1, block_bytes // max(1, row_bytes))
     for start in range(0, n, rows):
         wanted = min(rows, n - start) * row_bytes
         pieces, have = [], 0
-        # a decompressor may give less than asked for
+        # a decompressor may give fewer bytes than it was asked for
         while have < wanted:
             piece = stream.read(min(wanted - have, _READ_BYTES * 4))
             if not piece:
@@ -172,11 +185,12 @@ def read_blocks(stream: IO[bytes], n: int, row_bytes: int, block_bytes: int = 4 
 
 
 def _require_safe(path: Path, member: tarfile.TarInfo) -> None:
+    """DataError for a member that is neither a plain file nor a folder, or whose path leads out of the archive."""
     name = PurePosixPath(member.name.replace("\\", "/"))
     if name.is_absolute() or ".." in name.parts:
         raise DataError(
             f"{path} holds the path {member.name!r}, which leads out of the archive. Do not trust this file."
         )
     if not (member.isreg() or member.isdir()):
-        what = "a link" if member.islnk() or member.issym() else "a device or other special file"
-        raise DataError(f"{path} holds {what}, {member.name!r}. Only plain files are read: pack it again without.")
+        kind = "a link" if member.islnk() or member.issym() else "a device or other special file"
+        raise DataError(f"{path} holds {kind}, {member.name!r}. Only plain files are read: pack it again without.")

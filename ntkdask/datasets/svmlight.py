@@ -1,7 +1,7 @@
-"""svmlight files: `label index:value index:value ...` per line, packed or not; stored dense, float32.
+"""svmlight files: a line `label index:value index:value ...` for each row, compressed or not; stored dense, in float32.
 
-A first pass finds the number of features and whether indices start at 0 or 1; both passes parse a MiB of text at a
-time. Labels that are all integers are classes, others regression.
+A first pass finds the number of features and whether indices start at 0 or 1. Both passes parse a MiB of text at a
+time. Labels that are all integers are classes; others are regression.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DENSE_BYTES = 4 * 2**20
 
 @dataclass
 class Layout:
-    """What the first pass found."""
+    """What the first pass finds: number of rows, lowest and highest index, whether all labels are integers."""
 
     rows: int = 0
     lowest: int = 1
@@ -42,6 +42,7 @@ def open_source(path: Path, request: Request) -> Source:
 
 
 def _scan(path: Path) -> Layout:
+    """The layout of a file, from a pass over all of it."""
     layout = Layout()
     for x, targets in _parsed(path, None):
         layout.rows += len(targets)
@@ -53,6 +54,7 @@ def _scan(path: Path) -> Layout:
 
 
 def _batches(path: Path, layout: Layout) -> Iterator[Batch]:
+    """The rows in dense batches; columns begin with the lowest index of the file."""
     n_features = layout.highest + 1
     step = max(1, _DENSE_BYTES // (4 * n_features))
     with reading(path):
@@ -64,7 +66,7 @@ def _batches(path: Path, layout: Layout) -> Iterator[Batch]:
 
 
 def _parsed(path: Path, n_features: int | None) -> Iterator[tuple[csr_matrix, np.ndarray]]:
-    """(sparse rows, targets) of about a MiB of lines at a time; column j is the index j as written."""
+    """(sparse rows, targets) of about a MiB of lines at a time; column j holds the values of index j."""
     first = 1
     with open_binary(path) as stream:
         while lines := stream.readlines(_TEXT_BYTES):

@@ -1,7 +1,7 @@
-"""Text tables: CSV and its relatives (commas, semicolons, tabs, blanks), packed or not; one example per line.
+"""Text tables: CSV and its relatives (commas, semicolons, tabs, blanks), compressed or not; an example a line.
 
-Every column but the target is a number (float64). The target is the last column unless `target` says otherwise: text
-and integers are classes, other numbers regression. The target's column is scanned first, to know which.
+All columns but the target hold numbers (float64). The target is the last column unless `target` names another: text
+and integers are classes, other numbers regression. A first pass over the target's column finds out which.
 """
 
 from __future__ import annotations
@@ -25,7 +25,23 @@ _NAMED_LINES = 5
 
 @dataclass(frozen=True)
 class Table:
-    """How a text table is laid out. first_line: of the data, counted from 1; target: a column's number or None."""
+    """How a text table is laid out.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    separator : str
+        ",", ";", a tab, or the regular expression of blanks.
+    first_line : int
+        Number of the first line of data, counted from 1.
+    columns : tuple of str
+        Their names in the header; their numbers where there is none.
+    target : int or None
+        Number of the target's column; None without targets.
+    style : str, optional
+        What the target's column holds: "text", "integer" or "number".
+    """
 
     path: Path
     separator: str
@@ -48,6 +64,7 @@ def open_source(path: Path, request: Request) -> Source:
 
 
 def _sniff(path: Path, request: Request) -> Table:
+    """The layout of the table, from its first two lines and what was asked for."""
     with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig") as text:
         lines = ((i, line) for i, line in enumerate(text, start=1) if line.strip())
         number, first = next(lines, (0, ""))
@@ -68,19 +85,21 @@ def _sniff(path: Path, request: Request) -> Table:
 
 
 def _fields(line: str, separator: str) -> list[str]:
+    """The fields of a line, without blanks around them."""
     if separator == r"\s+":
         return line.split()
     return [f.strip() for f in next(csv.reader([line], delimiter=separator), [])]
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:
-    """A first line is a header when it has text where the second has numbers, or text throughout."""
+    """Whether the first line is a header: it has text where the second has a number, or text throughout."""
     text = [not _is_number(f) for f in first]
     names = [t and f.lower() not in _MISSING for t, f in zip(text, first, strict=True)]
     return all(text) or any(name and _is_number(f) for name, f in zip(names, second, strict=False))
 
 
 def _is_number(field: str) -> bool:
+    """Whether a field reads as a number."""
     try:
         float(field)
     except ValueError:
@@ -89,18 +108,19 @@ def _is_number(field: str) -> bool:
 
 
 def _target_column(path: Path, target: str | int | None, columns: tuple[str, ...], header: bool) -> int:
+    """The number of the target's column; DataError where there is no such column."""
     if target is None:
         return len(columns) - 1
     if isinstance(target, str):
         if header and target in columns:
             return columns.index(target)
         if not target.lstrip("-").isdigit():
-            there = (
+            advice = (
                 nearest(target, columns)
                 if header
                 else f"; it has no header: give a number from 0 to {len(columns) - 1}"
             )
-            raise DataError(f"{path} has no column {target!r}{there}")
+            raise DataError(f"{path} has no column {target!r}{advice}")
     index = int(target)
     if not -len(columns) <= index < len(columns):
         raise DataError(
@@ -110,7 +130,7 @@ def _target_column(path: Path, target: str | int | None, columns: tuple[str, ...
 
 
 def _chunks(table: Table, only_target: bool = False) -> Iterator[pd.DataFrame]:
-    """Data frames of some MiB: features as pandas reads them, the target as text; the index counts lines."""
+    """The table in data frames of some MiB: features as pandas reads them, the target as text, line numbers as the index."""
     width = len(table.columns)
     names = list(range(width))
     missing = {i: [m for word in _MISSING for m in (word, word.upper(), word.title(), "NaN")] for i in names}
@@ -140,12 +160,12 @@ def _chunks(table: Table, only_target: bool = False) -> Iterator[pd.DataFrame]:
                 if not blank.all():
                     yield frame[~blank] if blank.any() else frame
         except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-            what = str(error).strip()
-            raise DataError(f"{table.path}: {what}. Every line needs {width} fields, as the first has.") from error
+            reason = str(error).strip()
+            raise DataError(f"{table.path}: {reason}. Every line needs {width} fields, as the first has.") from error
 
 
 def _target_style(table: Table) -> str:
-    """What the target column holds: "text", "integer" or "number"; reads no further than it must."""
+    """What the target's column holds: "text", "integer" or "number"; reading ends when that is known."""
     where = _label(table, table.target)
     for frame in _chunks(table, only_target=True):
         words = frame[table.target].dropna().str.strip()
@@ -165,6 +185,7 @@ def _target_style(table: Table) -> str:
 
 
 def _batches(table: Table) -> Iterator[Batch]:
+    """The rows of the table in batches."""
     with reading(table.path):
         for frame in _chunks(table):
             _require_numbers(table, frame)
@@ -177,6 +198,7 @@ def _batches(table: Table) -> Iterator[Batch]:
 
 
 def _targets(table: Table, words: pd.Series) -> np.ndarray:
+    """The target's column as text, int64 or float64; DataError for text in a column of numbers."""
     words = words.str.strip()
     if table.style == "text":
         return words.to_numpy(str)
@@ -190,6 +212,7 @@ def _targets(table: Table, words: pd.Series) -> np.ndarray:
 
 
 def _require_numbers(table: Table, frame: pd.DataFrame) -> None:
+    """DataError, with its line, for a feature that is no number."""
     for column in frame.columns:
         if column == table.target or pd.api.types.is_numeric_dtype(frame[column]):
             continue
@@ -202,6 +225,7 @@ def _require_numbers(table: Table, frame: pd.DataFrame) -> None:
 
 
 def _require_complete(table: Table, frame: pd.DataFrame) -> None:
+    """DataError, with lines and columns, where values are missing."""
     missing = frame.isna()
     if not missing.to_numpy().any():
         return
@@ -215,4 +239,5 @@ def _require_complete(table: Table, frame: pd.DataFrame) -> None:
 
 
 def _label(table: Table, column: int | None) -> str:
+    """A column's name for messages."""
     return "" if column is None else repr(table.columns[column])

@@ -1,8 +1,8 @@
 """Targets as they are stored: class labels as integers 0..C-1, numbers as float64.
 
-Labels are encoded while they stream by, before all classes have been seen: codes are provisional, in order of
-appearance; `LabelEncoder.finish` gives the sorted class names and the table that turns one into the other. The parts of
-a dataset share one encoder, so that train and test agree. The writer calls all of it.
+Labels are encoded while they stream, before all classes have been seen: codes are provisional, in the order of appearance.
+`LabelEncoder.finish` gives the sorted class names and the table from provisional codes to labels. The parts of a dataset share one
+encoder, so that train and test agree. Called by the writer.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ MAX_GUESSED_CLASSES = 1000
 
 
 class LabelEncoder:
-    """Maps labels (integers, strings or bool) to codes; checks them against `class_names` when those are given.
+    """Maps labels (integers, strings or bool) to codes.
 
-    explicit: the caller said that this is classification, so any number of classes is meant. Otherwise more than 1000
-    distinct labels are refused: most likely they are numbers or names of rows.
+    Parameters
+    ----------
+    class_names : sequence of str, optional
+        The classes in order; labels are checked against them. None: the labels that are seen, sorted.
+    explicit : bool, optional
+        Whether the caller asked for classification, with any number of classes. Otherwise more than 1000 distinct labels are
+        refused: most likely they are numbers, or names of rows.
     """
 
     def __init__(self, class_names: Sequence[str] | None = None, *, explicit: bool = False) -> None:
@@ -31,13 +36,13 @@ class LabelEncoder:
             raise InputError(f"class_names {list(self.class_names)} name a class twice. Give every class its own name.")
 
     def encode(self, labels: np.ndarray, first_row: int = 0) -> np.ndarray:
-        """Codes (int64) of `labels`, (n,); first_row: the number of its first row, for messages.
+        """The codes (n,) int64 of `labels` (n,), whose first row has the number `first_row` in messages.
 
-        Raises InputError for a label outside 0..C-1 or not among the class names, and for a mix of text and integers.
+        InputError for a label outside 0..C-1 or not among the class names, and for text beside integers.
         """
         labels = labels.astype(np.int64) if labels.dtype.kind in "biu" else labels.astype(str)
-        found, inverse = np.unique(labels, return_inverse=True)
-        values = found.tolist()
+        distinct, inverse = np.unique(labels, return_inverse=True)
+        values = distinct.tolist()
         if self.class_names is None:
             table = [self._provisional(v) for v in values]
         elif labels.dtype.kind == "i":
@@ -48,7 +53,7 @@ class LabelEncoder:
         return np.asarray(table, np.int64)[inverse.reshape(-1)]
 
     def finish(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """(class names in order, table): `table[code]` is the final label. Names sort as numbers or as text."""
+        """(class names in order, table); `table[code]` is the final label. Integers are sorted as numbers, text as text."""
         if self.class_names is not None:
             return self.class_names, np.arange(len(self.class_names))
         ordered = sorted(self._codes, key=lambda v: (isinstance(v, str), v))
@@ -57,11 +62,12 @@ class LabelEncoder:
         return tuple(str(v) for v in ordered), table
 
     def _provisional(self, value: int | str) -> int:
+        """The code of a label where no class names were given: a new one for a new label."""
         if value not in self._codes:
-            known = next(iter(self._codes), value)
-            if isinstance(known, str) != isinstance(value, str):
+            first = next(iter(self._codes), value)
+            if isinstance(first, str) != isinstance(value, str):
                 raise InputError(
-                    f"targets mix text and integers ({known!r}, {value!r}). Make them all text or all integers."
+                    f"targets mix text and integers ({first!r}, {value!r}). Make them all text or all integers."
                 )
             if len(self._codes) == MAX_GUESSED_CLASSES and not self._unlimited:
                 raise InputError(
@@ -72,6 +78,7 @@ class LabelEncoder:
         return self._codes[value]
 
     def _named(self, value: str, labels: np.ndarray, first_row: int) -> int:
+        """The place of a label among the class names; InputError where it is none of them."""
         names = self.class_names or ()
         if value not in names:
             row = first_row + int(np.flatnonzero(labels == value)[0])
@@ -79,6 +86,7 @@ class LabelEncoder:
         return names.index(value)
 
     def _require_range(self, labels: np.ndarray, first_row: int) -> None:
+        """InputError for an integer label outside 0..C-1."""
         classes = len(self.class_names or ())
         bad = np.flatnonzero((labels < 0) | (labels >= classes))
         if bad.size:
@@ -89,16 +97,16 @@ class LabelEncoder:
 
 
 def kind_of(targets: np.ndarray | None) -> str:
-    """The kind of dataset that targets of this dtype make: floats regression, none "unlabelled", others classes."""
+    """The kind of a dataset with targets of this dtype: regression for floats, "unlabelled" for none, else classification."""
     if targets is None:
         return "unlabelled"
     return "regression" if targets.dtype.kind == "f" else "classification"
 
 
 def convert_targets(targets: np.ndarray, kind: str, labels: LabelEncoder, first_row: int = 0) -> np.ndarray:
-    """Targets (n,) or (n, k) as float64 for regression, as codes (n,) int64 for classification.
+    """Targets (n,) or (n, k) as they are stored: float64 for regression, codes (n,) int64 for classification.
 
-    Floats are taken as labels when they are whole numbers. Raises InputError for other dtypes or shapes.
+    Whole numbers in floats are labels. InputError for other dtypes or shapes; messages count rows from `first_row`.
     """
     if targets.dtype.kind not in "biufUS" and not all(isinstance(t, str) for t in targets.reshape(-1)):
         raise InputError(f"targets have dtype {targets.dtype}. Give integers, text or floats.")

@@ -1,6 +1,6 @@
-"""Write a dataset row by row: batches of any size in, whole checksummed chunks out, one chunk in memory.
+"""Write a dataset in batches of any size, as whole chunks with checksums; one chunk is in memory at a time.
 
-`replacing` gives a folder beside the dataset's url that takes its name only when everything is written, so that an
+`replacing` gives a folder beside the dataset's url, which takes that name only when everything is written, so that an
 interrupted import never looks complete. `DatasetWriter` fills it. Importers and `write_dataset` call both.
 """
 
@@ -29,9 +29,9 @@ _NAMED_ROWS = 5
 
 @contextlib.contextmanager
 def replacing(url: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """A fresh folder `<url>.partial` that becomes `url` when the block ends well and is deleted when it does not.
+    """A new folder `<url>.partial`, which becomes `url` when the block ends and is deleted when the block raises.
 
-    Raises DataError when something is at `url` already, unless `overwrite` and it is a dataset.
+    DataError where something is at `url` already, unless it is a dataset and `overwrite` is true.
     """
     final = local_path(url)
     partial = final.with_name(final.name + ".partial")
@@ -62,8 +62,9 @@ def rows_per_chunk(row_shape: tuple[int, ...], dtype: np.dtype) -> int:
 
 
 def stored_dtype(dtype: np.dtype, name: str = "x") -> np.dtype:
-    """The dtype that x is stored in: uint8, float32 and float64 as they are, float16 as float32, bool as uint8, other
-    integers as int64; InputError for the rest.
+    """The dtype in which rows of `dtype` are stored; InputError where there is none. Messages call the rows `name`.
+
+    uint8, float32 and float64 stay as they are; float16 becomes float32, bool becomes uint8, other integers become int64.
     """
     if dtype.name in ("uint8", "float32", "float64"):
         return np.dtype(dtype.name)
@@ -79,10 +80,17 @@ def stored_dtype(dtype: np.dtype, name: str = "x") -> np.dtype:
 
 
 class DatasetWriter:
-    """Appends batches to the arrays at `path`; holds one chunk of rows, whatever the size of the batches.
+    """Appends batches to the arrays of a dataset; holds one chunk of rows, whatever the size of the batches.
 
-    kind: None decides by the targets' dtype (integers, text, bool: classification; floats: regression).
-    labels: shared between the parts of one dataset; one of its own by default.
+    Parameters
+    ----------
+    path : Path
+        Folder of the dataset, as `replacing` gives it, or of one part.
+    kind : str, optional
+        "classification", "regression" or "unlabelled"; None: classification for targets of integers, text or bool, regression for
+        floats.
+    labels : LabelEncoder, optional
+        The encoder that the parts of one dataset share; None: a new one.
     """
 
     def __init__(self, path: Path, *, kind: str | None = None, labels: LabelEncoder | None = None) -> None:
@@ -99,7 +107,7 @@ class DatasetWriter:
         self._hash = hashlib.sha256()
 
     def append(self, x: np.ndarray, targets: np.ndarray | None = None, weights: np.ndarray | None = None) -> None:
-        """Add rows. Raises InputError for rows, dtypes or targets that do not fit together or the rows so far."""
+        """Add rows; InputError where rows, dtypes or targets do not fit together, or do not fit the rows so far."""
         if len(x) == 0:
             return
         columns = self._columns(x, targets, weights)
@@ -117,7 +125,7 @@ class DatasetWriter:
                 self._flush()
 
     def finish(self, provenance: Mapping[str, Any]) -> None:
-        """Write what is left, final labels and the description. Not before this does the dataset open."""
+        """Write the last rows, the final labels and the description; without it the dataset cannot be opened."""
         if self._filled:
             self._flush()
         if self.n == 0:
@@ -144,7 +152,7 @@ class DatasetWriter:
         write_group_attributes(self.path, {ATTRIBUTE: {"format": FORMAT, "version": VERSION, **described}})
 
     def _columns(self, x: np.ndarray, targets: np.ndarray | None, weights: np.ndarray | None) -> dict[str, np.ndarray]:
-        """The batch as arrays of one length, targets as codes or float64."""
+        """{array: its rows in a batch}, of one length, targets as codes or float64; InputError for what does not fit."""
         if x.ndim < 2:
             raise InputError(
                 f"x has rows of shape {x.shape[1:]}; expected (n, ...) with one example per row. Reshape it."
@@ -168,6 +176,7 @@ class DatasetWriter:
         return columns
 
     def _allocate(self, columns: dict[str, np.ndarray]) -> None:
+        """Memory for one chunk of each array, in the dtype of the first batch."""
         x = columns["x"]
         self._source_dtype = x.dtype
         self._chunk_rows = rows_per_chunk(x.shape[1:], stored_dtype(x.dtype))
@@ -176,6 +185,7 @@ class DatasetWriter:
             self._buffers[name] = np.empty((self._chunk_rows, *column.shape[1:]), dtype)
 
     def _require_same(self, columns: dict[str, np.ndarray]) -> None:
+        """InputError where a batch has other arrays, shapes or dtypes than those before it."""
         where = f"rows {self.n + self._filled} and after"
         if set(columns) != set(self._buffers):
             raise InputError(f"{where} come with {', '.join(columns)}, those before with {', '.join(self._buffers)}.")
@@ -190,7 +200,7 @@ class DatasetWriter:
                 raise InputError(f"{where} of x have dtype {column.dtype}, those before {buffer.dtype}. Cast them.")
 
     def _flush(self) -> None:
-        """Check the chunk and write it."""
+        """Check the rows of the chunk in memory and write them."""
         stop = self.n + self._filled
         for name, buffer in self._buffers.items():
             rows = buffer[: self._filled]
@@ -210,7 +220,7 @@ class DatasetWriter:
         self._filled = 0
 
     def _finish_targets(self, described: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-        """(what the provenance says of the targets, digest of each array); sets the class names in `described`."""
+        """(what the provenance tells of the targets, {array: digest}); sets the class names in `described`."""
         summary: dict[str, Any] = {}
         digests = {"x": self._hash.hexdigest()}
         if self.kind == "classification":
@@ -225,7 +235,7 @@ class DatasetWriter:
         return summary, digests
 
     def _finish_labels(self, table: np.ndarray, classes: int) -> tuple[np.ndarray, str]:
-        """Turn provisional codes into labels; (rows per class, digest)."""
+        """Replace provisional codes by labels, by `table`; returns (rows of each class, digest)."""
         stored = open_array(self.path / "targets", "r+")
         counts, digest = np.zeros(classes, np.int64), hashlib.sha256()
         for start in range(0, self.n, stored.chunks[0]):
@@ -240,7 +250,7 @@ class DatasetWriter:
         return counts, digest.hexdigest()
 
     def _finish_numbers(self, name: str) -> tuple[list[float], str]:
-        """([smallest, largest], digest) of an array of float64."""
+        """([smallest number, largest number], digest) of an array of float64."""
         stored = open_array(self.path / name)
         low, high, digest = np.inf, -np.inf, hashlib.sha256()
         for start in range(0, self.n, stored.chunks[0]):
@@ -251,6 +261,7 @@ class DatasetWriter:
 
 
 def _require_free(final: Path, overwrite: bool) -> None:
+    """DataError where something is at `final` that may not be replaced."""
     if not final.exists():
         return
     if not overwrite:
@@ -266,6 +277,7 @@ def _require_free(final: Path, overwrite: bool) -> None:
 
 
 def _require_finite(rows: np.ndarray, name: str, first: int) -> None:
+    """InputError, with the numbers of the rows, for NaN and infinities; the first row has the number `first`."""
     if rows.dtype.kind != "f":
         return
     bad = first + np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))

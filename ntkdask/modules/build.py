@@ -1,4 +1,4 @@
-"""A module from what a kernel or map was given: a torch.nn.Module, or a description of one that is built once per process."""
+"""The module that a kernel or feature map was given: a torch.nn.Module, or a description of one, which is built once in a process."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ntkdask.errors import InputError
 
 
 class _Built:
-    """A module in the process's cache, which asks for its bytes."""
+    """A module with its bytes, as the cache of the process asks for them."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.nbytes = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
-def build(source: Any, what: str = "build") -> nn.Module:
-    """`source` itself when it is a module; what `source.build()` gives for a description (a frozen dataclass), from the cache.
+def build(source: Any, caller: str = "build") -> nn.Module:
+    """`source` itself where it is a module; for a description (a frozen dataclass) the module that `source.build()` gives, cached.
 
-    A built module is shared: never write to it. InputError for anything else.
+    A built module is shared: never write to it. InputError, in the name of the `caller`, for anything else.
     """
     if isinstance(source, nn.Module):
         return source
     if isinstance(source, type) or not callable(getattr(source, "build", None)):
         raise InputError(
-            f"{what}: module is {source!r}; give a torch.nn.Module, or a description of one such as ResNet18()."
+            f"{caller}: module is {source!r}; give a torch.nn.Module, or a description of one such as ResNet18()."
         )
     return shared.get(("module", source), lambda: _Built(source.build())).module

@@ -1,4 +1,4 @@
-"""Networks of PyTorch by name and arguments: what job files and fingerprints hold in the place of a module. No torch until `build`.
+"""PyTorch networks by name and arguments, which job files and fingerprints hold in the place of a module; torch is loaded by `build`.
 
 kernel = { type = "PseudoNTK", module = { type = "ResNet18", width = 64, weights = "checkpoint.safetensors" } }
 """
@@ -24,27 +24,43 @@ CIFAR_ROWS = (32, 32, 3)
 
 
 class _Weighted:
-    """What a description with a file of weights says of itself: the path, and the digest of what lies there.
-
-    weights_digest: where it is given, as a stored model does, `build` refuses a file of other content.
-    """
+    """A description with a file of weights: its configuration holds the path of the file and the digest of its content."""
 
     weights: str | None
 
     def to_config(self) -> dict[str, Any]:
-        """For fingerprints and saved models. DataError where the file of weights cannot be read."""
-        held = {f.name: to_config(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        """The configuration for fingerprints and saved models; DataError where the file of weights cannot be read."""
+        arguments = {f.name: to_config(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
         digest = None if self.weights is None else file_digest(self.weights)
-        return {"type": type(self).__name__, **held, "weights_digest": digest}
+        return {"type": type(self).__name__, **arguments, "weights_digest": digest}
 
 
 @register("module")
 @dataclass(frozen=True)
 class FiniteNetwork(_Weighted):
-    """`network` with `width` units a layer and `n_outputs` outputs, in NTK parameterisation; see `finite_module`.
+    """A `Network` of finite width, in NTK parameterisation; see `finite_module`.
 
-    row_shape: of the rows, (d,) or (H, W, C). seed: of the weights. weights: a file of others, .safetensors, .pt or .pth, read by
-    `build`. Raises InputError for sizes that cannot be and rows that do not fit the network.
+    Parameters
+    ----------
+    network : Network
+        The architecture.
+    width : int
+        Units or channels of every hidden layer.
+    n_outputs : int
+        Number of outputs.
+    row_shape : tuple of int
+        Shape of a row: (d,) or (H, W, C).
+    seed : int, optional
+        Of the random weights.
+    weights : str, optional
+        Path of a file of weights (.safetensors, .pt or .pth) that `build` reads in the place of those of `seed`.
+    weights_digest : str, optional
+        Digest of that file, as a stored model keeps it: `build` refuses a file of other content.
+
+    Raises
+    ------
+    InputError
+        For sizes that cannot be, and rows that do not fit the network.
     """
 
     network: Network
@@ -76,9 +92,31 @@ class FiniteNetwork(_Weighted):
 @register("module")
 @dataclass(frozen=True)
 class ResNet18(_Weighted):
-    """ResNet18 for small images, w = `width` channels in its first group; see `residual.resnet18`.
+    """ResNet18 for small images, in standard parameterisation; see `residual.resnet18`.
 
-    width: 64 is the classical one; Mohamadi and Sutherland's widening factor WF is width 16·WF. Other fields as of `FiniteNetwork`.
+    Parameters
+    ----------
+    width : int, optional
+        Channels of the first group; 64 is the classical network. Mohamadi and Sutherland's widening factor WF is width 16·WF.
+    n_outputs : int, optional
+        Number of outputs.
+    seed : int, optional
+        Of the random weights.
+    channels : int, optional
+        Channels of an image.
+    weights : str, optional
+        Path of a file of weights (.safetensors, .pt or .pth) that `build` reads in the place of those of `seed`.
+    weights_digest : str, optional
+        Digest of that file, as a stored model keeps it: `build` refuses a file of other content.
+
+    Raises
+    ------
+    InputError
+        For sizes that cannot be.
+
+    References
+    ----------
+    He et al. 2016; Mohamadi and Sutherland 2022, Appendix A.
     """
 
     width: int = 64
@@ -106,9 +144,37 @@ class ResNet18(_Weighted):
 @register("module")
 @dataclass(frozen=True)
 class WideResNet(_Weighted):
-    """WideResNet-depth-widening; see `residual.wide_resnet`.
+    """WideResNet-depth-widening, in standard parameterisation; see `residual.wide_resnet`.
 
-    groups=2 with stem_width=16·widening is the network of Mohamadi and Sutherland, Appendix A. Other fields as of `FiniteNetwork`.
+    Parameters
+    ----------
+    depth : int, optional
+        Number of layers, 6n + 4.
+    widening : int, optional
+        k: the groups have 16k, 32k, 64k, … channels.
+    n_outputs : int, optional
+        Number of outputs.
+    seed : int, optional
+        Of the random weights.
+    channels : int, optional
+        Channels of an image.
+    groups : int, optional
+        Number of groups; 2, with stem_width=16·widening, is the network of Mohamadi and Sutherland.
+    stem_width : int, optional
+        Channels of the first convolution.
+    weights : str, optional
+        Path of a file of weights (.safetensors, .pt or .pth) that `build` reads in the place of those of `seed`.
+    weights_digest : str, optional
+        Digest of that file, as a stored model keeps it: `build` refuses a file of other content.
+
+    Raises
+    ------
+    InputError
+        For sizes that cannot be.
+
+    References
+    ----------
+    Zagoruyko and Komodakis 2016; Mohamadi and Sutherland 2022, Appendix A.
     """
 
     depth: int = 16
@@ -140,16 +206,59 @@ class WideResNet(_Weighted):
 
 
 def fcn3(width: int, n_outputs: int = 10, row_shape: tuple[int, ...] = CIFAR_ROWS, seed: int = 0) -> FiniteNetwork:
-    """The paper's FCN: three hidden layers of normalised ReLU, inputs divided by √d. Source: Mohamadi and Sutherland 2022."""
+    """The FCN of Mohamadi and Sutherland: three hidden layers of normalised ReLU, inputs divided by √d.
+
+    Parameters
+    ----------
+    width : int
+        Units of every hidden layer.
+    n_outputs : int, optional
+        Number of outputs.
+    row_shape : tuple of int, optional
+        Shape of a row.
+    seed : int, optional
+        Of the random weights.
+
+    Returns
+    -------
+    FiniteNetwork
+        A description; its `build` makes the module.
+
+    References
+    ----------
+    Mohamadi and Sutherland 2022.
+    """
     return FiniteNetwork(fully_connected(3, scale_inputs=True), width, n_outputs, row_shape, seed)
 
 
 def convnet8(width: int, n_outputs: int = 10, row_shape: tuple[int, ...] = CIFAR_ROWS, seed: int = 0) -> FiniteNetwork:
-    """The paper's ConvNet: eight 3×3 convolutions with normalised ReLU, GAP, Dense, inputs divided by √C. Source: as `fcn3`."""
+    """The ConvNet of Mohamadi and Sutherland: eight 3×3 convolutions with normalised ReLU, GAP, Dense, inputs divided by √C.
+
+    Parameters
+    ----------
+    width : int
+        Channels of every convolution.
+    n_outputs : int, optional
+        Number of outputs.
+    row_shape : tuple of int, optional
+        Shape of an image, (H, W, C).
+    seed : int, optional
+        Of the random weights.
+
+    Returns
+    -------
+    FiniteNetwork
+        A description; its `build` makes the module.
+
+    References
+    ----------
+    Mohamadi and Sutherland 2022.
+    """
     return FiniteNetwork(convolutional(8, scale_inputs=True), width, n_outputs, row_shape, seed)
 
 
 def _built(description: FiniteNetwork | ResNet18 | WideResNet, make: Callable[[], nn.Module]) -> nn.Module:
+    """The module that `make` gives, with the weights of the description's file where it has one."""
     require_torch(type(description).__name__)
     module = make()
     if description.weights is not None:
@@ -162,6 +271,7 @@ def _built(description: FiniteNetwork | ResNet18 | WideResNet, make: Callable[[]
 
 
 def _require_sizes(description: ResNet18 | WideResNet, *keys: str) -> None:
+    """InputError where one of these fields is no integer >= 1."""
     for key in keys:
         value = getattr(description, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -169,7 +279,7 @@ def _require_sizes(description: ResNet18 | WideResNet, *keys: str) -> None:
 
 
 def _set_weights(description: FiniteNetwork | ResNet18 | WideResNet) -> None:
-    """weights as text, for fingerprints; InputError for what is no path, or a seed that is no integer."""
+    """Make the path of weights a text, for fingerprints; InputError where it is no path, or the seed no integer."""
     name, weights, seed = type(description).__name__, description.weights, description.seed
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InputError(f"{name}: seed is {seed!r}, expected an integer.")

@@ -1,10 +1,9 @@
-"""Reading 3 of a `Network`: a `torch.nn.Module` of a given width in NTK parameterisation, whose tangent kernel over seeds tends to
-`kernels.NTK` of the network as it grows wider.
+"""The finite network of a `Network`: a `torch.nn.Module` of a given width, in NTK parameterisation.
 
-Every Dense and Conv is a plain `nn.Linear` or `nn.Conv2d` of standard normal weights between two constant factors, so that what
-captures layers by hooks sees only layers it knows. Sizes, factors and random streams are those of `networks.finite`: the same
-function as `features.finite`, bit-identical weights on any machine. Images are NCHW here, rows of arrays NHWC; torch's random
-state is not touched.
+Its tangent kernel, over seeds, tends to `kernels.NTK` of the network as the width grows. Every Dense and Conv is a plain
+`nn.Linear` or `nn.Conv2d` with standard normal weights between two constant factors, so that its gradients are captured layer by
+layer. Sizes, factors and random streams are those of `networks.finite`: the function is that of `features.finite`, and weights are
+equal bit by bit on every machine. Images are NCHW here, rows of arrays NHWC. torch's random state is not touched.
 """
 
 from __future__ import annotations
@@ -39,15 +38,41 @@ from ntkdask.networks.finite import FinitePlan, Weights, Where, finite_rows, par
 def finite_module(
     network: Network, width: int, row_shape: tuple[int, ...], n_outputs: int = 1, seed: int = 0, dtype: str = "float32"
 ) -> nn.Module:
-    """`network` with `width` units or channels in every hidden layer, for rows of `row_shape`: (d,), or (H, W, C).
+    """The network with finitely many units, in NTK parameterisation: z = σ_w·W h/√(fan-in) + σ_b·b, W and b standard normal.
 
-    z = σ_w·W h/√(fan-in) + σ_b·b with W, b standard normal from `seed` (MATH.md §1): the parameters of the module are W and b
-    themselves. Layers with trainable=False have requires_grad=False. A network that does not end in a Dense is read out by one that is
-    frozen, with the same expected kernels. Returns a module in eval mode on the CPU, its parameters of `dtype`, that takes (n, d), or
-    (n, C, H, W), to (n, n_outputs); a network of vectors flattens images in the order H, W, C. Output o does not depend on n_outputs.
+    Parameters
+    ----------
+    network : Network
+        The architecture. Layers with trainable=False have requires_grad=False. A network that does not end in a Dense is read out by a
+        frozen one, with the same expected kernels.
+    width : int
+        Units or channels of every hidden layer.
+    row_shape : tuple of int
+        Shape of a row of data: (d,) or (H, W, C).
+    n_outputs : int, optional
+        Number of outputs; output o does not depend on it.
+    seed : int, optional
+        Of the weights.
+    dtype : str, optional
+        "float32" or "float64", of the parameters.
 
-    Raises InputError for a width, rows or number of outputs that cannot be, an activation of which no function is known and
-    images that a layer does not fit; DtypeError unless dtype is float32 or float64. Source: Jacot et al. 2018; MATH.md §1, §5.
+    Returns
+    -------
+    torch.nn.Module
+        In eval mode on the CPU; takes (n, d) or (n, C, H, W) to (n, n_outputs). Its parameters are W and b themselves. A network of
+        vectors flattens images in the order H, W, C.
+
+    Raises
+    ------
+    InputError
+        For a width, a shape or a number of outputs that cannot be, an activation whose function is not known, and images that do not
+        fit a layer.
+    DtypeError
+        For another dtype.
+
+    References
+    ----------
+    Jacot et al. 2018; MATH.md §1, §5.
 
     >>> from ntkdask.networks import fully_connected
     >>> finite_module(fully_connected(1), width=64, row_shape=(5,), n_outputs=3)(torch.zeros(2, 5)).shape
@@ -63,7 +88,7 @@ def finite_module(
 
 
 class Rows(nn.Module):
-    """Checks what arrives, (n, d) or (n, C, H, W); networks of vectors get it flattened in the order of NHWC rows."""
+    """Checks the shape of rows, (n, d) or (n, C, H, W), and flattens them for networks of vectors, in the order of NHWC rows."""
 
     recorded_as = "ntkdask.modules.finite.Rows"
 
@@ -107,12 +132,12 @@ class Weighted(nn.Module):
         return self.core(x) * self.scale_out
 
     def extra_repr(self) -> str:
-        """The factors."""
+        """The factors, for `repr`."""
         return f"scale_in={self.scale_in:.6g}, scale_out={self.scale_out:.6g}"
 
 
 class Wrap(nn.Module):
-    """Images continued periodically: `before` and `after` are (rows, columns) to add, any number of times around."""
+    """Continues images periodically: `before` and `after` are the (rows, columns) to add, which may exceed the image."""
 
     recorded_as = "ntkdask.modules.finite.Wrap"
 
@@ -137,12 +162,12 @@ class Nonlinearity(nn.Module):
         self.sigma, self.factor = sigma, math.sqrt(gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x's shape."""
+        """n·σ(x) in the shape of x."""
         value = elementwise(self.sigma, x)
         return value if self.factor == 1 else value * self.factor
 
     def extra_repr(self) -> str:
-        """σ and its factor."""
+        """σ and its factor, for `repr`."""
         return f"{self.sigma}, factor={self.factor:.6g}"
 
 
@@ -152,11 +177,11 @@ class ChannelNorm(nn.Module):
     recorded_as = "ntkdask.modules.finite.ChannelNorm"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x's shape, (n, C) or (n, C, H, W)."""
+        """The normalised x, (n, C) or (n, C, H, W)."""
         centred = x - x.mean(1, keepdim=True)
         variance = (centred * centred).mean(1, keepdim=True)
         varies = variance > 0
-        # the inner where: the gradient of rsqrt at 0 is infinite, and 0·inf is NaN
+        # the inner `where`: at 0 the gradient of rsqrt is infinite, and 0·inf is NaN
         return centred * torch.where(varies, torch.where(varies, variance, 1).rsqrt(), 0)
 
 
@@ -249,17 +274,18 @@ class _Maker:
         return seeds.normals(self.seed, parameter_stream(where, name), rows, units, self.dtype)
 
     def parameter(self, values: np.ndarray, trainable: bool) -> nn.Parameter:
-        """In memory of its own."""
+        """A parameter with a copy of the values."""
         return nn.Parameter(torch.tensor(values), requires_grad=trainable)
 
 
 def _linear(weights: Weights) -> nn.Module:
+    """A Linear without its parameters."""
     # on "meta" nothing is allocated and no random number drawn
     return nn.Linear(weights.inputs, weights.units, bias=weights.has_bias, device="meta")
 
 
 def _convolution(layer: Conv, weights: Weights) -> tuple[nn.Module | None, nn.Module]:
-    """(module that pads, or None; Conv2d without its parameters): padding by Conv2d itself where it is the same on both sides."""
+    """(module that pads or None, Conv2d without its parameters); Conv2d itself pads where both sides get the same."""
     shape = weights.image or (1, 1)
     needed = zip(layer.output_shape(shape), layer.strides, layer.filter, shape, layer.before(shape), strict=True)
     before = layer.before(shape)
@@ -267,7 +293,7 @@ def _convolution(layer: Conv, weights: Weights) -> tuple[nn.Module | None, nn.Mo
     options: dict[str, Any] = {"stride": layer.strides, "bias": weights.has_bias, "device": "meta"}
     pad: nn.Module | None = None
     if layer.padding == "circular":
-        # torch pads both sides alike: the same where the filter is odd, and it goes around once at most
+        # torch pads both sides alike, and at most by the image once: enough for odd filters that are not larger
         if all(q % 2 == 1 and q // 2 <= side for q, side in zip(layer.filter, shape, strict=True)):
             options |= {"padding": (layer.filter[0] // 2, layer.filter[1] // 2), "padding_mode": "circular"}
         else:

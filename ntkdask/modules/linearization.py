@@ -25,14 +25,14 @@ from torch.func import functional_call, vjp
 from ntkdask.arrays import Array, to_host
 from ntkdask.errors import InputError
 from ntkdask.modules.jacobian.capture import require_output
-from ntkdask.modules.jacobian.twins import require_module, twin
+from ntkdask.modules.jacobian.twins import make_twin, require_module
 from ntkdask.modules.tensors import as_tensor
 from ntkdask.modules.torch_threads import task_threads
 
 POWER_STEPS = 20
-"""Of the power method that finds the learning rate."""
+"""Steps of the power method that finds the learning rate."""
 ASCENT_STEPS = 30
-"""Towards the worst parameters within reach."""
+"""Steps of the ascent towards the worst parameters."""
 
 Parameters = dict[str, torch.Tensor]
 Outputs = Callable[[Parameters], torch.Tensor]
@@ -40,9 +40,26 @@ Outputs = Callable[[Parameters], torch.Tensor]
 
 @dataclass(frozen=True)
 class LinearizationError:
-    """Root mean squares over test rows and outputs: `taylor`, `dynamics` and `worst` (see above), and `moved`, of f − f₀.
+    """How far a network is from its linearisation after training; the first four are root mean squares over test rows and outputs.
 
-    parameters_moved: ‖θ_T − θ₀‖; loss: ½‖f(D; θ_T) − Y‖²; linear_loss: of the linear model trained by itself; learning_rate: η.
+    Parameters
+    ----------
+    taylor : float
+        f − f_lin at the network's own θ_T.
+    dynamics : float
+        f at θ_T less f_lin after its own training.
+    worst : float
+        The largest f − f_lin that is found at parameters as far from θ₀ as θ_T.
+    moved : float
+        f − f₀: how far training moved the outputs.
+    parameters_moved : float
+        ‖θ_T − θ₀‖.
+    loss : float
+        ½‖f(D; θ_T) − Y‖².
+    linear_loss : float
+        The same of the linear model after its own training.
+    learning_rate : float
+        η.
     """
 
     taylor: float
@@ -65,25 +82,47 @@ def linearization_error(
     learning_rate: float | None = None,
     input_layout: str | None = "nchw",
 ) -> LinearizationError:
-    """Train by `steps` steps of full-batch gradient descent from the module's weights, and compare with the linear model.
+    """Train a network and its linearisation by full-batch gradient descent from the module's weights, and compare them.
 
-    module: in eval mode, of outputs (n, O), its float dtype is the one computed in; its weights, gradients and flags stay as they are.
-    x_train (n, *s), x_test (m, *s): arrays, 4-d ones as `input_layout` says; targets (n, O). learning_rate: η; None is 1/λ_max of
-    the empirical NTK of x_train, by the power method, at which every direction of the linear model converges.
-    Raises InputError for shapes that disagree, no parameters that require gradients, and training that diverged.
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In eval mode, with outputs (n, O). Computations are in its float dtype; its weights, gradients and flags stay as they are.
+    x_train : array (n, *s)
+        Training rows.
+    targets : array (n, O)
+        Their targets.
+    x_test : array (m, *s)
+        Rows on which the two are compared.
+    steps : int, optional
+        T.
+    learning_rate : float, optional
+        η. None: 1/λ_max of the empirical NTK of x_train, by the power method, at which all directions of the linear model converge.
+    input_layout : str or None, optional
+        "nchw": 4-d rows (n, H, W, C) reach the module as (n, C, H, W); None: as they are.
+
+    Returns
+    -------
+    LinearizationError
+        The differences.
+
+    Raises
+    ------
+    InputError
+        For shapes that disagree, a module without parameters that require gradients, and training that diverged.
     """
     if steps < 1 or (learning_rate is not None and not learning_rate > 0):
         raise InputError(
             f"linearization_error: steps={steps} and learning_rate={learning_rate}; use at least 1 step, a rate > 0."
         )
-    copy, start = _split(module)
+    twin, start = _split(module)
     like = next(iter(start.values()))
     train, test = (as_tensor(x, like.dtype, input_layout).to(like.device) for x in (x_train, x_test))
     y = torch.as_tensor(np.asarray(to_host(targets)), dtype=like.dtype, device=like.device)
 
     def on(rows: torch.Tensor) -> Outputs:
         # torch.func refuses to write to what it did not make: rows and buffers are copied, for modules that do
-        return lambda parameters: functional_call(copy, {**parameters, **_cloned(copy)}, (rows.clone(),))
+        return lambda parameters: functional_call(twin, {**parameters, **_cloned(twin)}, (rows.clone(),))
 
     with torch.no_grad():
         f0, f0_test = (require_output(on(x)(start), len(x), "linearization_error") for x in (train, test))
@@ -92,13 +131,13 @@ def linearization_error(
             f"linearization_error: the module gives {tuple(f0.shape)} and targets have shape {tuple(y.shape)}; they must agree."
         )
     with task_threads():
-        found = _trained(on(train), on(test), start, f0, f0_test, y, steps, learning_rate)
-    if not np.isfinite([found.taylor, found.dynamics]).all():
+        errors = _trained(on(train), on(test), start, f0, f0_test, y, steps, learning_rate)
+    if not np.isfinite([errors.taylor, errors.dynamics]).all():
         raise InputError(
-            f"linearization_error: training with learning_rate={found.learning_rate:g} diverged within {steps} steps. "
+            f"linearization_error: training with learning_rate={errors.learning_rate:g} diverged within {steps} steps. "
             "Use a smaller one."
         )
-    return found
+    return errors
 
 
 def _trained(
@@ -111,7 +150,7 @@ def _trained(
     steps: int,
     learning_rate: float | None,
 ) -> LinearizationError:
-    """Both trainings, and what they differ by."""
+    """Train both models, and return how they differ."""
     rate = learning_rate or 1.0 / _largest_eigenvalue(train, start, y - f0)
     theta = _descend(train, start, y, steps, rate)
     linear, change = _descend_linear(train, start, f0, y, steps, rate)
@@ -133,7 +172,7 @@ def _trained(
 
 
 def _split(module: torch.nn.Module) -> tuple[torch.nn.Module, Parameters]:
-    """(a private copy, the parameters that are trained)."""
+    """(a private copy, {name: initial value} of the parameters that are trained)."""
     module = require_module(module, "linearization_error")
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     if not names:
@@ -141,18 +180,18 @@ def _split(module: torch.nn.Module) -> tuple[torch.nn.Module, Parameters]:
             "linearization_error: no parameter of the module requires gradients; there is nothing to train."
         )
     first = module.get_parameter(names[0])
-    copy = twin(module, first.dtype, first.device)
-    return copy, {name: copy.get_parameter(name).detach() for name in names}
+    twin = make_twin(module, first.dtype, first.device)
+    return twin, {name: twin.get_parameter(name).detach() for name in names}
 
 
-def _cloned(copy: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: buffer.clone() for name, buffer in copy.named_buffers()}
+def _cloned(twin: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in twin.named_buffers()}
 
 
 def _vjp(f: Outputs, at: Parameters) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[Parameters]]]:
-    """(f, its transposed Jacobian) at some parameters."""
-    found: Any = vjp(f, at)
-    return found
+    """(f, the product with its transposed Jacobian) at some parameters."""
+    outputs_and_product: Any = vjp(f, at)
+    return outputs_and_product
 
 
 def _descend(f: Outputs, start: Parameters, y: torch.Tensor, steps: int, rate: float) -> Parameters:
@@ -178,7 +217,7 @@ def _descend_linear(
 
 
 def _largest_eigenvalue(f: Outputs, start: Parameters, v: torch.Tensor) -> float:
-    """λ_max of J Jᵀ from below, from products alone; the first direction is what training moves along."""
+    """λ_max of J Jᵀ, from below, by the power method from the direction `v`, that in which training begins."""
     _, pull = _vjp(f, start)
     v, size = v / v.norm().clamp_min(torch.finfo(v.dtype).tiny), 0.0
     for _ in range(POWER_STEPS):
@@ -193,16 +232,16 @@ def _largest_eigenvalue(f: Outputs, start: Parameters, v: torch.Tensor) -> float
 
 
 def _push(f: Outputs, start: Parameters, like: torch.Tensor, v: Parameters) -> torch.Tensor:
-    """J v, J of f at `start`; like: anything of the shape of f's outputs.
+    """J v, where J is the Jacobian of f at `start`, and `like` any tensor of the shape of the outputs of f.
 
-    Two reverse passes: fewer operations have forward derivatives in torch, and asking for them imports its deprecated compiler.
+    By two reverse passes: fewer operations have forward derivatives in torch, and asking for them imports its deprecated compiler.
     """
-    found: Any = vjp(lambda u: _vjp(f, start)[1](u)[0], torch.zeros_like(like))
-    return found[1](v)[0].detach()
+    outputs_and_product: Any = vjp(lambda u: _vjp(f, start)[1](u)[0], torch.zeros_like(like))
+    return outputs_and_product[1](v)[0].detach()
 
 
 def _worst(f: Outputs, start: Parameters, f0: torch.Tensor, change: Parameters) -> torch.Tensor:
-    """f − f_lin at the worst θ that is found as far from θ₀ as θ₀ + change: ascent from there, each step to the sphere again.
+    """f − f_lin at the worst θ that is found on the sphere around θ₀ through θ₀ + change, by ascent from that point.
 
     ∇½‖f − f_lin‖² = (J(θ) − J(θ₀))ᵀ(f − f_lin); where f is quadratic, this is the power method.
     """

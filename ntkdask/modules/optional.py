@@ -7,11 +7,11 @@ import importlib
 from ntkdask.errors import MissingDependencyError
 
 
-def require_torch(what: str) -> None:
-    """Return where torch can be imported; MissingDependencyError that says what needs it, and how to get it, otherwise."""
+def require_torch(caller: str) -> None:
+    """MissingDependencyError where torch cannot be imported; its message names the `caller` and how to install torch."""
     try:
         importlib.import_module("torch")
     except ImportError as error:
         raise MissingDependencyError(
-            f"{what} needs PyTorch, which cannot be imported here ({error}). Install it: pip install 'ntkdask[torch]'."
+            f"{caller} needs PyTorch, which cannot be imported here ({error}). Install it: pip install 'ntkdask[torch]'."
         ) from error

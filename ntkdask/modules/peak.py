@@ -1,7 +1,7 @@
-"""Bytes of tensors that a piece of code holds at its peak, on any device: what plans are made from and tests measure.
+"""The most bytes of tensors that a piece of code holds at once, on any device, for plans and for tests of plans.
 
-Counts the storages that PyTorch's operators make, from their making to their release; what a library allocates within one operator
-(cuDNN's and oneDNN's workspaces) is not seen. Slows small operators several times: meant for one dry run of two rows.
+Counts the storages that PyTorch's operators make, until they are released. What a library allocates within one operator (workspaces of
+cuDNN and oneDNN) is not seen. Small operators take several times as long: meant for one dry run of two rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PeakBytes(TorchDispatchMode):
         self._alive: dict[int, weakref.finalize] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The operator's own result, its new storages counted."""
+        """The result of the operator; its new storages are counted."""
         kwargs = kwargs or {}
         given = {id(t.untyped_storage()) for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
         out = func(*args, **kwargs)

@@ -1,6 +1,6 @@
 """How a network is trained: the protocol of Mohamadi and Sutherland 2022, Appendix A, as arguments. No torch here.
 
-Carried out by `training` (the steps) and `workflows.train` (the loop with its checkpoints).
+Carried out by `training` (the steps) and `workflows.empirical.train` (the loop with its checkpoints).
 """
 
 from __future__ import annotations
@@ -19,12 +19,41 @@ LOSSES = ("cross_entropy", "squared")
 class TrainingProtocol:
     """Stochastic gradient descent with momentum and weight decay at a constant learning rate, without data augmentation.
 
-    v ← momentum·v + ∇loss + weight_decay·θ, θ ← θ − learning_rate·v, over batches of `batch` rows in a new order each epoch.
-    learning_rate_if_diverged: training starts again with it, once, when the loss of an epoch is not finite or more than
-    `divergence` times that of the initial weights; None: it is an error at once. checkpoints: epochs after which the weights are
-    kept, 0 for the initial ones. loss: "cross_entropy" of softmax (labels or probabilities), or "squared", ½‖f − y‖². Both are means
-    over rows. The paper does not name its loss or the weights' initial law; its readout is a classifier's.
-    Raises InputError for values that cannot be. Source: Mohamadi and Sutherland 2022, Section 4 and Appendix A.
+    v ← momentum·v + ∇loss + weight_decay·θ, θ ← θ − learning_rate·v, over batches of rows in a new order each epoch.
+
+    Parameters
+    ----------
+    epochs : int, optional
+        Passes over the rows.
+    batch : int, optional
+        Rows of a batch.
+    learning_rate : float, optional
+        Constant.
+    learning_rate_if_diverged : float, optional
+        Training starts again with it, once, where it diverges; None: that is an error at once.
+    momentum : float, optional
+        In [0, 1).
+    weight_decay : float, optional
+        Not negative.
+    checkpoints : tuple of int, optional
+        Epochs after which the weights are kept, 0 for the initial ones.
+    loss : str, optional
+        "cross_entropy" of softmax (labels or probabilities), or "squared", ½‖f − y‖². Both are means over rows.
+    divergence : float, optional
+        Training diverges where the loss of an epoch is not finite, or more than so many times that of the initial weights.
+
+    Raises
+    ------
+    InputError
+        For values that cannot be.
+
+    Notes
+    -----
+    The paper names neither its loss nor the law of the initial weights; its readout is that of a classifier.
+
+    References
+    ----------
+    Mohamadi and Sutherland 2022, Section 4 and Appendix A.
     """
 
     epochs: int = 200

@@ -40,9 +40,31 @@ def wide_resnet(
 ) -> nn.Module:
     """WideResNet-depth-widening: (depth − 4)/6 pre-activation blocks in each group, of 16k, 32k, 64k channels, k = `widening`.
 
-    groups: how many of them. Mohamadi and Sutherland have two, and a stem of 16k: groups=2, stem_width=16·widening. WRN-16-4 has
-    2 748 890 parameters with 10 outputs. Sizes are checked by `descriptions.WideResNet`, otherwise as `resnet18`.
-    Source: Zagoruyko and Komodakis 2016.
+    Parameters
+    ----------
+    depth : int, optional
+        Number of layers, 6n + 4.
+    widening : int, optional
+        k.
+    n_outputs : int, optional
+        Number of outputs.
+    seed : int, optional
+        Of the weights.
+    channels : int, optional
+        Channels of an image.
+    groups : int, optional
+        Number of groups. Mohamadi and Sutherland have two, and a stem of 16k channels.
+    stem_width : int, optional
+        Channels of the first convolution.
+
+    Returns
+    -------
+    torch.nn.Module
+        As of `resnet18`. WRN-16-4 has 2 748 890 parameters with 10 outputs. Sizes are checked by `descriptions.WideResNet`.
+
+    References
+    ----------
+    Zagoruyko and Komodakis 2016.
     """
     with torch.device("meta"):
         widths = [stem_width, *(16 * widening * 2**group for group in range(groups))]

@@ -1,7 +1,7 @@
 """Arrays to tensors and back: CuPy by DLPack and NumPy by its buffer, without copies.
 
 A module sees rows in its own layout: images lie as (n, H, W, C) in this package and go to most PyTorch modules as (n, C, H, W).
-Called by everything in this package that feeds a module; arrays, not tensors, are what kernels and maps take and give.
+Used wherever a module is called; kernels and maps themselves take and give arrays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LAYOUTS = ("nchw", None)
 
 
 def require_layout(layout: str | None, name: str = "input_layout") -> str | None:
-    """`layout` when it is "nchw" or None; InputError otherwise."""
+    """`layout` itself; InputError, which calls it `name`, where it is neither "nchw" nor None."""
     if layout not in LAYOUTS:
         raise InputError(
             f"{name} is {layout!r}; give 'nchw' (4-d rows (n, H, W, C) reach the module as (n, C, H, W)) or None (rows as they are)."
@@ -27,11 +27,21 @@ def require_layout(layout: str | None, name: str = "input_layout") -> str | None
 
 
 def as_tensor(x: Array, dtype: torch.dtype | None = None, layout: str | None = "nchw") -> torch.Tensor:
-    """`x` as a tensor on its own device, sharing memory wherever the library allows it.
+    """`x` as a tensor on the device where it lies, which shares its memory where torch allows that.
 
-    x: NumPy or CuPy array, or a tensor. NumPy that torch cannot share (read-only, of negative strides or foreign byte order) is
-    copied. dtype: cast to, None for x's own. layout: "nchw" gives 4-d (n, H, W, C) as an (n, C, H, W) view; None leaves them.
-    Write to the result only where you know that it is a copy.
+    Parameters
+    ----------
+    x : NumPy or CuPy array, or tensor
+        NumPy arrays that torch cannot share (read-only, of negative strides or foreign byte order) are copied.
+    dtype : torch.dtype, optional
+        Of the result; None: that of x.
+    layout : str or None, optional
+        "nchw": 4-d rows (n, H, W, C) are viewed as (n, C, H, W); None: as they are.
+
+    Returns
+    -------
+    tensor
+        Write to it only where it is known to be a copy.
     """
     require_layout(layout, "layout")
     if isinstance(x, torch.Tensor):

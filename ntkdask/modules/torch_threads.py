@@ -1,4 +1,4 @@
-"""torch's own threads, as many as the running task may use."""
+"""The number of threads of torch's operators: as many as the running task may use."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ntkdask import threads
 
 @contextlib.contextmanager
 def task_threads() -> Iterator[None]:
-    """Run the body with `threads.current()` threads within torch's operators, and give back what there was.
+    """A context in which torch's operators use `threads.current()` threads; afterwards the numbers are as before.
 
-    torch speaks to OpenMP and to MKL, and reports OpenMP's number alone. `threads.limited` reaches OpenMP where it knows torch's copy
-    of it, and never MKL: so the number is always set, and both are given back.
+    torch sets the threads of OpenMP and of MKL, and reports those of OpenMP alone. `threads.limited` reaches OpenMP where it knows
+    torch's copy of the library, and never MKL. So both numbers are set here, and both restored.
     """
     openmp = torch.get_num_threads()
     mkl = mkl_threads()

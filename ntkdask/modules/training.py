@@ -1,8 +1,8 @@
 """The steps of training a module: an epoch of stochastic gradient descent, its loss and accuracy, and all that a resume needs.
 
-Numerics alone: nothing is written here; `workflows.train` keeps checkpoints. The order of an epoch's rows, and the random numbers of
-dropout, are functions of seed and epoch, so that a resumed training takes the same steps: the same bits on the CPU at an equal
-number of threads. torch's own random state is left as it was.
+Numerics alone: nothing is written here; `workflows.empirical.train` keeps checkpoints. The order of an epoch's rows, and the random
+numbers of dropout, are functions of seed and epoch, so that a resumed training takes the same steps: the same bits on the CPU at an
+equal number of threads. torch's own random state is left as it was.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EVALUATION_ROWS = 1024
 
 @dataclass(frozen=True)
 class Score:
-    """Mean loss over rows, and the share of rows whose largest output is that of their target; None for a single output."""
+    """Mean loss over rows, and accuracy: the share of rows whose largest output is that of their target; None for one output."""
 
     loss: float
     accuracy: float | None
@@ -50,12 +50,28 @@ class Examples:
         return len(self.x)
 
     def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """A copy of some rows, which the module may write to, images as it takes them, and their targets."""
+        """A copy of some rows, in the layout that the module takes, and their targets; the module may write to the copy."""
         return as_tensor(self.x[chosen], layout=self.layout), self.targets[chosen]
 
 
 class Training:
-    """A module with its optimiser and its rows; `epoch` changes the module in place, and leaves its training flags as they were."""
+    """A module with its optimiser and its rows; `epoch` changes the weights in place and leaves the training flags as they were.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        With outputs (n, O) and parameters that require gradients.
+    protocol : TrainingProtocol
+        How it is trained.
+    x : array (n, *s)
+        Training rows, float32 or float64.
+    targets : array (n,) or (n, O)
+        Integer labels, or floats.
+    seed : int
+        Of the order of rows, and of dropout.
+    input_layout : str or None, optional
+        "nchw": 4-d rows (n, H, W, C) reach the module as (n, C, H, W); None: as they are.
+    """
 
     def __init__(
         self,
@@ -89,9 +105,10 @@ class Training:
         return Examples(rows, self._targets(labels).to(device), self._layout)
 
     def epoch(self, number: int) -> Score:
-        """One pass over the rows, in the order of epoch `number` (from 1): its mean loss and accuracy on the way, in training mode.
+        """One pass over the rows in training mode; returns mean loss and accuracy as they were on the way.
 
-        A last batch of one row, of which BatchNorm has no variance, is joined to the one before it.
+        The epoch's `number`, from 1, decides the order of rows. A last batch of one row, which would give BatchNorm no variance, is
+        joined to the batch before it.
         """
         protocol, examples = self.protocol, self.examples
         order = seeds.permutation(self.seed, ("training", "order", number), examples.n)
@@ -130,21 +147,21 @@ class Training:
         return not math.isfinite(loss) or loss > self.protocol.divergence * max(initial_loss, math.log(2))
 
     def restart(self, learning_rate: float) -> None:
-        """The initial weights again, without momentum, at another learning rate."""
+        """Go back to the initial weights, without momentum, with another learning rate."""
         self._own.load_state_dict(self._initial)
         self._optimizer = self._new_optimizer(learning_rate)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, buffers and momenta by name: all that a resume needs besides the number of the epoch."""
-        found = {f"weights.{name}": tensor for name, tensor in self._own.state_dict().items()}
+        state = {f"weights.{name}": tensor for name, tensor in self._own.state_dict().items()}
         for name, parameter in self._names.items():
             velocity = self._optimizer.state[parameter].get("momentum_buffer")
             if velocity is not None:
-                found[f"momentum.{name}"] = velocity
-        return found
+                state[f"momentum.{name}"] = velocity
+        return state
 
     def restore(self, state: Mapping[str, Tensor], learning_rate: float) -> None:
-        """Go on from a `state`."""
+        """Go back to weights, buffers and momenta that `state` gave."""
         weights = {k.removeprefix("weights."): v for k, v in state.items() if k.startswith("weights.")}
         self._own.load_state_dict(weights)
         self._optimizer = self._new_optimizer(learning_rate)
@@ -173,7 +190,7 @@ class Training:
         return int(outputs.shape[1])
 
     def _targets(self, targets: np.ndarray) -> Tensor:
-        """Labels as int64, one-hot for the squared loss; others (n, O) in the module's dtype. InputError for what is neither."""
+        """Labels as int64, one-hot for the squared loss; floats (n, O) in the module's dtype. InputError for anything else."""
         if targets.dtype.kind in "iu" and targets.ndim == 1:
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= self.n_outputs:
@@ -194,7 +211,7 @@ class Training:
 
     @contextlib.contextmanager
     def _seeded(self, number: int) -> Iterator[None]:
-        """torch's generator of the module's device, seeded for an epoch, and afterwards as it was."""
+        """A context in which torch's generator of the module's device is seeded for an epoch; afterwards it is as it was."""
         device = self._first.device
         is_cuda = device.type == "cuda"
         generator = torch.cuda.default_generators[device.index] if is_cuda else torch.default_generator
@@ -228,7 +245,7 @@ def _hits(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
-    """`order` cut into pieces of `size` and a last, smaller one of at least two (where there are two)."""
+    """`order` cut into pieces of `size`; a last piece of one row is joined to the one before it."""
     edges = list(range(0, len(order), size))
     if len(edges) > 1 and len(order) - edges[-1] == 1:
         edges.pop()
@@ -237,7 +254,7 @@ def _batches(order: Tensor, size: int) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Every submodule in training mode, or in eval mode; afterwards each as it was."""
+    """A context in which all submodules are in training mode, or in eval mode; afterwards each is as it was."""
     before = {part: part.training for part in module.modules()}
     module.train(training)
     try:

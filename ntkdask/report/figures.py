@@ -2,7 +2,7 @@
 
 No pyplot, no files. A function returns None when there is nothing finite to draw. Build figures inside
 `plain_settings()`, so that a user's matplotlibrc changes nothing. Ink and paper have colours of their own, which
-`inline` replaces by the page's: one drawing reads on light and on dark. Called by `report`.
+`inline` replaces by those of the page, so that one drawing can be read on light and on dark. Called by `page`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BAR_COLOURS = {"main": BLUE, "measured": ORANGE, "quiet": "#8b949e"}
 
 @contextlib.contextmanager
 def plain_settings() -> Iterator[None]:
-    """Matplotlib's own defaults for the time of a drawing; text stays text in the SVG."""
+    """A context with Matplotlib's own defaults; text stays text in an SVG."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         # names in scripts that DejaVu lacks: the reader's browser has the glyphs
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -58,7 +58,7 @@ def inline(svg: str, title: str) -> str:
 
 
 def canvas(width: float, height: float, *, grid: str | None = "both") -> tuple[Figure, Axes]:
-    """A figure of that many inches with one quiet set of axes."""
+    """A figure of this size in inches with one plain set of axes; `grid` is "x", "y", "both" or None."""
     figure = Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
     axes = figure.add_subplot()
     _quiet(axes, grid)
@@ -75,19 +75,19 @@ def _quiet(axes: Axes, grid: str | None) -> None:
 
 
 def label(text: Any, limit: int = 24) -> str:
-    """Text for a drawing: printable, short, and never read as TeX."""
+    """Text for a drawing: printable, at most `limit` characters, and never read as TeX."""
     kept = "".join(c if c.isprintable() else " " for c in str(text))
     kept = kept if len(kept) <= limit else kept[: limit - 1] + "…"
     return kept.replace("$", r"\$")
 
 
 def fading(count: int) -> float:
-    """Opacity of one of `count` curves over each other."""
+    """The opacity of each of `count` curves that are drawn over each other."""
     return 1.0 if count == 1 else max(0.25, 2.0 / max(count, 1))
 
 
 def log_axis(axis: Any) -> None:
-    """Few major ticks, written as the page writes numbers; minor ones stay nameless."""
+    """Give a logarithmic axis few major ticks, with numbers as on the page, and minor ticks without labels."""
     axis.set_major_locator(LogLocator(numticks=7))
     axis.set_major_formatter(FuncFormatter(lambda v, _: number(float(v))))
     axis.set_minor_formatter(FuncFormatter(lambda v, _: ""))

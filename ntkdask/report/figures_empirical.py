@@ -1,6 +1,6 @@
 """The figures of a sweep over pseudo- and empirical NTKs, as in Mohamadi & Sutherland. As in `figures`: plain data in, a Figure out.
 
-Rows are those of `workflows.pntk_sweep.sweep_rows`. Called by the sweep's command.
+Rows are those of `workflows.empirical.sweep.sweep_rows`. Called by the command `ntkdask sweep`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ntkdask.solvers.kernel_measures import power_law
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the sweep's table, what it is called on an axis, and whether that axis is logarithmic."""
+    """A column of the sweep's table, its title on an axis, and whether that axis is logarithmic."""
 
     key: str
     title: str
@@ -45,11 +45,11 @@ MEASURES = {
     "figure-11-gain": Measure("pntk_gain", "accuracy of f̂_lin − of f"),
     "figure-12-final": Measure("pntk_final", "accuracy of f̂_lin − of f at the end"),
 }
-"""Figures of the paper by file name."""
+"""The measure of each figure of the paper, by file name."""
 
 
 def write_figures(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Every figure that the rows have numbers for, as folder/<name>.svg, and those of the initial weights against width."""
+    """Write a figure folder/<name>.svg for each measure that the rows have, and one of the initial weights against width."""
     written = []
     rows = with_final(rows)
     initial = [row for row in rows if row.get("epoch") == 0]
@@ -66,7 +66,7 @@ def write_figures(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]
 
 
 def with_final(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with pntk_final: the accuracy of f̂_lin less that of the network at the last epoch of its training. Appendix C."""
+    """The rows with `pntk_final`: the accuracy of f̂_lin less that of the network after its last epoch; Appendix C of the paper."""
     last: dict[tuple[Any, ...], tuple[float, float]] = {}
     for row in rows:
         key, at = _training(row), (as_float(row.get("epoch")), as_float(row.get("accuracy")))
@@ -84,7 +84,7 @@ def against_epochs(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Figur
 
     None where there are fewer than two epochs, or no numbers.
     """
-    kept = _known(rows, measure)
+    kept = _with_numbers(rows, measure)
     if len({row["epoch"] for row in kept}) < 2:
         return None
     figure, panels = _panels(kept, measure)
@@ -102,11 +102,11 @@ def against_epochs(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Figur
 
 
 def against_width(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Figure | None:
-    """The measure of rows of one epoch against width, a line for each network, with its power where the axis is logarithmic.
+    """The measure against width, a line for each network, for rows of one epoch; legends have slopes where the axis is logarithmic.
 
     None where no network has two widths, or no numbers.
     """
-    kept = _known(rows, measure)
+    kept = _with_numbers(rows, measure)
     names = [
         n for n in dict.fromkeys(r["network"] for r in kept) if len({r["width"] for r in kept if r["network"] == n}) > 1
     ]
@@ -117,10 +117,10 @@ def against_width(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Figure
     _quiet(axes, measure)
     for place, name in enumerate(names):
         widths, means, deviations = _over_seeds([row for row in kept if row["network"] == name], "width", measure)
-        said = label(name)
+        legend = label(name)
         if measure.log and (means > 0).all():
-            said += f", slope {power_law(widths, means):.2f}"
-        _line(axes, widths, means, deviations, colormaps["tab10"](place % 10), said)
+            legend += f", slope {power_law(widths, means):.2f}"
+        _line(axes, widths, means, deviations, colormaps["tab10"](place % 10), legend)
     axes.set_xscale("log", base=2)
     ticks = sorted({row["width"] for row in kept})
     axes.set_xticks(ticks, [number(t) for t in ticks])
@@ -132,27 +132,29 @@ def against_width(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Figure
 
 
 def _training(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What identifies the training of a network."""
     return row.get("network"), row.get("width"), row.get("seed")
 
 
-def _known(rows: Sequence[Mapping[str, Any]], measure: Measure) -> list[Mapping[str, Any]]:
+def _with_numbers(rows: Sequence[Mapping[str, Any]], measure: Measure) -> list[Mapping[str, Any]]:
     """Rows with a number that the axis can show."""
     values = [(row, as_float(row.get(measure.key))) for row in rows]
     return [row for row, v in values if math.isfinite(v) and (v > 0 or not measure.log)]
 
 
 def _panels(rows: Sequence[Mapping[str, Any]], measure: Measure) -> tuple[Figure, dict[str, Axes]]:
+    """(a figure, {network: its panel})."""
     names = list(dict.fromkeys(row["network"] for row in rows))
     figure = Figure(figsize=(0.6 + 2.7 * len(names), 2.9), facecolor=PAPER, layout="constrained")
-    found = {}
+    panels = {}
     for place, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), place + 1)
         _quiet(axes, measure)
         axes.set_title(label(name), fontsize=9)
         if not place:
             axes.set_ylabel(measure.title)
-        found[name] = axes
-    return figure, found
+        panels[name] = axes
+    return figure, panels
 
 
 def _quiet(axes: Axes, measure: Measure) -> None:
@@ -177,7 +179,8 @@ def _over_seeds(
     return np.array(places, np.float64), np.array([v.mean() for v in values]), np.array([v.std() for v in values])
 
 
-def _line(axes: Axes, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray, colour: Any, said: str) -> None:
+def _line(axes: Axes, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray, colour: Any, legend: str) -> None:
+    """A line with error bars."""
     # a bar that would reach 0 has no place on a logarithmic axis
     below = np.minimum(deviation, 0.999 * mean) if axes.get_yscale() == "log" else deviation
     axes.errorbar(
@@ -190,5 +193,5 @@ def _line(axes: Axes, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray, co
         markersize=3,
         capsize=2,
         elinewidth=0.8,
-        label=said,
+        label=legend,
     )

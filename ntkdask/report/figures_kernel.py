@@ -1,6 +1,6 @@
 """The figures of a kernel ridge run: its spectrum, and its kernel as a heat map. As in `figures`: plain data in, a Figure out.
 
-Called by `report`.
+Called by `page`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ntkdask.report.words import number
 
 MAX_BOUNDARIES, MAX_NAMES, MAX_TARGETS = 40, 20, 6
 CLIPPED = (1.0, 99.0)
-"""Percentiles of the entries off the diagonal that the colours span."""
+"""Percentiles of the entries off the diagonal between which colours vary."""
 
 
 def spectrum(curves: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> Figure | None:
@@ -63,8 +63,20 @@ def heat_map(
 ) -> Figure | None:
     """A kernel (m, m) as a picture with its colour bar; NaN is left blank.
 
-    rows: what the rows are, in words. starts, names: first row and name of each class, whose bounds are drawn; or targets (m,)
-    of rows that are sorted by them. The colours span most entries off the diagonal, which alone would leave them all alike.
+    Colours vary over most entries off the diagonal; with the diagonal in their range these would look all alike.
+
+    Parameters
+    ----------
+    values : array (m, m)
+        The kernel, scaled to 1 on the diagonal.
+    rows : str
+        What the rows are, in words.
+    starts : sequence of int, optional
+        First row of each class; lines are drawn between classes.
+    names : sequence of str, optional
+        Name of each class.
+    targets : array (m,), optional
+        Targets of the rows, which are sorted by them, where there are no classes.
     """
     m = len(values)
     if m == 0 or not np.isfinite(values).any():
@@ -95,20 +107,20 @@ def heat_map(
 
 def _colours(values: np.ndarray) -> tuple[Normalize, str]:
     """Limits of the colours, and whether entries lie beyond them: "neither", "min", "max" or "both"."""
-    apart = values[~np.eye(len(values), dtype=bool)]
-    apart = apart[np.isfinite(apart)]
-    shown = apart if apart.size else values[np.isfinite(values)]
+    off_diagonal = values[~np.eye(len(values), dtype=bool)]
+    off_diagonal = off_diagonal[np.isfinite(off_diagonal)]
+    shown = off_diagonal if off_diagonal.size else values[np.isfinite(values)]
     low, high = np.percentile(shown, CLIPPED)
     if high - low < 1e-6:
         low, high = low - 0.5, high + 0.5
-    known = values[np.isfinite(values)]
-    beyond = (bool((known < low).any()), bool((known > high).any()))
+    finite = values[np.isfinite(values)]
+    beyond = (bool((finite < low).any()), bool((finite > high).any()))
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
     return Normalize(float(low), float(high)), extend
 
 
 def _name_rows(axes: Axes, m: int, starts: Sequence[int], names: Sequence[str], targets: np.ndarray | None) -> None:
-    """Names of the classes at their middles, as many as have room; or a few of the targets."""
+    """Tick labels: the names of classes in their middle, as many as there is room for, or a few of the targets."""
     ticks: list[tuple[float, str]] = []
     if starts:
         for start, stop, name in zip(starts, (*starts[1:], m), names, strict=True):

@@ -1,6 +1,6 @@
-"""A resolved job in words and as a listing. Pure functions on plain tables; called by `summary` and `report`.
+"""A resolved job in words and as a listing. Pure functions on plain tables; called by `summary_kernel` and `page`.
 
-They stay silent about what they do not know: a new layer, kernel or feature map is named by its type and its numbers.
+A layer, kernel or feature map for which there are no words here is named by its type and its numbers.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ MAX_PERIOD = 8
 
 
 def describe_job(job: Mapping[str, Any], solved_by: str = "") -> list[tuple[str, str]]:
-    """A resolved job in words: (part, sentence) pairs, parts that are absent left out.
+    """A resolved job in words: (part, sentence) for each part that it has.
 
-    A kernel's network is named with the kernel. solved_by: the solver that ran, in words.
+    The network of a kernel is named with the kernel. `solved_by` is the solver that ran, in words.
     """
     parts = {k: v for k, v in job.items() if isinstance(v, Mapping)}
     words = {
@@ -50,7 +50,7 @@ def describe_job(job: Mapping[str, Any], solved_by: str = "") -> list[tuple[str,
 
 
 def kernel_words(job: Mapping[str, Any]) -> list[str]:
-    """A job's kernel and what is to be said of it: ["NTK", "of Dense → relu → Dense"], ["RBF", "with γ 0.1"]; [] without one."""
+    """A job's kernel in words, name and details: ["NTK", "of Dense → relu → Dense"], ["RBF", "with γ 0.1"]; [] without a kernel."""
     kernel = job.get("kernel")
     if not isinstance(kernel, Mapping):
         return []
@@ -68,7 +68,7 @@ def kernel_words(job: Mapping[str, Any]) -> list[str]:
 
 
 def _phrase(table: Mapping[str, Any], skip: tuple[str, ...] = ()) -> str:
-    """`n components 8192, sampling spherical`: what is set, nested tables left to the listing."""
+    """The settings of a table, without nested tables: `n components 8192, sampling spherical`."""
     shown = [(k, v) for k, v in table.items() if k not in skip and v is not None and not isinstance(v, (Mapping, list))]
     return ", ".join(f"{SYMBOLS.get(k, k.replace('_', ' '))} {quantity(k, v)}" for k, v in shown)
 
@@ -87,7 +87,7 @@ def _network_words(network: Mapping[str, Any]) -> str:
 
 
 def chain(layers: Any) -> str:
-    """Layers in order, what comes three times or more said once: `3 × (Conv 3 × 3 → relu) → GlobalAvgPool → Dense`."""
+    """Layers in order, with repeated blocks written once: `3 × (Conv 3 × 3 → relu) → GlobalAvgPool → Dense`."""
     return " → ".join(_folded([_layer_words(layer) for layer in tables(layers)])) or "identity"
 
 
@@ -124,7 +124,7 @@ def _layer_words(layer: Mapping[str, Any]) -> str:
 
 
 def _activation_words(layer: Mapping[str, Any]) -> str:
-    """`abrelu (A 0.5, B 1.5)`: an activation by its own name, by its type where that is unknown, and its parameters."""
+    """An activation by its name, or by its type where it has none, with its parameters: `abrelu (A 0.5, B 1.5)`."""
     inner = next((layer[k] for k in ("activation", "name", "function") if layer.get(k)), "Activation")
     table = inner if isinstance(inner, Mapping) else {"name": inner}
     kind = str(table.get("name") or table.get("type") or "Activation")
@@ -157,7 +157,7 @@ def _solver_words(solver: Mapping[str, Any], kernel: bool) -> str:
 
 
 def _rest(solver: Mapping[str, Any], unused: tuple[str, ...]) -> str:
-    """The solver's other settings, those left out that play no part."""
+    """The other settings of the solver, without those that play no part."""
     iterative = () if solver.get("solver", "auto") in ("auto", "cg") else ITERATIVE
     asked = solver.get("solver")
     shown = {**solver, "solver": SOLVERS.get(asked, asked)} if isinstance(asked, str) else solver

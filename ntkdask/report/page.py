@@ -1,7 +1,7 @@
-"""A run's `metrics.json` as one self-contained page: `report.html`, with its figures as files in `figures/`.
+"""A run's `metrics.json` as one self-contained page, `report.html`, with its figures as files in `figures/`.
 
-Nothing is computed anew: everything on the page is what the run recorded, arranged; what it did not record is left
-out. Equal metrics give equal bytes. Called by the command line at the end of a run and by `ntkdask report`.
+Nothing is computed anew: the page shows what the run recorded, and leaves out what it did not record. Equal metrics give equal bytes.
+Called by the command line at the end of a run and by `ntkdask report`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_HEAT_MAP_CLASSES = 20
 def write_report(run: Path) -> Path:
     """Write `run/report.html` and `run/figures/*.svg` from `run/metrics.json`; returns the page's path.
 
-    Raises StoreError, saying what to do, when the metrics are missing or not what a run writes.
+    StoreError, which says what to do, where the metrics are missing or not what a run writes.
     """
     run = Path(run)
     metrics = read_metrics(run)
@@ -55,13 +55,13 @@ def write_report(run: Path) -> Path:
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
-    """`run/metrics.json`, its outline checked; absent parts become empty ones."""
+    """The content of `run/metrics.json`; StoreError where its outline is wrong. Absent parts become empty ones."""
     path = run / "metrics.json"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        found = "has no metrics.json: this run has not finished" if run.is_dir() else "is not a run's folder"
-        raise StoreError(f"{run} {found}. Look at it with: ntkdask status {run}") from error
+        state = "has no metrics.json: this run has not finished" if run.is_dir() else "is not a run's folder"
+        raise StoreError(f"{run} {state}. Look at it with: ntkdask status {run}") from error
     except (OSError, ValueError) as error:
         raise _malformed(path, f"it cannot be read as JSON ({error})") from error
     if not isinstance(metrics, dict):
@@ -79,12 +79,13 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return metrics
 
 
-def _malformed(path: Path, what: str) -> StoreError:
-    return StoreError(f"{path} is malformed: {what}. Run the job again: committed tiles are kept.")
+def _malformed(path: Path, reason: str) -> StoreError:
+    """The error for metrics of another outline."""
+    return StoreError(f"{path} is malformed: {reason}. Run the job again: committed tiles are kept.")
 
 
 def draw(metrics: Metrics) -> dict[str, str]:
-    """Every figure the metrics have data for, as SVG documents by name."""
+    """{name: SVG document} of the figures for which the metrics have data."""
     folds, matrix = metrics["folds"], summary.confusion_counts(metrics["folds"])
     seconds = {name: floats(row.get("seconds")) for name, row in metrics["tasks"].items()}
     spectra = [(s.ranks, s.values, s.alpha) for s in summary_kernel.spectra(folds)]
@@ -106,7 +107,7 @@ def draw(metrics: Metrics) -> dict[str, str]:
 
 
 def render(metrics: Metrics, drawn: Mapping[str, str]) -> str:
-    """The page as HTML; every text of the metrics is escaped."""
+    """The page as HTML, with the figures `drawn`; every text of the metrics is escaped."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,6 +1,6 @@
-"""What a report says, as rows ready to print: the metrics of a run, arranged. Pure functions; called by `report`.
+"""The text of a report: the metrics of a run, arranged as rows that are ready to print. Pure functions; called by `page`.
 
-`metrics` has passed `report.read_metrics`: its parts are tables and lists. What lies deeper may be missing or NaN.
+`metrics` has passed `page.read_metrics`: its parts are tables and lists. Values within them may be missing or NaN.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ CHOSEN_BY = {"gcv": "GCV", "loo": "LOO", "kfold": "k-fold", "holdout": "a holdou
 
 
 def headline(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """The cards on top: (name, value, remark). Test scores first, then what produced them and what they cost."""
-    made = [*_alpha_cards(metrics["folds"]), *summary_kernel.cards(metrics)]
-    return [*_score_cards(metrics), *made, *_cost_cards(metrics)]
+    """The cards (name, value, remark) on top: test scores, then the model, then time and memory."""
+    model = [*_alpha_cards(metrics["folds"]), *summary_kernel.cards(metrics)]
+    return [*_score_cards(metrics), *model, *_cost_cards(metrics)]
 
 
 def _score_cards(metrics: Metrics) -> list[tuple[str, str, str]]:
@@ -59,8 +59,8 @@ def _cost_cards(metrics: Metrics) -> list[tuple[str, str, str]]:
     total = as_float(metrics["seconds"].get("total", np.nansum(seconds) if seconds.size else None))
     cards = []
     if math.isfinite(total):
-        hands = f"{number(workers)} worker{'' if workers == 1 else 's'}" if workers else ""
-        cards.append(("Time", duration(total), hands))
+        remark = f"{number(workers)} worker{'' if workers == 1 else 's'}" if workers else ""
+        cards.append(("Time", duration(total), remark))
     if memory.get("measured_peak_bytes") is not None:
         budget = memory.get("budget_bytes")
         remark = f"of one worker; {byte_size(budget)} allowed" if budget else "of one worker"
@@ -76,11 +76,11 @@ def span(values: np.ndarray) -> str:
 
 
 def mean_test_score(metrics: Metrics, key: str) -> tuple[float, float]:
-    """(mean, standard deviation) of a test score as the run recorded it, else over its folds; NaN where unknown."""
+    """(mean, standard deviation) of a test score as the run recorded them, else over its folds; NaN where they are not known."""
     if key in metrics["test"]:
         return as_float(metrics["test"][key]), as_float(metrics["test"].get(f"{key}_std"))
-    found = floats([scores(f, "test").get(key) for f in metrics["folds"]])
-    return (float(found.mean()), float(found.std())) if found.size else (math.nan, math.nan)
+    values = floats([scores(f, "test").get(key) for f in metrics["folds"]])
+    return (float(values.mean()), float(values.std())) if values.size else (math.nan, math.nan)
 
 
 def scores(fold: Metrics, part: str) -> Mapping[str, Any]:
@@ -97,7 +97,7 @@ def chosen_row(fold: Metrics) -> Mapping[str, Any]:
 
 
 def fold_table(folds: Sequence[Metrics]) -> tuple[list[str], list[list[str]]]:
-    """(column names, rows) with one row a fold, and their mean when there are several."""
+    """(column names, rows) with a row for each fold, and a row of means where there are several."""
     columns = [(p, k) for k in SCORES for p in ("train", "test") if any(k in scores(f, p) for f in folds)]
     dimensions = [chosen_row(fold).get("effective_dimension") for fold in folds]
     known = ["Effective dimension"] if any(d is not None for d in dimensions) else []
@@ -138,7 +138,7 @@ def confusion_counts(folds: Sequence[Metrics]) -> np.ndarray:
 
 
 def largest_class(matrix: np.ndarray) -> float:
-    """Accuracy of always answering the largest class; NaN without test rows."""
+    """The accuracy of a classifier that always answers the largest class; NaN without test rows."""
     return float(matrix.sum(axis=1).max() / matrix.sum()) if matrix.sum() > 0 else math.nan
 
 
@@ -185,7 +185,7 @@ def scatter_points(folds: Sequence[Metrics]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stage_bars(seconds: Metrics) -> list[tuple[str, float, str, str]]:
-    """Rows for `figures.bars`: a stage each, then what the total holds beside them."""
+    """Rows for `figures.bars`: one for each stage, then the rest of the total."""
     stages = {k: as_float(v) for k, v in seconds.items() if k != "total"}
     known = sum(v for v in stages.values() if v == v)
     total = as_float(seconds.get("total", known))
@@ -219,7 +219,7 @@ def task_table(tasks: Metrics) -> list[list[str]]:
 
 
 def facts(data: Metrics) -> list[tuple[str, str]]:
-    """What is known of the data set and where it came from, in the order it was recorded."""
+    """(name, value) of all that the run recorded of the dataset and its origin, in that order."""
     names = {"n": "rows", "url": "url", "row_shape": "shape of a row", "class_names": "classes"}
     own = {k: v for k, v in data.items() if k != "provenance" and v not in (None, [])}
     origin = data.get("provenance") or {}
@@ -236,7 +236,7 @@ def _listed(names: Any, limit: int = 20) -> str:
 
 
 def environment_rows(metrics: Metrics) -> list[tuple[str, str]]:
-    """What the run ran on: package versions, BLAS, threads, workers, and every other plain value of the metrics."""
+    """(name, value) of package versions, BLAS, threads, workers, and all other plain values of the metrics."""
     first = [("ntkdask", metrics.get("ntkdask")), *metrics["versions"].items()]
     known = {"name", "task", "finished", "ntkdask", "score_name"}
     rest = [(k, v) for k, v in metrics.items() if k not in known and isinstance(v, (str, int, float))]
@@ -244,26 +244,27 @@ def environment_rows(metrics: Metrics) -> list[tuple[str, str]]:
 
 
 def find_warnings(metrics: Metrics) -> list[str]:
-    """What a reader should doubt: memory over plan, alpha at an end of its path, unfinished solves, scores not finite."""
-    found, memory = [], metrics["memory"]
+    """What a reader should doubt: more memory than planned, alpha at an end of its path, unfinished solves, scores not finite."""
+    warnings, memory = [], metrics["memory"]
     measured = as_float(memory.get("measured_peak_bytes"))
-    for key, what in (("planned_bytes", "plan"), ("budget_bytes", "budget")):
+    for key, limit in (("planned_bytes", "plan"), ("budget_bytes", "budget")):
         if measured > as_float(memory.get(key)):
             sizes = byte_size(measured), byte_size(memory[key])
-            found.append(f"The peak memory of a worker, {sizes[0]}, exceeded its {what} of {sizes[1]}.")
+            warnings.append(f"The peak memory of a worker, {sizes[0]}, exceeded its {limit} of {sizes[1]}.")
     for at, fold in enumerate(metrics["folds"]):
         where = f"Fold {number(fold.get('fold', at))}: " if len(metrics["folds"]) > 1 else ""
-        found += [where + text for text in _fold_warnings(fold)]
-    return found
+        warnings += [where + text for text in _fold_warnings(fold)]
+    return warnings
 
 
 def _fold_warnings(fold: Metrics) -> list[str]:
-    found = summary_kernel.solve_warnings(fold)
+    """The warnings of one fold."""
+    warnings = summary_kernel.solve_warnings(fold)
     tried = floats([row.get("alpha") for row in tables(fold.get("alpha_path"))])
     tried, alpha, test = tried[np.isfinite(tried)], as_float(fold.get("alpha")), scores(fold, "test")
     for end, edge in (("smallest", np.min), ("largest", np.max)):
         # below 0 there is nothing to try
         if tried.size > 2 and alpha > 0 and math.isclose(alpha, edge(tried), rel_tol=1e-9):
-            found.append(f"the chosen α = {number(alpha)} is the {end} tried: widen solver.alphas and run again.")
+            warnings.append(f"the chosen α = {number(alpha)} is the {end} tried: widen solver.alphas and run again.")
     bad = [SCORES[k] for k in SCORES if k in test and not math.isfinite(as_float(test[k]))]
-    return [*found, f"test {', '.join(bad)} is not finite."] if bad else found
+    return [*warnings, f"test {', '.join(bad)} is not finite."] if bad else warnings

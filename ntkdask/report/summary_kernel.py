@@ -20,7 +20,23 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of one fold's kernel matrix, some of them: their ranks from 1, descending values, the chosen alpha."""
+    """Some eigenvalues of the kernel matrix of one fold.
+
+    Parameters
+    ----------
+    fold : str
+        The fold's name.
+    ranks : array (k,)
+        Ranks of the eigenvalues, from 1.
+    values : array (k,)
+        The eigenvalues, descending.
+    alpha : float
+        The chosen alpha.
+    note : str
+        What the run says of the spectrum; empty for nothing.
+    smallest_alpha : float
+        The least alpha for which K + αI is safely positive definite.
+    """
 
     fold: str
     ranks: np.ndarray
@@ -32,7 +48,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Kernel of a few rows, (m, m) with NaN where unknown; what the rows are; where each class begins, and its name."""
+    """The kernel (m, m) of some rows, NaN where it is not known; what the rows are; the first row and the name of each class."""
 
     values: np.ndarray
     rows: str
@@ -42,12 +58,12 @@ class HeatMap:
 
 
 def fold_name(fold: Metrics, at: int) -> str:
-    """`fold 2`: the fold's own number, or its place."""
+    """The name of a fold, `fold 2`: by its own number, else by its place."""
     return f"fold {number(fold.get('fold', at))}"
 
 
 def cards(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """Headline cards (name, value, remark): the kernel, and the solver that ran."""
+    """The cards (name, value, remark) of the kernel and of the solver that ran."""
     words = kernel_words(metrics["job"])
     found = [("Kernel ridge", words[0], " ".join(words[1:]))] if words else []
     solvers = _solvers(metrics["folds"])
@@ -60,18 +76,18 @@ def cards(metrics: Metrics) -> list[tuple[str, str, str]]:
 
 
 def solver_words(folds: Sequence[Metrics]) -> str:
-    """Which solver ran and why, as the plan reasoned; empty when no fold says."""
+    """Which solver ran, and the plan's reason for it; empty where no fold tells."""
     return "; ".join(SOLVERS.get(name, name) + (f": {reason}" if reason else "") for name, reason in _solvers(folds))
 
 
 def _solvers(folds: Sequence[Metrics]) -> list[tuple[str, str]]:
-    """Each (solver, reason) once."""
+    """The (solver, reason) of all folds, each once."""
     found = [(f["solver"], str(f.get("solver_reason") or "")) for f in folds if isinstance(f.get("solver"), str)]
     return list(dict.fromkeys(found))
 
 
 def spectra(folds: Sequence[Metrics]) -> list[Spectrum]:
-    """Every fold's spectrum, where it has one: pairs that are not finite dropped, ordered by rank."""
+    """The spectra of the folds that have one, in the order of ranks; pairs that are not finite are left out."""
     found = []
     for at, fold in enumerate(folds):
         rows = fold.get("spectrum")
@@ -87,12 +103,12 @@ def spectra(folds: Sequence[Metrics]) -> list[Spectrum]:
     return found
 
 
-def spectrum_remark(found: Sequence[Spectrum]) -> str:
-    """What the drawing cannot show: notes of the run, eigenvalues below or at 0, an alpha of 0; once where folds agree."""
-    said = [(s.fold[:1].upper() + s.fold[1:] + ": ", " ".join(_spectrum_remarks(s))) for s in found]
-    if len({text for _, text in said}) == 1:
-        return said[0][1]
-    return " ".join(fold + text for fold, text in said if text)
+def spectrum_remark(spectra_of_folds: Sequence[Spectrum]) -> str:
+    """What the drawing cannot show: notes of the run, eigenvalues below or at 0, an alpha of 0; once where all folds agree."""
+    remarks = [(s.fold[:1].upper() + s.fold[1:] + ": ", " ".join(_spectrum_remarks(s))) for s in spectra_of_folds]
+    if len({text for _, text in remarks}) == 1:
+        return remarks[0][1]
+    return " ".join(fold + text for fold, text in remarks if text)
 
 
 def _spectrum_remarks(spectrum: Spectrum) -> list[str]:
@@ -110,7 +126,7 @@ def _spectrum_remarks(spectrum: Spectrum) -> list[str]:
 
 
 def _count(ranks: np.ndarray, inside: np.ndarray) -> str:
-    """How many ranks the marked ones stand for; a range where thinning hides their ends; empty for none."""
+    """How many ranks the marked places stand for, a range where ranks were left out between them; empty for none."""
     places = np.flatnonzero(inside)
     if not places.size:
         return ""
@@ -142,7 +158,7 @@ def heat_map(metrics: Metrics) -> HeatMap | None:
 
 
 def _classes(labels: np.ndarray, given: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """(first row of every run of one class, the classes' names)."""
+    """(the first row, the name) of each run of rows of one class; `given` are the names by label."""
     given = given if isinstance(given, list) else []
     starts, names, at = [], [], 0
     for label, run in groupby(labels.tolist(), key=lambda v: v if v == v else None):
@@ -154,7 +170,7 @@ def _classes(labels: np.ndarray, given: Any) -> tuple[tuple[int, ...], tuple[str
 
 
 def solve_table(folds: Sequence[Metrics]) -> tuple[list[str], list[list[str]]]:
-    """(column names, rows) with one row a solve; columns that no solve knows are left out."""
+    """(column names, rows) with a row for each solve; columns without a value are left out."""
     rows = [(at, fold, row) for at, fold in enumerate(folds) for row in tables(fold.get("solves"))]
     cells = [
         {
@@ -193,7 +209,7 @@ def _trace(row: Metrics) -> str | None:
 
 
 def solve_warnings(fold: Metrics) -> list[str]:
-    """Solves that did not converge: the fit itself, and those that alpha was chosen by."""
+    """Warnings of solves that did not converge: of the fit itself, and of those by which alpha was chosen."""
     rows = tables(fold.get("solves"))
     failed = [row for row in rows if row.get("converged") is False]
     alpha, found = as_float(fold.get("alpha")), []

@@ -1,4 +1,4 @@
-"""Numbers and sizes in words, and numbers out of what may be damaged. Pure functions; called by the report's modules."""
+"""Numbers and sizes in words, and numbers from values that may be damaged. Pure functions; called by the modules of the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number for people: `digits` significant digits, thin spaces between thousands, powers of ten when far from 1.
+    """A number for readers: `digits` significant digits, thin spaces between thousands, a power of ten where it is far from 1.
 
     >>> number(0.98104321), number(1e-6), number(1.25e12), number(None)
     ('0.981', '10⁻⁶', '1.25×10¹²', '–')
@@ -50,7 +50,7 @@ def percent(value: Any) -> str:
 
 
 def byte_size(value: Any) -> str:
-    """Bytes in binary units: 512000000 → 488.3 MiB."""
+    """Bytes in binary units: 512000000 → 488 MiB."""
     size = as_float(value)
     if not math.isfinite(size):
         return number(None)
@@ -74,7 +74,7 @@ def moment(value: Any) -> str:
 
 
 def quantity(key: str, value: Any) -> str:
-    """A value written as its key asks: bytes, seconds, flop, shapes, tables."""
+    """A value in the unit that its key names: bytes, seconds, flop, or a shape or table."""
     if isinstance(value, Mapping):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, (list, tuple)):
@@ -89,7 +89,7 @@ def quantity(key: str, value: Any) -> str:
 
 
 def as_float(value: Any) -> float:
-    """`value` as a float, NaN when it is none."""
+    """`value` as a float; NaN where it is no number."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -97,10 +97,10 @@ def as_float(value: Any) -> float:
 
 
 def floats(values: Any) -> np.ndarray:
-    """(n,) float64 of a list in which anything may stand; what is no number becomes NaN."""
+    """A list of any values as an array (n,) float64; what is no number becomes NaN."""
     return np.array([as_float(v) for v in values] if isinstance(values, (list, tuple)) else [], dtype=np.float64)
 
 
 def tables(value: Any) -> list[Mapping[str, Any]]:
-    """The tables of a list in which anything may stand; none when it is no list."""
+    """The tables in a list of any values; [] where `value` is no list."""
     return [row for row in value if isinstance(row, Mapping)] if isinstance(value, (list, tuple)) else []

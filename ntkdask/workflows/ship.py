@@ -51,7 +51,7 @@ def module_states(thing: Any, root: Path | str) -> dict[str, str]:
     """{digest of weights: path of their state, relative to root} of every `StoredModule` in `thing`; a saved model keeps it."""
     states = {}
     for stored in _parts(thing, lambda value: isinstance(value, StoredModule)):
-        _, source = shipping.known(stored)
+        _, source = shipping.lookup(stored)
         if isinstance(source, _StateArrays):
             states[stored.weights] = os.path.relpath(source.url, root)
     return states
@@ -60,7 +60,7 @@ def module_states(thing: Any, root: Path | str) -> dict[str, str]:
 def know_states(states: Mapping[str, str], root: Path | str) -> None:
     """Tell this process where the weights of modules are stored, from the table that `module_states` gave."""
     for weights, path in states.items():
-        shipping.know_weights(weights, _StateArrays(os.path.normpath(os.path.join(root, path))))
+        shipping.register_weights(weights, _StateArrays(os.path.normpath(os.path.join(root, path))))
 
 
 def restored(thing: T, original: Any) -> T:
@@ -102,7 +102,7 @@ def _mapped(thing: Any, change: Callable[[Any], Any]) -> Any:
 def _stored(module: Any, folder: Path, client: Any) -> StoredModule:
     """The `StoredModule` of a module, its weights in `folder`, or where they were stored before."""
     if isinstance(module, StoredModule):
-        stored, (skeleton, source) = module, shipping.known(module)
+        stored, (skeleton, source) = module, shipping.lookup(module)
     else:
         stored, skeleton = shipping.described(module), shipping.skeleton_of(module)
         source = partial(shipping.weights_of, module)
@@ -110,12 +110,12 @@ def _stored(module: Any, folder: Path, client: Any) -> StoredModule:
         _require_importable(client, stored, skeleton)
     if not isinstance(source, _StateArrays) or not os.path.exists(source.url):
         source = _StateArrays(save_state(folder, source(), {"torch_module": stored.class_name}))
-    shipping.know(stored, skeleton, source)
+    shipping.register_module(stored, skeleton, source)
     if client is not None:
         from ntkdask.execution.worker_setup import set_up_workers
 
         name = f"ntkdask-module-{stored.structure}-{stored.weights}"
-        set_up_workers(client, partial(shipping.know, stored, skeleton, source), name)
+        set_up_workers(client, partial(shipping.register_module, stored, skeleton, source), name)
     # the same object where nothing changed: the caller's kernel stays itself
     return module if isinstance(module, StoredModule) else stored
 

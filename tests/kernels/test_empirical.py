@@ -17,7 +17,7 @@ from ntkdask import KernelRidgeRegressor, threads  # noqa: E402
 from ntkdask.errors import InputError, MemoryBudgetError, MissingDependencyError  # noqa: E402
 from ntkdask.kernels import EmpiricalNTK, PseudoNTK  # noqa: E402
 from ntkdask.modules import empirical  # noqa: E402
-from ntkdask.modules.jacobian.gradients import FORM_BYTES  # noqa: E402
+from ntkdask.modules.jacobian.blocks import FORM_BYTES  # noqa: E402
 from ntkdask.modules.peak import PeakBytes  # noqa: E402
 from ntkdask.modules.tensors import as_array, as_tensor  # noqa: E402
 from ntkdask.modules.torch_threads import mkl_threads  # noqa: E402

@@ -22,7 +22,7 @@ def test_classification(tmp_path: Path) -> None:
     page = page_of(tmp_path, classification())
     assert drawn(tmp_path) == {"alpha-path", "confusion", "stages", "memory", "task-seconds"}
     assert "NTKRandomFeatures with n components 4\u202f096, sampling gaussian" in page
-    for text in ("98.10\u202f%", "class-2", "372.9\u202fMiB", "8 × 8 × 1"):
+    for text in ("98.10\u202f%", "class-2", "373\u202fMiB", "8 × 8 × 1"):
         assert text in page
     assert "7 values of α from 10⁻⁴ to 100, chosen by generalised cross-validation (GCV) on training rows" in page
     assert "1.2×10¹²\u202fflop" in page
@@ -140,7 +140,7 @@ def test_warnings_name_what_to_doubt() -> None:
     metrics["memory"]["measured_peak_bytes"] = 3 * 2**30
     metrics["folds"][1]["alpha"] = 100.0
     found = "\n".join(summary.find_warnings(metrics))
-    assert "3\u202fGiB, exceeded its plan of 392.9\u202fMiB" in found
+    assert "3\u202fGiB, exceeded its plan of 393\u202fMiB" in found
     assert "3\u202fGiB, exceeded its budget of 2\u202fGiB" in found
     assert "Fold 1: the chosen α = 100 is the largest tried" in found
     assert "Fold 0" not in found

@@ -1,9 +1,9 @@
 """What one use of a layer adds to the per-example gradient of one of its parameters, from the layer's input and output gradient.
 
-A parameter's gradient of one row is Σ_t g_t a_tᵀ (t: pixels, positions in a sequence; MATH.md §5), a sum of g ∘ x̂, or rows of a table.
-Each class here forms it for a batch, all of its columns or a range of them: `form(a, g, first, last)` gives
-(rows, outputs, (last − first)·granule) from a: (rows, *input shape) and g: (rows, outputs, *output shape), in the order of
-`parameter.reshape(-1)`. `outputs` counts cotangents. Arrays in, arrays out, no autograd; called by `gradients`.
+For one row this is Σ_t g_t a_tᵀ (t: pixels, or positions in a sequence; MATH.md §5), a sum of g ∘ x̂, or rows of a table. Each class
+here forms it for a batch of rows, all columns or a range of them: `form(a, g, first, last)` gives (rows, outputs,
+(last − first)·granule) from the inputs a (rows, *input shape) and the output gradients g (rows, outputs, *output shape). `outputs` is
+the number of cotangents; columns are in the order of `parameter.reshape(-1)`. Arrays in, arrays out, no autograd; called by `blocks`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class Contribution(Protocol):
         """Columns that are formed together."""
 
     def form(self, a: Tensor, g: Tensor, first: int, last: int) -> Tensor:
-        """(rows, outputs, (last − first)·granule): columns first·granule to last·granule of the gradient of each row."""
+        """Columns first·granule to last·granule of the gradient of each row, (rows, outputs, (last − first)·granule)."""
 
     def scratch(self, a_shape: tuple[int, ...], g_shape: tuple[int, ...], outputs: int) -> int:
-        """Numbers that `form` holds for a row beyond a, g and its result; shapes without rows and outputs."""
+        """Numbers that `form` holds for a row besides a, g and its result; the shapes are those of one row and one cotangent."""
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """Memory of `Terms.windows`: flat, for the windows, and (rows, channels, *padded) with zeros at its edges."""
+    """Memory of `Terms.windows`: flat for the windows, and (rows, channels, *padded) with zeros at the edges for padded inputs."""
 
     windows: Tensor
     padded: Tensor | None
@@ -49,7 +49,24 @@ class Buffers:
 class Terms:
     """Σ_t g_t a_tᵀ in groups: weights of Linear (t: positions) and of convolutions (t: output pixels).
 
-    columns = groups·units·depth for weights (groups·units, depth): `depth` inputs reach each unit; a granule is one unit's.
+    Parameters
+    ----------
+    columns : int
+        Number of weights, groups·units·granule.
+    granule : int
+        Weights of one unit, an input each.
+    groups : int
+        Groups of a convolution; 1 for Linear.
+    kernel : tuple of int, optional
+        Sides of the filter; empty for Linear.
+    stride : tuple of int, optional
+        Stride along each axis.
+    padding : tuple of int, optional
+        Pixels before and after each axis, the last axis first, as `torch.nn.functional.pad` takes them.
+    dilation : tuple of int, optional
+        Dilation along each axis.
+    padding_mode : str, optional
+        Of `torch.nn.functional.pad`; "constant" pads with zeros.
     """
 
     columns: int
@@ -67,9 +84,9 @@ class Terms:
         return self.columns // self.granule // self.groups
 
     def windows(self, a: Tensor, first: int, last: int, buffers: Buffers | None = None) -> Tensor:
-        """(rows, last − first, depth, terms): what the units of the groups `first` to `last` saw, term by term.
+        """The inputs of the units of the groups `first` to `last`, term by term: (rows, last − first, granule, terms).
 
-        buffers: of `self.buffers`, to write them to; the result lies in them.
+        They are written to `buffers`, as `self.buffers` gives them, where these are given.
         """
         if not self.kernel:
             return a.reshape(len(a), -1, a.shape[-1]).transpose(1, 2).unsqueeze(1)
@@ -94,7 +111,7 @@ class Terms:
         return view.reshape(len(a), last - first, self.granule, math.prod(sizes))
 
     def _padded(self, a: Tensor, buffers: Buffers | None) -> Tensor:
-        """(rows, channels, *padded): contiguous, or in a buffer whose edges are zero already."""
+        """The padded inputs (rows, channels, *padded): contiguous, or in a buffer whose edges are zero already."""
         if buffers is not None and buffers.padded is not None:
             out = buffers.padded[: len(a), : a.shape[1]]
             inner = [slice(None), slice(None)]
@@ -108,9 +125,9 @@ class Terms:
         return a.contiguous()
 
     def buffers(self, a: Tensor, rows: int) -> Buffers | None:
-        """Room for the windows of one group of `rows` rows at a time; None where they are views of a.
+        """Memory for the windows of one group for `rows` rows, used again for the next rows; None where windows are views of a.
 
-        Fresh pages for every few rows would cost as much as filling them.
+        New memory for every few rows would cost as much as filling it.
         """
         if math.prod(self.kernel) == 1:
             return None
@@ -126,11 +143,11 @@ class Terms:
         return Buffers(a.new_empty(rows * self.granule * terms), padded)
 
     def terms(self, g_shape: tuple[int, ...]) -> int:
-        """Terms of the sum, from the shape of a row's output gradient."""
+        """Number of terms, from the shape of a row's output gradient."""
         return math.prod(g_shape[1:] if self.kernel else g_shape[:-1])
 
     def cotangents(self, g: Tensor) -> Tensor:
-        """(rows, outputs, units of all groups, terms)."""
+        """The output gradients term by term, (rows, outputs, units of all groups, terms)."""
         if self.kernel:
             return g.reshape(*g.shape[:3], -1)
         return g.reshape(*g.shape[:2], -1, g.shape[-1]).transpose(2, 3)
@@ -142,7 +159,23 @@ class Terms:
         return out
 
     def write(self, a: Tensor, g: Tensor, first: int, last: int, out: Tensor, buffers: Buffers | None = None) -> None:
-        """`form` into out (rows, outputs, columns); one batched product for each group. buffers: of `windows`."""
+        """As `form`, into given memory; one batched product for each group.
+
+        Parameters
+        ----------
+        a : tensor (rows, *)
+            Inputs.
+        g : tensor (rows, outputs, *)
+            Output gradients.
+        first : int
+            First granule.
+        last : int
+            The granule after the last.
+        out : tensor (rows, outputs, (last − first)·granule)
+            Where the gradient goes.
+        buffers : Buffers, optional
+            Memory for the windows.
+        """
         g = self.cotangents(g)[:, :, first:last]
         rows, outputs, _, terms = g.shape
         if terms == 1:
@@ -150,23 +183,23 @@ class Terms:
             return
         for group in range(first // self.units, -(-last // self.units)):
             low, high = max(first, group * self.units) - first, min(last, (group + 1) * self.units) - first
-            seen = self.windows(a, group, group + 1, buffers).squeeze(1).transpose(1, 2)
+            inputs = self.windows(a, group, group + 1, buffers).squeeze(1).transpose(1, 2)
             left = g[:, :, low:high].reshape(rows, -1, terms)
-            into = out[:, :, low * self.granule : high * self.granule]
+            target = out[:, :, low * self.granule : high * self.granule]
             if outputs == 1:
-                torch.bmm(left, seen, out=into.view(rows, high - low, self.granule))
+                torch.bmm(left, inputs, out=target.view(rows, high - low, self.granule))
             else:
-                into.copy_(torch.bmm(left, seen).view(into.shape))
+                target.copy_(torch.bmm(left, inputs).view(target.shape))
 
     def _write_outer(self, a: Tensor, g: Tensor, first: int, last: int, out: Tensor) -> None:
-        """One term: g aᵀ."""
-        seen = self.windows(a, 0, self.groups).squeeze(-1)
+        """`write` where there is one term, g aᵀ."""
+        inputs = self.windows(a, 0, self.groups).squeeze(-1)
         if self.groups > 1:
-            seen = seen[:, torch.arange(first, last, device=g.device) // self.units]
-        torch.mul(g, seen.unsqueeze(1), out=out.view(*g.shape[:3], self.granule))
+            inputs = inputs[:, torch.arange(first, last, device=g.device) // self.units]
+        torch.mul(g, inputs.unsqueeze(1), out=out.view(*g.shape[:3], self.granule))
 
     def scratch(self, a_shape: tuple[int, ...], g_shape: tuple[int, ...], outputs: int) -> int:
-        """Padded inputs, the windows of a group, or of each unit where there is one term, and copies of g."""
+        """See `Contribution.scratch`: padded inputs, the windows of a group (of each unit where there is one term), copies of g."""
         padded = 2 * (math.prod(a_shape) + sum(self.padding)) if self.kernel else 0
         windows = self.granule * self.terms(g_shape) if self.terms(g_shape) > 1 else 0
         spread = self.columns if self.groups > 1 and not windows else 0
@@ -175,7 +208,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Sums:
-    """Σ g over positions and pixels: biases. `last`: a parameter of the shape of a row's last axes, not of its first (channels)."""
+    """Σ g over positions and pixels: biases. `last`: the parameter has the shape of a row's last axes, else of its channels."""
 
     columns: int
     granule: int
@@ -186,12 +219,12 @@ class Sums:
         return _collapsed(g, self.columns, self.last)[..., first * self.granule : last * self.granule]
 
     def scratch(self, a_shape: tuple[int, ...], g_shape: tuple[int, ...], outputs: int) -> int:
-        """What a sum over strided axes may copy."""
+        """See `Contribution.scratch`: a sum over strided axes may copy g."""
         return outputs * math.prod(g_shape)
 
 
 def _collapsed(product: Tensor, columns: int, last: bool) -> Tensor:
-    """(rows, outputs, *shape) → (rows, outputs, columns): summed over all of a row's axes but the last ones, or but the first."""
+    """`product` (rows, outputs, *shape) summed over a row's axes, all but the last or all but the first: (rows, outputs, columns)."""
     if last:
         return product.reshape(*product.shape[:2], -1, columns).sum(dim=2)
     if product.ndim > 3 and product.shape[2] == columns:
@@ -201,7 +234,7 @@ def _collapsed(product: Tensor, columns: int, last: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Scales:
-    """Σ g ∘ x̂: the scales of a normalisation, x̂ the input as it normalises it, or of PReLU, x̂ = min(x, 0)."""
+    """Σ g ∘ x̂: the scales of a normalisation, where x̂ is its normalised input, or those of PReLU, where x̂ = min(x, 0)."""
 
     columns: int
     granule: int
@@ -214,12 +247,12 @@ class Scales:
         return _collapsed(product, self.columns, self.last)[..., first * self.granule : last * self.granule]
 
     def scratch(self, a_shape: tuple[int, ...], g_shape: tuple[int, ...], outputs: int) -> int:
-        """x̂, its making, and the product."""
+        """See `Contribution.scratch`: x̂, a temporary of its computation, the product."""
         return 2 * math.prod(a_shape) + 2 * outputs * math.prod(g_shape)
 
 
 def normalised(layer: nn.Module, a: Tensor) -> Tensor:
-    """x̂: what the layer's scales multiply, of the shape of its input."""
+    """x̂, which the layer's scales multiply, in the shape of the input `a`."""
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
@@ -238,7 +271,10 @@ def normalised(layer: nn.Module, a: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Lookups:
-    """Rows of an embedding table: token v collects Σ_{t: a_t = v} g_t. A granule is one token's row; `skipped` has no gradient."""
+    """Rows of an embedding's table: that of token v has the gradient Σ_{t: a_t = v} g_t.
+
+    A granule is the row of one token; the token `skipped` (the padding) has no gradient.
+    """
 
     columns: int
     granule: int
@@ -248,15 +284,15 @@ class Lookups:
         """See `Contribution.form`."""
         rows, outputs = g.shape[:2]
         tokens = a.reshape(rows, 1, -1).long()
-        inside = (tokens >= first) & (tokens < last)
+        in_range = (tokens >= first) & (tokens < last)
         if self.skipped is not None:
-            inside &= tokens != self.skipped
-        where = torch.where(inside, tokens - first, last - first)  # one row more, for tokens outside
+            in_range &= tokens != self.skipped
+        targets = torch.where(in_range, tokens - first, last - first)  # the last row collects tokens outside the range
         out = g.new_zeros(rows, outputs, last - first + 1, self.granule)
-        index = where.unsqueeze(-1).expand(rows, outputs, where.shape[-1], self.granule)
+        index = targets.unsqueeze(-1).expand(rows, outputs, targets.shape[-1], self.granule)
         out.scatter_add_(2, index, g.reshape(rows, outputs, -1, self.granule))
         return out[:, :, :-1].reshape(rows, outputs, -1)
 
     def scratch(self, a_shape: tuple[int, ...], g_shape: tuple[int, ...], outputs: int) -> int:
-        """Indices in 64 bits, three times."""
+        """See `Contribution.scratch`: three arrays of indices in 64 bits, and the row for tokens outside."""
         return 6 * math.prod(a_shape) + outputs * self.granule

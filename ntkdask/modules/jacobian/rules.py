@@ -1,7 +1,7 @@
-"""Which layers are captured, and how: layer type and parameter name → contribution. Anything not here goes to `fallback`.
+"""Which layers are captured, and how: from the type of a layer and the name of its parameter to a contribution.
 
-A layer counts only where its forward is PyTorch's own: of exactly that type (a parametrised or subclassed layer is of another), with
-no forward of its instance.
+Parameters of other layers go to `fallback`, and so do layers whose forward is not PyTorch's own: subclasses, parametrised layers, and
+instances with an attribute `forward`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from ntkdask.modules.jacobian.contributions import Contribution, Lookups, Scales
 
 
 def _linear(layer: Any, name: str) -> Contribution:
+    """Weights (units, inputs) and biases (units,) of Linear."""
     units, inputs = layer.weight.shape
     return Terms(units * inputs, inputs, 1) if name == "weight" else Sums(units, units, True)
 
 
 def _convolution(layer: Any, name: str) -> Contribution:
+    """Weights (units, channels of a group, *filter) and biases (units,) of a convolution."""
     units = layer.weight.shape[0]
     if name == "bias":
         return Sums(units, units, False)
@@ -43,16 +45,19 @@ def _convolution(layer: Any, name: str) -> Contribution:
 
 
 def _of_channels(layer: Any, name: str) -> Contribution:
+    """A scale and a bias for each channel, the first axis of a row."""
     units = layer.weight.numel()
     return Scales(units, units, False, layer) if name == "weight" else Sums(units, units, False)
 
 
 def _of_last_axes(layer: Any, name: str) -> Contribution:
+    """Scales and biases of the shape of a row's last axes."""
     units = layer.weight.numel()
     return Scales(units, units, True, layer) if name == "weight" else Sums(units, units, True)
 
 
 def _embedding(layer: Any, name: str) -> Contribution | None:
+    """The table of an embedding; None where it renormalises its rows or scales gradients by frequency."""
     if layer.max_norm is not None or layer.scale_grad_by_freq:
         return None
     return Lookups(layer.weight.numel(), layer.embedding_dim, layer.padding_idx)
@@ -69,7 +74,7 @@ _RULES: dict[type, Callable[[Any, str], Contribution | None]] = {
 
 
 def contribution(layer: nn.Module, name: str) -> Contribution | None:
-    """What `layer` adds to the gradient of its own parameter `name`; None where this layer is not captured."""
+    """How `layer` contributes to the gradient of its parameter `name`; None where it is not captured."""
     rule = _RULES.get(type(layer))
     if rule is None or name not in ("weight", "bias") or "forward" in vars(layer):
         return None

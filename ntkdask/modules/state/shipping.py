@@ -1,9 +1,9 @@
-"""Torch modules as state: what a module is (for fingerprints), what travels of it, how a process builds it again.
+"""Torch modules as state: how fingerprints describe a module, what of it travels, how a process builds it again.
 
 A module is two things: its structure (classes, their plain attributes, names and shapes of parameters and buffers) and its
-weights. The weights are arrays, stored once under the digest of their content. The structure is a skeleton, the module on torch's
-meta device, which holds no numbers; it lives in processes and travels between them, and is never written to a file. Both are
-known to a process by their digests, and a `StoredModule` is these digests alone: small enough for every task.
+weights. The weights are arrays, stored once under the digest of their content. The structure travels as a skeleton: the module on
+torch's meta device, which holds no numbers. Skeletons live in processes and are never written to a file. A process keeps both under
+their digests, and a `StoredModule` holds these digests alone: small enough for every task.
 
 Called by `workflows/ship.py`, which stores the arrays and brings skeletons to the workers, and by the registry.
 """
@@ -37,10 +37,18 @@ Arrays = Mapping[str, np.ndarray]
 @register("module")
 @dataclass(frozen=True)
 class StoredModule:
-    """A torch module by the digests of its structure and of its weights; `build` needs a process that knows both.
+    """A torch module by the digests of its structure and of its weights; equal digests are equal modules.
 
-    class_name: of the module, dotted. structure, weights: 16 hex digits of SHA-256 each. Equal digests are equal modules. A process
-    knows what it was told by `remember`, and a worker what `workflows.ship` brought it.
+    `build` needs a process that has both: `remember` gives them to this process, `workflows.ship` to workers.
+
+    Parameters
+    ----------
+    class_name : str
+        Dotted name of the module's class.
+    structure : str
+        16 hex digits of SHA-256.
+    weights : str
+        16 hex digits of SHA-256.
     """
 
     class_name: str
@@ -48,14 +56,14 @@ class StoredModule:
     weights: str
 
     def build(self) -> torch.nn.Module:
-        """The module, on the host; a new one each time (`modules.build` keeps one). InputError where a digest is unknown here."""
+        """The module, on the host; a new one each time (`modules.build` keeps one). InputError where a digest is not known here."""
         require_torch(self.class_name)
-        skeleton, source = _known.get(self)
+        skeleton, source = _modules.get(self)
         return filled(skeleton, source())
 
 
-class _Known:
-    """Skeletons and sources of weights that this process was told of, by digest."""
+class _KnownModules:
+    """The skeletons of this process, and the functions that read weights, by digest."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -76,20 +84,20 @@ class _Known:
         with self._lock:
             skeleton, source = self._skeletons.get(stored.structure), self._sources.get(stored.weights)
         if skeleton is None or source is None:
-            what = f"structure {stored.structure}" if skeleton is None else f"weights {stored.weights}"
+            missing = f"structure {stored.structure}" if skeleton is None else f"weights {stored.weights}"
             raise InputError(
-                f"the torch module {stored.class_name} ({what}) is not known to this process: it was given as an object, and no code "
-                "is ever stored. Make the module again and call ntkdask.modules.remember(module) first, or use a registered "
+                f"the torch module {stored.class_name} ({missing}) is not known to this process: it was given as an object, and no "
+                "code is ever stored. Make the module again and call ntkdask.modules.remember(module) first, or use a registered "
                 "description (ResNet18, WideResNet, FiniteNetwork), which needs neither."
             )
         return skeleton, source
 
 
-_known = _Known()
+_modules = _KnownModules()
 
 
 def is_module(value: Any) -> bool:
-    """Whether value is a torch module; does not import torch."""
+    """Whether `value` is a torch module; does not import torch."""
     return any(f"{c.__module__}.{c.__qualname__}" == _BASE for c in type(value).__mro__)
 
 
@@ -97,39 +105,53 @@ _BASE = "torch.nn.modules.module.Module"
 
 
 def described(module: Any) -> StoredModule:
-    """The address of a module: what fingerprints keep of it. The module itself is not kept and not changed."""
+    """The address of a module, which fingerprints hold; the module itself is neither kept nor changed."""
     module = unwrapped(module)
     structure = hashlib.sha256(json.dumps(structure_of(module, _numbers), sort_keys=True).encode()).hexdigest()[:16]
     return StoredModule(recorded_name(type(module)), structure, _weights_digest(module))
 
 
 def remember(module: Any) -> StoredModule:
-    """Tell this process of a module, so that what was stored with it (models, kernels by address) can be used again.
+    """Let this process know a module, so that models and kernels that were stored with it can be used again.
 
-    Returns its address. The process keeps the structure and a copy of the weights, not the module.
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The module, with equal classes, attributes and weights as when it was stored. Its structure and a copy of its weights are
+        kept in the process, not the module.
+
+    Returns
+    -------
+    StoredModule
+        Its address.
+
+    Raises
+    ------
+    InputError
+        For a module that cannot travel: with forward hooks, ScriptModules, or what torch cannot copy.
     """
     stored, arrays = described(module), weights_of(module)
-    _known.add(stored, skeleton_of(module), lambda: arrays)
+    _modules.add(stored, skeleton_of(module), lambda: arrays)
     return stored
 
 
-def know(stored: StoredModule, skeleton: Any, source: Callable[[], Arrays] | None) -> None:
-    """Tell this process of a skeleton and of where weights are read from, as `weights_of` gave them."""
-    _known.add(stored, skeleton, source)
+def register_module(stored: StoredModule, skeleton: Any, source: Callable[[], Arrays] | None) -> None:
+    """Let this process know a skeleton, and the function that reads the weights, as `weights_of` gives them."""
+    _modules.add(stored, skeleton, source)
 
 
-def know_weights(weights: str, source: Callable[[], Arrays]) -> None:
-    """Tell this process where the weights of a digest are read from, if it does not know."""
-    _known.add_source(weights, source)
+def register_weights(weights: str, source: Callable[[], Arrays]) -> None:
+    """Let this process know the function that reads the weights of a digest, unless it knows one."""
+    _modules.add_source(weights, source)
 
 
-def known(stored: StoredModule) -> tuple[Any, Callable[[], Arrays]]:
-    """(skeleton, source of the weights) of an address; InputError where this process does not know them."""
-    return _known.get(stored)
+def lookup(stored: StoredModule) -> tuple[Any, Callable[[], Arrays]]:
+    """(skeleton, function that reads the weights) of an address; InputError where this process does not know them."""
+    return _modules.get(stored)
 
 
 def unwrapped(module: Any) -> Any:
-    """A module without what torch.compile and data parallelism put around it: neither changes what it computes."""
+    """A module without the wrappers of torch.compile and of data parallelism, which do not change what it computes."""
     import torch
 
     while True:
@@ -144,8 +166,8 @@ def unwrapped(module: Any) -> Any:
 def skeleton_of(module: Any) -> Any:
     """A copy of the module on the meta device: structure without numbers, gradients or hooks; the module is not touched.
 
-    Raises InputError for what cannot travel: forward hooks, which change what a module computes and are not part of it;
-    ScriptModules; a module that torch cannot copy.
+    InputError for what cannot travel: forward hooks, which change what a module computes and are not part of it; ScriptModules; a
+    module that torch cannot copy.
     """
     import torch
 
@@ -174,7 +196,7 @@ def skeleton_of(module: Any) -> Any:
 
 
 def filled(skeleton: Any, arrays: Arrays) -> Any:
-    """A module of the skeleton's structure with the numbers of `weights_of`, in its own memory on the host."""
+    """A module of the skeleton's structure with the numbers that `weights_of` gave, in its own memory on the host."""
     import torch
 
     position = dict.fromkeys(arrays, 0)
@@ -191,9 +213,9 @@ def filled(skeleton: Any, arrays: Arrays) -> Any:
 
 
 def weights_of(module: Any) -> dict[str, np.ndarray]:
-    """Parameters and buffers as one flat array per dtype, by its name, in the order of their names' first appearance.
+    """{name of a dtype: the numbers of all parameters and buffers of that dtype, flat, in the module's order}.
 
-    Shared ones count once. dtypes that NumPy lacks (bfloat16) are their bytes.
+    Shared tensors count once. Numbers of dtypes that NumPy lacks (bfloat16) are given as bytes.
     """
     parts: dict[str, list[np.ndarray]] = {}
     for _, t in _tensors(unwrapped(module)):
@@ -202,29 +224,30 @@ def weights_of(module: Any) -> dict[str, np.ndarray]:
 
 
 def class_names(module: Any) -> list[str]:
-    """Dotted names of the classes that a module is made of, sorted: what must be importable where it travels."""
+    """Dotted names of the classes of a module and its parts, sorted; a process that builds it must be able to import them."""
     return sorted({dotted(type(part)) for part in module.modules()})
 
 
 def missing_classes(names: Sequence[str]) -> list[str]:
-    """Those of the dotted names that cannot be imported in this process; torch itself where it is not installed."""
+    """Those of the dotted names that cannot be imported in this process; ["torch"] where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return ["torch"]
     return [name for name in names if not _is_importable(name)]
 
 
 def _is_importable(dotted: str) -> bool:
+    """Whether a dotted name can be imported."""
     pieces = dotted.split(".")
     if "<locals>" in dotted:
         return False
     for cut in range(len(pieces) - 1, 0, -1):
         try:
-            found: Any = importlib.import_module(".".join(pieces[:cut]))
+            member: Any = importlib.import_module(".".join(pieces[:cut]))
         except Exception:  # a module that is not there, or that does not load
             continue
         for name in pieces[cut:]:
-            found = getattr(found, name, None)
-        return found is not None
+            member = getattr(member, name, None)
+        return member is not None
     return False
 
 
@@ -235,7 +258,7 @@ def _tensors(module: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(t: Any) -> np.ndarray:
-    """A tensor's numbers, flat, on the host; the bytes where NumPy has no such dtype."""
+    """The numbers of a tensor, flat, on the host; its bytes where NumPy lacks the dtype."""
     import torch
 
     if t.is_meta:
@@ -251,7 +274,7 @@ def _numbers(t: Any) -> np.ndarray:
 
 
 def _items(t: Any) -> int:
-    """Stored items of one element of a tensor: its bytes where NumPy lacks the dtype, else 1."""
+    """Items of the array that stand for one number of a tensor: its bytes where NumPy lacks the dtype, else 1."""
     try:
         _empty_like(t.dtype).numpy()
     except TypeError:
@@ -267,6 +290,7 @@ def _empty_like(dtype: Any) -> Any:
 
 
 def _copied(module: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy of the module in which the objects of `memo`, by id, stand for the originals."""
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever a user's class does in its copy
@@ -276,6 +300,7 @@ def _copied(module: Any, memo: dict[int, Any]) -> Any:
 
 
 def _weights_digest(module: Any) -> str:
+    """16 hex digits of SHA-256 over names, dtypes, shapes and numbers of all tensors."""
     hasher = hashlib.sha256()
     for name, t in _tensors(module):
         hasher.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
@@ -284,6 +309,7 @@ def _weights_digest(module: Any) -> str:
 
 
 def _config(module: Any) -> dict[str, Any]:
+    """The configuration of a module for fingerprints: that of its address."""
     stored = described(module)
     return {
         "type": "StoredModule",

@@ -1,9 +1,9 @@
-"""What a torch module is, its numbers aside: a table of classes, plain attributes, names, shapes and ties, equal for equal modules.
+"""The structure of a torch module as a table: classes, plain attributes, names, shapes, ties. Equal modules have equal tables.
 
-Classes and functions that can be imported are their names: which code a name stands for is the version's affair, as everywhere in
-fingerprints. A name says nothing of lambdas, of what a function defines, and of `__main__` (a notebook's cells): there it is the
-code, with its defaults and what it refers to. Code is Python's bytecode, so another Python may call it another module.
-Called by `shipping`; tensors are given to it as digests.
+Classes and functions that can be imported stand in it by name; which code a name stands for is a question of versions, as
+everywhere in fingerprints. A name does not identify lambdas, what is defined within a function, and what is defined in `__main__`
+(the cells of a notebook): there the table holds the code, with its defaults and what it refers to. Code is Python's bytecode, so
+that another version of Python may give another table. Tensors other than parameters and buffers are digests. Called by `shipping`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 DEPTH = 8
-"""Of attributes in attributes; what lies deeper is its class."""
+"""Levels of attributes in attributes; deeper ones are recorded as their class."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """Hooks that can change what a module computes."""
 
@@ -33,7 +33,7 @@ def dotted(cls: type) -> str:
 
 
 def recorded_name(cls: type) -> str:
-    """The name under which fingerprints keep a class: its own `recorded_as`, else the one it is imported by.
+    """The name of a class in fingerprints: its own `recorded_as`, else the name under which it is imported.
 
     Layers of this package state `recorded_as`, so that moving a file changes no fingerprint.
     """
@@ -47,7 +47,7 @@ def short_digest(flat: np.ndarray) -> str:
 
 
 def structure_of(module: Any, numbers: Callable[[Any], np.ndarray]) -> list[Any]:
-    """Everything of a module but its parameters' and buffers' numbers: JSON-ready. numbers(t): those of any other tensor, flat."""
+    """All of a module but the numbers of its parameters and buffers, for JSON; numbers(t) gives those of any other tensor, flat."""
     import torch
 
     own = set(vars(torch.nn.Module()))
@@ -84,7 +84,7 @@ class _Plain:
         self._open: set[int] = set()
 
     def of(self, value: Any, depth: int = DEPTH) -> Any:
-        """What stands for a value."""
+        """The value in the table."""
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, (types.ModuleType, logging.Logger)):
@@ -157,7 +157,7 @@ def _is_importable_name(value: Any) -> bool:
 
 
 def _function(member: Any) -> Any:
-    """The function of a class's member; None for what is none."""
+    """The function behind a member of a class; None for a member that is none."""
     member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
     return member if isinstance(member, types.FunctionType) else None
 
@@ -170,7 +170,7 @@ def _content(cell: Any) -> Any:
 
 
 def _bytecode(code: types.CodeType) -> list[Any]:
-    """Code without its places in files."""
+    """Code without file names and line numbers."""
     constants = [
         _bytecode(c) if isinstance(c, types.CodeType) else sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
         for c in code.co_consts

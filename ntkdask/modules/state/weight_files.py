@@ -1,4 +1,4 @@
-"""The content of a file of weights, by digest: a path in a job file says where weights lie, the digest says which they are."""
+"""The digest of a file of weights: a path in a job file says where weights are, the digest says which they are."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 def require_digest(path: str | os.PathLike[str], digest: str) -> None:
-    """DataError where the file at `path` is not the one whose digest is given: a model was made with other weights."""
-    found = file_digest(path)
-    if found != digest:
+    """DataError where the file at `path` has another digest: it is not the one that a model was made with."""
+    actual = file_digest(path)
+    if actual != digest:
         raise DataError(
-            f"the file of weights {Path(path)} has changed: its digest is {found}, {digest} was asked for. Put the old file back, or "
+            f"the file of weights {Path(path)} has changed: its digest is {actual}, {digest} was asked for. Put the old file back, or "
             "run what was computed with it again."
         )

@@ -1,7 +1,7 @@
-"""Checkpoints: the parameters and buffers of a module in a file, and back. safetensors is preferred; of torch's own files the tensors
-alone are read (`weights_only=True`), so that no file can run code.
+"""Checkpoints: the parameters and buffers of a module, written to a file and read back.
 
-A file that does not fit is refused before anything of the module changes, with the names and shapes that differ.
+safetensors is preferred. Of torch's own files only tensors are read (`weights_only=True`), so that no file can run code. A file
+that does not fit the module is refused before anything changes, with the names and shapes that differ.
 """
 
 from __future__ import annotations
@@ -22,45 +22,67 @@ from ntkdask.modules.state.shipping import unwrapped
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-"""Under which training scripts keep a module's state beside that of the optimiser."""
+"""Keys under which training scripts store a module's state, beside that of the optimiser."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What torch's DataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel and torch.compile put before every name."""
 
 
 def save_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the parameters and buffers of `module` to `path` (.safetensors), whole or not at all.
+    """Write the parameters and buffers of a module to a file, whole or not at all.
 
-    Tied tensors are written once, under their first name; the others are named in the file's metadata, as safetensors' own
-    `save_model` does. Raises InputError for another suffix, StoreError where the file cannot be written.
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The module. Tied tensors are written once, under their first name; the file's metadata has their other names, as in
+        safetensors' own `save_model`.
+    path : path
+        A file that ends in .safetensors.
+
+    Raises
+    ------
+    InputError
+        For another ending.
+    StoreError
+        Where the file cannot be written.
     """
     save_tensors(unwrapped(module).state_dict(), path)
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Set the parameters and buffers of `module`, in place, to those in `path`: .safetensors, or .pt and .pth of tensors alone.
+    """Set the parameters and buffers of a module, in place, to those in a file.
 
-    Values are cast to the module's dtypes and moved to its device; what requires gradients stays as it is. A file may hold the state
-    under "state_dict", "model", "model_state_dict" or "net", and names may begin with "module." or "_orig_mod.". Counters of
-    batches may be missing.
-    Raises DataError for a file that is missing, damaged or holds code; InputError, naming what is missing, unexpected or of
-    another shape, for one that does not fit: the module is then unchanged.
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The module. Values are cast to its dtypes and moved to its device; `requires_grad` stays as it is.
+    path : path
+        A file .safetensors, or .pt or .pth of tensors alone. The state may be under "state_dict", "model", "model_state_dict" or
+        "net", and names may begin with "module." or "_orig_mod."; counters of batches may be missing.
+
+    Raises
+    ------
+    DataError
+        For a file that is missing, damaged or holds code.
+    InputError
+        For a file that does not fit the module, which is then unchanged; the message names what is missing, unexpected or of another
+        shape.
     """
     module = unwrapped(module)
     state = module.state_dict()
-    found = _fitted(load_tensors(path)[0], state)
-    problems = _problems(state, found)
+    loaded = _fitted(load_tensors(path)[0], state)
+    problems = _problems(state, loaded)
     if problems:
         raise InputError(
             f"checkpoint {os.fspath(path)} does not fit the {type(module).__name__}: {'; '.join(problems)}. Build the module with "
             "the arguments that it was trained with (width, number of outputs, channels), or give its own checkpoint."
         )
-    module.load_state_dict(found, strict=False)
+    module.load_state_dict(loaded, strict=False)
 
 
 def save_tensors(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write named tensors and texts to `path` (.safetensors), whole or not at all; tensors that share their memory once."""
+    """Write named tensors and texts to a file .safetensors, whole or not at all; tensors of the same memory are written once."""
     final = Path(path)
     if final.suffix != SUFFIXES[0]:
         raise InputError(f"cannot write {final}: weights are written as {SUFFIXES[0]}. Give the file that ending.")
@@ -126,29 +148,31 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _fitted(found: dict[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`found` under the names of `state`: without wrappers' prefixes before them all, and tied tensors under each of their names."""
-    while found and (prefix := next((p for p in PREFIXES if _all_begin(found, p) and not _all_begin(state, p)), None)):
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+def _fitted(loaded: dict[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The `loaded` tensors under the names of `state`: without prefixes of wrappers, and tied tensors under all of their names."""
+    while loaded and (
+        prefix := next((p for p in PREFIXES if _all_begin(loaded, p) and not _all_begin(state, p)), None)
+    ):
+        loaded = {name.removeprefix(prefix): tensor for name, tensor in loaded.items()}
     tied: dict[Any, list[str]] = {}
     for name, tensor in state.items():
         tied.setdefault(_memory(tensor) or name, []).append(name)
     for group in tied.values():
-        known = next((found[name] for name in group if name in found), None)
-        if known is not None:
-            found = {**dict.fromkeys(group, known), **found}
-    return found
+        value = next((loaded[name] for name in group if name in loaded), None)
+        if value is not None:
+            loaded = {**dict.fromkeys(group, value), **loaded}
+    return loaded
 
 
 def _all_begin(names: Mapping[str, Tensor], prefix: str) -> bool:
     return all(name.startswith(prefix) for name in names)
 
 
-def _problems(state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What differs, a phrase for each kind."""
-    missing = [name for name in state if name not in found and not name.endswith("num_batches_tracked")]
-    unexpected = sorted(name for name in found if name not in state)
-    common = [(name, found[name], tensor) for name, tensor in state.items() if name in found]
+def _problems(state: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
+    """Why loaded tensors do not fit a module's state: a phrase for each kind of difference."""
+    missing = [name for name in state if name not in loaded and not name.endswith("num_batches_tracked")]
+    unexpected = sorted(name for name in loaded if name not in state)
+    common = [(name, loaded[name], tensor) for name, tensor in state.items() if name in loaded]
     shapes = [f"{n} is {tuple(t.shape)} there, {tuple(s.shape)} here" for n, t, s in common if t.shape != s.shape]
     kinds = [
         f"{n} is {t.dtype} there, {s.dtype} here"
@@ -170,7 +194,7 @@ def _several(names: list[str], most: int = 4) -> str:
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Equal for tensors that are the same memory seen alike; None for those without memory."""
+    """A key that is equal for tensors with the same memory, dtype and shape; None for a tensor without memory."""
     if not tensor.numel() or tensor.is_meta:
         return None
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())

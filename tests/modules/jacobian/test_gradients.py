@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: E402
 from ntkdask.errors import InputError  # noqa: E402
 from ntkdask.modules.jacobian.fallback import jacobians  # noqa: E402
 from ntkdask.modules.jacobian.gradients import ArrayRows, Gradients, per_example  # noqa: E402
-from ntkdask.modules.jacobian.twins import twin  # noqa: E402
+from ntkdask.modules.jacobian.twins import make_twin  # noqa: E402
 from ntkdask.modules.peak import PeakBytes  # noqa: E402
 
 ROWS, OUTPUTS = 5, 3
@@ -275,7 +275,7 @@ def test_gradients_are_those_of_torch_func(name, outputs):
     for block in blocks:
         whole = exact[block.name]
         assert block.columns == whole.shape[2]
-        assert (block.part(0, block.columns) - whole).norm() <= 1e-10 * total
+        assert (block.form_range(0, block.columns) - whole).norm() <= 1e-10 * total
         flat = whole.reshape(-1, block.columns)
         for start, stop in ((0, 1), (block.columns // 3, block.columns), (block.columns // 2, block.columns // 2 + 1)):
             assert (block.slice(start, stop) - flat[:, start:stop]).norm() <= 1e-10 * total
@@ -304,7 +304,7 @@ def test_float32_agrees(name):
     total = sum(g.norm() ** 2 for g in exact.values()).sqrt()
     for block in per_example(module, x.float()):
         assert block.slice(0, block.columns).dtype == torch.float32
-        assert (block.part(0, block.columns).double() - exact[block.name]).norm() <= 1e-5 * total
+        assert (block.form_range(0, block.columns).double() - exact[block.name]).norm() <= 1e-5 * total
 
 
 def test_rows_do_not_need_to_be_captured_at_once():
@@ -312,7 +312,7 @@ def test_rows_do_not_need_to_be_captured_at_once():
     of = Gradients(module, x.dtype, x.device, None, "test")
     rows, known = ArrayRows(x, x.dtype, x.device, None), surveyed(module, x)
     cotangents = torch.ones(1, OUTPUTS, dtype=torch.float64)
-    parts = of.parts(known, 1)
+    parts = of.plans(known, 1)
     whole, pieces = (of.collect(rows, parts, known, cotangents, batch).blocks for batch in (7, 3))
     for one, other in zip(whole, pieces, strict=True):
         torch.testing.assert_close(one.slice(0, one.columns), other.slice(0, other.columns), rtol=1e-12, atol=1e-14)
@@ -323,7 +323,7 @@ def test_rows_that_vmap_cannot_follow_go_one_by_one():
         lambda: Forward(lambda m, x: x * m.scale if x.sum() > 0 else x * 2 * m.scale, scale=nn.Parameter(torch.rand(3)))
     )
     x = rows_of((3,))
-    private = twin(module, torch.float64, x.device)
+    private = make_twin(module, torch.float64, x.device)
     found = jacobians(private, ["scale"], x, torch.eye(3, dtype=torch.float64))["scale"]
     doubled = torch.where(x.sum(1, keepdim=True) > 0, 1.0, 2.0)
     torch.testing.assert_close(found, torch.diag_embed(x * doubled))

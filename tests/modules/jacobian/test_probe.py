@@ -14,8 +14,8 @@ from torch.nn import functional as F  # noqa: E402
 from ntkdask.errors import InputError  # noqa: E402
 from ntkdask.features import ProjectedGradients  # noqa: E402
 from ntkdask.kernels import PseudoNTK  # noqa: E402
-from ntkdask.modules.jacobian.probe import ROWS, probe  # noqa: E402
-from ntkdask.modules.jacobian.survey import PathError, following_paths, set_apart  # noqa: E402
+from ntkdask.modules.jacobian.probe import ROWS, choose_probe  # noqa: E402
+from ntkdask.modules.jacobian.survey import PathError, exclude_layers, with_retries  # noqa: E402
 from ntkdask.modules.tensors import as_tensor  # noqa: E402
 
 INPUTS, OUTPUTS = 6, 3
@@ -113,8 +113,8 @@ class Given:
 def test_rows_that_tell_come_first():
     x = np.zeros((20, 3))
     x[1], x[4], x[5], x[17] = np.nan, 1, 1, 2
-    seen = probe([Given(x)])
-    assert seen.telling
+    seen = choose_probe([Given(x)])
+    assert seen.informative
     assert seen.x.shape == (ROWS, 3)
     assert seen.x[:2].tolist() == [[1, 1, 1], [2, 2, 2]]
     assert seen.x.isfinite().all()
@@ -122,13 +122,13 @@ def test_rows_that_tell_come_first():
 
 @pytest.mark.parametrize("x", [np.ones((1, 3)), np.ones((5, 3)), np.zeros((5, 3)), np.full((3, 3), np.nan)])
 def test_rows_that_are_alike_do_not_tell(x):
-    seen = probe([Given(x)])
-    assert not seen.telling
+    seen = choose_probe([Given(x)])
+    assert not seen.informative
     assert len(seen.x) >= 2
 
 
 def test_both_sets_of_rows_are_looked_at():
-    assert probe([Given(np.ones((1, 3))), Given(np.full((1, 3), 2.0))]).telling
+    assert choose_probe([Given(np.ones((1, 3))), Given(np.full((1, 3), 2.0))]).informative
 
 
 # --- gradients that show nothing ------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_layers_behind_zero_gains_are_captured():
     with torch.no_grad():
         module.gain.weight.zero_()
     before = {name: p.clone() for name, p in module.named_parameters()}
-    assert PseudoNTK(module)._request()._call(x).known.fallback == ()
+    assert PseudoNTK(module)._request()._call(x).survey.fallback == ()
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
     with torch.no_grad():
         module.gain.weight.fill_(0.5)
@@ -205,17 +205,17 @@ def test_layers_that_another_thread_set_apart_are_no_error():
     def attempt():
         attempts.append(1)
         if len(attempts) == 1:
-            set_apart(error)  # by the other thread
+            exclude_layers(error)  # by the other thread
             raise error
         return len(attempts)
 
-    assert following_paths(attempt) == 2
+    assert with_retries(attempt) == 2
 
     def hopeless():
         raise error
 
     with pytest.raises(InputError, match="another path") as found:
-        following_paths(hopeless)
+        with_retries(hopeless)
     assert type(found.value) is InputError  # it travels from workers, without the module
     assert_exact(module, to_expert(1, 0, 0, 1))
 
