@@ -1,8 +1,8 @@
 """NNGP and NTK of networks of images: variance maps, pairs of images up to the readout, the layers of vectors after it.
 
-Pairs take the fused passes of `plane_pass` (CPU) and `plane_device` (GPU) where those take the network, otherwise `planes`. S and T
-at the readout are float64 whatever comes in; results have the dtype of the images. The diagonal of a symmetric call comes
-from the images with themselves, where c = 1 is known. Called by `neural`. MATH.md §1, §3.
+Pairs take the fused passes of `planes.host` (CPU) or `planes.device` (GPU) where these can run the network, otherwise
+`planes.reference`. S and T at the readout are float64 whatever the dtype of the images; results have that dtype. The diagonal of a
+symmetric call comes from the images with themselves, where c = 1 is known. Called by `neural`. MATH.md §1, §3.
 """
 
 from __future__ import annotations
@@ -24,10 +24,30 @@ PARTS = ("nngp", "ntk")
 
 
 def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) -> list[Array]:
-    """The `parts` ("nngp", "ntk") of images (n, H, W, C), (m, H, W, C) → (n, m) each, x's dtype; y=None means x, with exact diagonals.
+    """The NNGP and NTK matrices of images.
 
-    Raises InputError for rows that are not images of equal shapes or that the network does not fit, DtypeError for other dtypes than
-    float32 and float64.
+    Parameters
+    ----------
+    network : Network
+        One that takes images.
+    x : array (n, H, W, C), float32 or float64
+        Images on the left.
+    y : array (m, H, W, C), float32 or float64, or None
+        Images on the right; None for x with itself, with exact diagonals.
+    parts : sequence of {"nngp", "ntk"}
+        Which matrices.
+
+    Returns
+    -------
+    list of arrays (n, m) of x's dtype
+        One for each part.
+
+    Raises
+    ------
+    InputError
+        For rows that are not images of equal shapes, or that the network does not fit.
+    DtypeError
+        For other dtypes than float32 and float64.
     """
     x, y = image_pair(x, y)
     tangent, tail = "ntk" in parts, _tail(network)
@@ -51,7 +71,7 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
 
 
 def diagonals(network: Network, x: Array, parts: Sequence[str]) -> list[Array]:
-    """The `parts` of every image (n, H, W, C) with itself → (n,) each, x's dtype; errors as of `matrices`."""
+    """The `parts` of every image (n, H, W, C) with itself: (n,) each, of x's dtype; errors as of `matrices`."""
     x = image_rows(x)
     own = _own(network, x, planes.variance_maps(network, x), "ntk" in parts)
     pair = general.diagonals(_tail(network), *own)
@@ -59,7 +79,7 @@ def diagonals(network: Network, x: Array, parts: Sequence[str]) -> list[Array]:
 
 
 def _own(network: Network, x: Array, maps: list[Array], tangent: bool) -> tuple[Array, Array | None]:
-    """(S, T) (n,) float64 of every image with itself at the readout, T when `tangent`: compiled where all planes are read."""
+    """(S, T) (n,) float64 of every image with itself at the readout, T None without `tangent`; compiled where all planes are read."""
     program = stages.program(network, (x.shape[1], x.shape[2]))
     if program is None or not program.gap or is_device_array(x) or not plane_pass.takes(program):
         return planes.image_diagonals(network, x, maps, tangent)
@@ -70,8 +90,9 @@ def _own(network: Network, x: Array, maps: list[Array], tangent: bool) -> tuple[
 def _readout(
     network: Network, x: Array, y: Array | None, maps_x: list[Array], maps_y: list[Array], tangent: bool
 ) -> tuple[Array, Array | None]:
-    """(S, T) (n, m) float64 at the readout, T when `tangent`: the one place that chooses how. The diagonal of a symmetric call may be
-    anything finite.
+    """(S, T) (n, m) float64 at the readout, T None without `tangent`; the one place that chooses between the passes.
+
+    The diagonal of a symmetric call may be anything finite.
     """
     program = stages.program(network, (x.shape[1], x.shape[2]))
     divisor = planes.divisor(network, x)
@@ -86,8 +107,31 @@ def _readout(
 def workspace_bytes(
     network: Network, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None, parts: int, tangent: bool
 ) -> int:
-    """Results, variance maps, S and T, and each thread's pairs, on the CPU; see `Kernel.workspace_bytes`. Without a row's shape,
-    results, S and T alone. InputError for rows that the network does not take.
+    """Bytes of results, variance maps, S and T, and each thread's pairs, on the CPU; see `Kernel.workspace_bytes`.
+
+    Parameters
+    ----------
+    network : Network
+        One that takes images.
+    n, m : int
+        Images on the left and on the right.
+    itemsize : int
+        4 for float32, 8 for float64.
+    row_shape : tuple of 3 int or None
+        (H, W, C); None counts results, S and T alone.
+    parts : int
+        Number of matrices.
+    tangent : bool
+        Whether T is computed.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    InputError
+        For rows that the network does not take.
     """
     results = n * m * parts * itemsize
     if row_shape is None:
@@ -108,13 +152,18 @@ def workspace_bytes(
 
 
 def _tail(network: Network) -> tuple[Layer, ...]:
+    """The layers after the readout."""
     return network.layers[network.readout_position + 1 :]
 
 
 def _wide(tail: tuple[Layer, ...], x: Array) -> Array:
-    """Float64 images where the tail turns errors of S into their square root: its correlations are those of means near ±1."""
+    """Float64 images where the tail has correlations, otherwise x itself.
+
+    The correlations of means are near ±1, so a layer that reads them turns an error of S into its square root.
+    """
     return x.astype("float64", copy=False) if _sees_variances(tail) else x
 
 
 def _sees_variances(layers: tuple[Layer, ...]) -> bool:
+    """Whether there is an Activation or a LayerNorm, which divides by variances."""
     return any(isinstance(layer, (Activation, LayerNorm)) for layer in every_layer(layers))
