@@ -13,10 +13,8 @@ from ntkdask.arrays import Array, is_device_array
 from ntkdask.kernels import general
 from ntkdask.kernels.base import set_diagonal
 from ntkdask.kernels.image_rows import image_pair, image_rows, image_shape
-from ntkdask.kernels.planes import device as plane_device
-from ntkdask.kernels.planes import host as plane_pass
-from ntkdask.kernels.planes import program as stages
-from ntkdask.kernels.planes import reference as planes
+from ntkdask.kernels.planes import device, host, reference
+from ntkdask.kernels.planes.program import program as image_program
 from ntkdask.networks import Activation, Layer, LayerNorm, Network
 from ntkdask.networks.network import every_layer
 
@@ -51,8 +49,8 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
     """
     x, y = image_pair(x, y)
     tangent, tail = "ntk" in parts, _tail(network)
-    maps_x = planes.variance_maps(network, x)
-    maps_y = maps_x if y is None else planes.variance_maps(network, y)
+    maps_x = reference.variance_maps(network, x)
+    maps_y = maps_x if y is None else reference.variance_maps(network, y)
     s, t = _readout(network, _wide(tail, x), None if y is None else _wide(tail, y), maps_x, maps_y, tangent)
     if y is None:
         own = _own(network, x, maps_x, tangent)
@@ -62,28 +60,28 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
         nodes = [general.node_variances(tail, _own(network, *side, False)[0]) for side in sides]
     else:
         nodes = [[], []]
-    found = general.continued(tail, s, t, nodes, y is None, x.dtype, parts)
+    results = general.continued(tail, s, t, nodes, y is None, x.dtype, parts)
     if y is None:
         pair = general.diagonals(tail, *own)
-        for matrix, part in zip(found, parts, strict=True):
+        for matrix, part in zip(results, parts, strict=True):
             set_diagonal(matrix, pair[PARTS.index(part)])
-    return found
+    return results
 
 
 def diagonals(network: Network, x: Array, parts: Sequence[str]) -> list[Array]:
     """The `parts` of every image (n, H, W, C) with itself: (n,) each, of x's dtype; errors as of `matrices`."""
     x = image_rows(x)
-    own = _own(network, x, planes.variance_maps(network, x), "ntk" in parts)
+    own = _own(network, x, reference.variance_maps(network, x), "ntk" in parts)
     pair = general.diagonals(_tail(network), *own)
     return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
 
 
 def _own(network: Network, x: Array, maps: list[Array], tangent: bool) -> tuple[Array, Array | None]:
     """(S, T) (n,) float64 of every image with itself at the readout, T None without `tangent`; compiled where all planes are read."""
-    program = stages.program(network, (x.shape[1], x.shape[2]))
-    if program is None or not program.gap or is_device_array(x) or not plane_pass.takes(program):
-        return planes.image_diagonals(network, x, maps, tangent)
-    s, t = plane_pass.diagonal(program, x, maps, planes.divisor(network, x), tangent)
+    program = image_program(network, (x.shape[1], x.shape[2]))
+    if program is None or not program.gap or is_device_array(x) or not host.takes(program):
+        return reference.image_diagonals(network, x, maps, tangent)
+    s, t = host.diagonal(program, x, maps, reference.divisor(network, x), tangent)
     return s, t if tangent else None
 
 
@@ -94,14 +92,14 @@ def _readout(
 
     The diagonal of a symmetric call may be anything finite.
     """
-    program = stages.program(network, (x.shape[1], x.shape[2]))
-    divisor = planes.divisor(network, x)
-    if program is not None and is_device_array(x) and plane_device.supports(program, x.dtype.itemsize, tangent):
-        return plane_device.readout(program, x, y, maps_x, maps_y, divisor, tangent)
-    if program is not None and not is_device_array(x) and plane_pass.takes(program):
-        s, t = plane_pass.readout(program, x, y, maps_x, maps_y, divisor, tangent)
+    program = image_program(network, (x.shape[1], x.shape[2]))
+    divisor = reference.divisor(network, x)
+    if program is not None and is_device_array(x) and device.supports(program, x.dtype.itemsize, tangent):
+        return device.readout(program, x, y, maps_x, maps_y, divisor, tangent)
+    if program is not None and not is_device_array(x) and host.takes(program):
+        s, t = host.readout(program, x, y, maps_x, maps_y, divisor, tangent)
         return s, t if tangent else None
-    return planes.readout_pairs(network, x, y, maps_x, maps_y, tangent)
+    return reference.readout_pairs(network, x, y, maps_x, maps_y, tangent)
 
 
 def workspace_bytes(
@@ -137,17 +135,17 @@ def workspace_bytes(
     if row_shape is None:
         return results + 8 * (1 + tangent) * n * m
     h, w, channels = shape = image_shape(row_shape)
-    maps = (n + m) * planes.map_bytes(network, (h, w))
-    program = stages.program(network, (h, w))
-    if program is None or not plane_pass.takes(program):
-        return results + maps + planes.workspace_bytes(network, n, m, shape, tangent)
+    maps = (n + m) * reference.map_bytes(network, (h, w))
+    program = image_program(network, (h, w))
+    if program is None or not host.takes(program):
+        return results + maps + reference.workspace_bytes(network, n, m, shape, tangent)
     wide = _sees_variances(_tail(network)) and itemsize < 8
-    passing = plane_pass.workspace_bytes(program, n, m, 8 if wide else itemsize, channels)
+    passing = host.workspace_bytes(program, n, m, 8 if wide else itemsize, channels)
     passing += 8 * (n + m) * h * w * channels if wide else 0
     images = max(n, m)
-    alone = planes.image_bytes(network, images, shape, tangent, read_out=not program.gap)
+    alone = reference.image_bytes(network, images, shape, tangent, read_out=not program.gap)
     if program.gap:
-        alone = max(alone, plane_pass.diagonal_bytes(program, images, channels))
+        alone = max(alone, host.diagonal_bytes(program, images, channels))
     return results + maps + max(passing, 8 * 2 * n * m + alone)
 
 
