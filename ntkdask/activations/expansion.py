@@ -210,10 +210,10 @@ def expand(f: Function, a: Array, tolerance: float, max_degree: int, min_degree:
     """
     degree = max(min_degree, min(32, max_degree))
     while True:
-        found = coefficients(f, a, degree, tolerance)
+        h = coefficients(f, a, degree, tolerance)
         # more degrees do not mend a kink that the rule cannot resolve
-        if found.error <= tolerance or degree >= max_degree or found.rule_error > tolerance:
-            return found.shortened(tolerance, min_degree)
+        if h.error <= tolerance or degree >= max_degree or h.rule_error > tolerance:
+            return h.shortened(tolerance, min_degree)
         degree = min(2 * degree, max_degree)
 
 
@@ -228,15 +228,15 @@ def expand_slope(f: Function, a: Array, tolerance: float, max_degree: int, min_d
     origin = f(xp.zeros(1))
     degree = max(min_degree, min(32, max_degree), 2)
     while True:
-        found = coefficients(lambda t: f(t) - origin, a, degree, tolerance)
+        h = coefficients(lambda t: f(t) - origin, a, degree, tolerance)
         factors = xp.sqrt(xp.arange(1.0, degree)).reshape(-1, *(1,) * a.ndim)
-        values = found.values[1:] * factors / (a if found.values[0].size == a.size else a.ravel()[0])
+        values = h.values[1:] * factors / (a if h.values[0].size == a.size else a.ravel()[0])
         square = (values * values).sum(axis=0)
         upper = (values[degree // 2 :] ** 2).sum(axis=0)
         tail = float(xp.where(square > 0, upper / xp.maximum(square, 1e-300), 0.0).max())
         # ‖error of h‖·√J/a against √E σ'²
-        size = xp.sqrt((found.values**2).sum(axis=0)) / (a * xp.sqrt(xp.maximum(square, 1e-300)))
-        rule = found.rule_error * math.sqrt(degree) * float(xp.where(square > 0, size, 0.0).max())
+        size = xp.sqrt((h.values**2).sum(axis=0)) / (a * xp.sqrt(xp.maximum(square, 1e-300)))
+        rule = h.rule_error * math.sqrt(degree) * float(xp.where(square > 0, size, 0.0).max())
         slope = Coefficients(values, tail, rule)
         if slope.error <= tolerance or degree >= max_degree or rule > tolerance:
             return slope.shortened(tolerance, min_degree)
@@ -265,14 +265,15 @@ def expanded_dual(make: Callable[[Array], Coefficients], a: Array, b: Array, c: 
             out[index], error = expanded_dual(make, *pieces)
             errors.append(error)
         return out, max(errors)
-    found = make(xp.concatenate([a.ravel(), b.ravel()]))
-    if found.values.shape[1] == 1:  # every a and b is the same
-        left = right = found.values.reshape(-1, *(1,) * len(shape))
+    h = make(xp.concatenate([a.ravel(), b.ravel()]))
+    if h.values.shape[1] == 1:  # every a and b is the same
+        left = right = h.values.reshape(-1, *(1,) * len(shape))
     else:
-        left = found.values[:, : a.size].reshape(-1, *a.shape)
-        right = found.values[:, a.size :].reshape(-1, *b.shape)
-    return series(left, right, c), found.error
+        left = h.values[:, : a.size].reshape(-1, *a.shape)
+        right = h.values[:, a.size :].reshape(-1, *b.shape)
+    return series(left, right, c), h.error
 
 
 def _padded(x: Array, ndim: int) -> Array:
+    """x with axes of length 1 in front, `ndim` in all."""
     return x.reshape(*(1,) * (ndim - x.ndim), *x.shape)

@@ -109,6 +109,7 @@ class FromFunction(ActivationFunction):
         return lambda values: make(f, values, self.tolerance, highest, lowest)
 
     def _expanded(self, a: Array, b: Array, c: Array, derivative: bool) -> Array:
+        """k_σ or k_σ' by the expansion; InputError where it misses the tolerance."""
         value, error = expanded_dual(self._expansion(derivative), a, b, c)
         self._require(error, a, b, derivative)
         return value
@@ -137,6 +138,7 @@ class FromFunction(ActivationFunction):
         return _CAUTION * float((np.abs(change) / np.where(size > 0, size, 1.0)).max())
 
     def _require(self, error: float, a: Array, b: Array, derivative: bool) -> None:
+        """InputError, with advice, where an estimated error exceeds the tolerance."""
         if error <= self.tolerance:
             return
         degree = f"degree {self.degree}" if self.degree else f"degrees up to {MAX_DEGREE[self.method]}"

@@ -136,6 +136,7 @@ class Logistic(ActivationFunction):
         raise NotImplementedError
 
     def _choose(self, a: Array, b: Array, c: Array, derivative: bool) -> Array:
+        """k_σ or k_σ' by the method for these a and b."""
         method = self.expansion_dual if largest(a, b) <= self.SERIES_LIMIT else self.mixture_dual
         return method(a, b, c, derivative=derivative)
 

@@ -177,16 +177,16 @@ class Polynomial(ActivationFunction):
     name: ClassVar[str] = "polynomial"
 
     def __post_init__(self) -> None:
-        given = self.coefficients
-        if isinstance(given, str) or not isinstance(given, Iterable):
+        values = self.coefficients
+        if isinstance(values, str) or not isinstance(values, Iterable):
             raise InputError(
-                f"activation 'polynomial': coefficients is {given!r}, expected numbers, lowest degree first."
+                f"activation 'polynomial': coefficients is {values!r}, expected numbers, lowest degree first."
             )
         try:
-            numbers = tuple(float(value) for value in given)
+            numbers = tuple(float(value) for value in values)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"activation 'polynomial': coefficients is {given!r}, expected numbers: {error}."
+                f"activation 'polynomial': coefficients is {values!r}, expected numbers: {error}."
             ) from error
         if not numbers or len(numbers) > MAX_DEGREE + 1 or not all(map(math.isfinite, numbers)):
             raise InputError(

@@ -135,8 +135,8 @@ def derivative_from_dual(dual: Callable[[Array, Array, Array], Array], a: Array,
     sign = xp.where(c >= 0, 1.0, -1.0)
     # |c| = 1 − 2sin²(φ/2): φ keeps its digits near 0
     phi = 2 * xp.arcsin(xp.sqrt((1.0 - xp.abs(c)) / 2))
-    near = phi < _WINDOW / 2
-    low = xp.where(near, 0.0, phi - _WINDOW / 2)
+    near_end = phi < _WINDOW / 2
+    low = xp.where(near_end, 0.0, phi - _WINDOW / 2)
     points, to_coefficients = _chebyshev()
     at_end = xp.asarray(dual(a, b, sign))
     position = 2 * (phi - low) / _WINDOW - 1
@@ -145,14 +145,14 @@ def derivative_from_dual(dual: Callable[[Array, Array, Array], Array], a: Array,
     for point, polynomial in zip(points.tolist(), basis, strict=True):
         angle = low + _WINDOW * point
         k = dual(a, b, sign * xp.cos(angle))
-        k = xp.where(near, (k - at_end) / (angle * angle), k)
+        k = xp.where(near_end, (k - at_end) / (angle * angle), k)
         value = value + k * _clenshaw(polynomial.coef, position)
         slope = slope + k * _clenshaw(polynomial.deriv().coef, position)
     slope = slope * (2 / _WINDOW)
     sine = xp.sin(phi)
     # dk/dc = −sign·(dk/dφ)/sin φ; near an end dk/dφ = 2φm + φ²m' with m = (k − k(0))/φ²
     ratio = xp.where(phi > 0, phi / xp.where(phi > 0, sine, 1.0), 1.0)
-    rate = xp.where(near, ratio * (2 * value + phi * slope), slope / xp.where(near, 1.0, sine))
+    rate = xp.where(near_end, ratio * (2 * value + phi * slope), slope / xp.where(near_end, 1.0, sine))
     return xp.asarray(-sign * rate / (a * b)).astype(dtype, copy=False)
 
 

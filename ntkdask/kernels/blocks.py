@@ -83,7 +83,7 @@ def workers(blocks: int) -> int:
 def over_blocks(blocks: list[Block], start: Callable[[], Callable[[Block], None]], device: bool = False) -> None:
     """Call start() once in each thread, and the function that it returns on every block that the thread takes.
 
-    start() makes the temporaries of a thread. On a device there is one thread and the order of the blocks.
+    start() makes the temporaries of a thread. On a device one thread takes all blocks in order.
     """
     if device:
         fill = start()

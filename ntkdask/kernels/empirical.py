@@ -52,6 +52,7 @@ class _EmpiricalKernel:
             raise InputError(f"{name}: memory_bytes is {memory!r}; give a positive number of bytes, such as 2**30.")
 
     def _get(self, field: str) -> Any:
+        """A field of the subclass."""
         return getattr(self, field)
 
     def __sklearn_clone__(self) -> _EmpiricalKernel:
@@ -60,9 +61,11 @@ class _EmpiricalKernel:
 
     @property
     def _kind(self) -> str | int:
+        """What is computed: "pseudo", or `EmpiricalNTK.output`."""
         return "pseudo"
 
     def _request(self) -> Request:
+        """The computation, as `modules.empirical` takes it."""
         from ntkdask.modules.empirical import Request
 
         patterns = self._get("parameters")

@@ -115,7 +115,7 @@ class FlipAveraged:
         return _mean(_mean(own, other), xp.where(unchanged, own, met))
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Bytes of the kernel's own workspace, of up to two means (n, m) and a transpose beside it, and of both sides' mirrored rows."""
+        """Bytes of the kernel's own workspace, of up to two means (n, m) and a transpose, and of both sides' mirrored rows."""
         rows = 0 if row_shape is None else (n + m) * math.prod(row_shape) * itemsize
         return self.kernel.workspace_bytes(n, m, itemsize, row_shape) + 3 * n * m * itemsize + rows
 
@@ -179,6 +179,7 @@ def _centred(conv: Conv, shape: tuple[int, int]) -> bool:
 
 
 def _mean(a: Array, b: Array) -> Array:
+    """The mean of two matrices; exactly symmetric in them."""
     return (a + b) / 2
 
 

@@ -28,14 +28,14 @@ def _matrices(network: Network, x: Array, y: Array | None, parts: tuple[str, ...
     if network.takes_images:
         return convolutional.matrices(network, x, y, parts)
     x, y = flat_pair(x, y)
-    found = _found(network, x, y, parts)
+    results = _vector_matrices(network, x, y, parts)
     if y is None:
-        for matrix, diagonal in zip(found, _diagonals(network, x, parts), strict=True):
+        for matrix, diagonal in zip(results, _diagonals(network, x, parts), strict=True):
             set_diagonal(matrix, diagonal)
-    return found
+    return results
 
 
-def _found(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
+def _vector_matrices(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
     """The `parts` of vectors, whose diagonals are good to rounding only."""
     steps = rectified.steps(network)
     if steps is None:

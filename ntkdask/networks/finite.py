@@ -145,9 +145,9 @@ class FinitePlan:
             self.row_elements += 3 * inputs * math.prod(output)
         units = self._n_outputs if where == (len(self.layers) - 1,) else self._width
         start = self.n_parameters if layer.trainable else None
-        found = Weights(layer, image, inputs, units, math.sqrt(layer.weight_variance * scale), start)
-        self.weights[where] = found
-        self.n_parameters += found.size if layer.trainable else 0
+        weights = Weights(layer, image, inputs, units, math.sqrt(layer.weight_variance * scale), start)
+        self.weights[where] = weights
+        self.n_parameters += weights.size if layer.trainable else 0
         return Signal(output, units, 1 / units)
 
     def _residual(self, layer: Residual, signal: Signal, where: Where) -> Signal:
@@ -183,4 +183,5 @@ def finite_rows(network: Network, width: int, row_shape: tuple[int, ...], n_outp
 
 
 def _is_size(value: object) -> bool:
+    """Whether a value is an integer >= 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -20,6 +20,7 @@ PADDINGS = ("same", "valid", "circular")
 
 
 def _require_variances(layer: Dense | Conv) -> None:
+    """InputError unless σ_w² > 0 and σ_b² >= 0 are finite."""
     name = type(layer).__name__
     if not (layer.weight_variance > 0 and math.isfinite(layer.weight_variance)):
         raise InputError(f"{name}: weight_variance is {layer.weight_variance}, expected a positive number.")
@@ -143,11 +144,11 @@ class Conv:
 
     def before(self, shape: tuple[int, int]) -> tuple[int, int]:
         """l for images of (H, W): the rows and columns of the filter above and before the pixel it stands on."""
-        found = []
+        lengths = []
         for length, out, q, s in zip(shape, self.output_shape(shape), self.filter, self.strides, strict=True):
             same = max((out - 1) * s + q - length, 0) // 2
-            found.append({"same": same, "valid": 0, "circular": (q - 1) // 2}[self.padding])
-        return found[0], found[1]
+            lengths.append({"same": same, "valid": 0, "circular": (q - 1) // 2}[self.padding])
+        return lengths[0], lengths[1]
 
 
 @register("layer")

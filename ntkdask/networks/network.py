@@ -92,7 +92,7 @@ def output_shape(layers: Iterable[Layer], shape: tuple[int, int], where: str = "
 
 def _shapes(layers: tuple[Layer, ...], shape: tuple[int, int], where: str) -> list[tuple[int, int]]:
     """(H, W) before the layers and after each of them; arguments and errors as of `output_shape`."""
-    found = [shape]
+    shapes = [shape]
     for position, layer in enumerate(layers):
         name = f"layer {where}{position}"
         if isinstance(layer, (Conv, AvgPool)):
@@ -109,8 +109,8 @@ def _shapes(layers: tuple[Layer, ...], shape: tuple[int, int], where: str) -> li
                     f"{shortcut[0]}×{shortcut[1]}. Give both the same strides, or a 1×1 Conv with the stride as shortcut."
                 )
             shape = branch
-        found.append(shape)
-    return found
+        shapes.append(shape)
+    return shapes
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ def _require_gaussian(layers: tuple[Layer, ...], state: _State | None = None, wh
         elif isinstance(layer, Residual):
             state = _after_residual(layer, state, where, position)
         else:
-            known = ", ".join(kind.__name__ for kind in LAYERS[:-1])
-            raise InputError(f"Network: {name} is {layer!r}, expected {known} or {LAYERS[-1].__name__}.")
+            kinds = ", ".join(kind.__name__ for kind in LAYERS[:-1])
+            raise InputError(f"Network: {name} is {layer!r}, expected {kinds} or {LAYERS[-1].__name__}.")
     return state
 
 

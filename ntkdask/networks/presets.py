@@ -193,11 +193,13 @@ def myrtle(
 
 
 def _require_depth(name: str, depth: int) -> None:
+    """InputError unless depth is an integer >= 0."""
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
         raise InputError(f"{name}: depth is {depth!r}, expected an integer >= 0.")
 
 
 def _network(layers: tuple[Layer, ...], scale_inputs: bool, trainable_ends: bool) -> Network:
+    """The network; its first and last layer frozen unless `trainable_ends`."""
     if not trainable_ends:
         ends = (0, len(layers) - 1)
         layers = tuple(

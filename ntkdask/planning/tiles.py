@@ -120,7 +120,7 @@ def slab_rows(n: int) -> int:
     return -(-n // count)
 
 
-def largest_rows(budget: int, bytes_of: Callable[[int], int], limit: int, what: str, advice: str = "") -> int:
+def largest_rows(budget: int, bytes_of: Callable[[int], int], limit: int, subject: str, advice: str = "") -> int:
     """The most rows <= limit with bytes_of(rows) <= budget, a multiple of 64 where over 64 (or the limit).
 
     Parameters
@@ -131,7 +131,7 @@ def largest_rows(budget: int, bytes_of: Callable[[int], int], limit: int, what: 
         Bytes that a task needs for a number of rows; must not decrease.
     limit : int
         The most rows that are useful.
-    what : str
+    subject : str
         What needs the bytes, as the subject of the message.
     advice : str
         What the message advises to do; by default to give the workers more memory.
@@ -147,7 +147,7 @@ def largest_rows(budget: int, bytes_of: Callable[[int], int], limit: int, what: 
     """
     if bytes_of(1) > budget:
         raise MemoryBudgetError(
-            f"{what} needs {format_bytes(bytes_of(1))} for one row, but a task has {format_bytes(budget)}. "
+            f"{subject} needs {format_bytes(bytes_of(1))} for one row, but a task has {format_bytes(budget)}. "
             + (advice or "Give the workers more memory.")
         )
     low, high = 1, max(1, limit)

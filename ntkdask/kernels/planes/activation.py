@@ -7,7 +7,7 @@ float64 it is 1 where 1 − c² < NEAR, so that an S that came from float32 is n
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -62,6 +62,23 @@ PARALLEL = 2e-14
 """Values of 1 − c² in float64 that are not larger are rounding, and count as 0: equal patches have c = 1."""
 
 
+class Roots(NamedTuple):
+    """Roots of the variances v and v' of both images of a pair at each entry of a slab, (N,) or longer.
+
+    Parameters
+    ----------
+    rx, rz : array
+        1/√v of the left and 1/√v' of the right image.
+    sx, sz : array
+        √v and √v', of which the first is multiplied by curve/π of the activation.
+    """
+
+    rx: np.ndarray
+    rz: np.ndarray
+    sx: np.ndarray
+    sz: np.ndarray
+
+
 @intrinsic
 def _inverse_root(typing_context: Any, x: Any) -> Any:
     """1/√x for x > 0; in float32 by the processor's estimate and a Newton step, which is several times faster than a division."""
@@ -94,6 +111,7 @@ def _root(x: Any) -> Any:
 
 @overload(_root, jit_options={"fastmath": {"contract", "reassoc", "nsz"}, "forceinline": True})
 def _compiled_root(x):
+    """`_root` for compiled code, by the type of x."""
     if x == types.float32:
 
         def single(x):
@@ -121,10 +139,10 @@ def _step(c):
 
 
 @inlined_on_views
-def sum_rectify(v, u, left, right, rx, rz, sx, sz, s, t, tangent):
+def sum_rectify(v, u, left, right, roots, s, t, tangent):
     """Sum three columns of S and T, add S to T, apply a normalised ReLU: the inner loop of most networks.
 
-    σ_w²/q² is part of `rx`, `rz`, `sx` and `sz`, and of the unit in which the result is counted.
+    σ_w²/q² is part of the roots, and of the unit in which the result is counted.
 
     Parameters
     ----------
@@ -132,10 +150,8 @@ def sum_rectify(v, u, left, right, rx, rz, sx, sz, s, t, tangent):
         Sums over rows of S and of T: one entry before the slab, N entries, one after.
     left, right : array (N,), uint8
         The `masks`.
-    rx, rz : array (N,)
-        1/√v of the left and of the right image at each entry.
-    sx, sz : array (N,)
-        Their product is √(vv')/π.
+    roots : Roots
+        Of both images; the curve is 1.
     s, t : array (N,)
         Where S and T go.
     tangent : bool
@@ -146,6 +162,7 @@ def sum_rectify(v, u, left, right, rx, rz, sx, sz, s, t, tangent):
     float
         The sum of the doubts.
     """
+    rx, rz, sx, sz = roots
     n, zero = s.size, s.dtype.type(0)
     total = zero
     v0, v1, v2, u0, u1, u2 = v[:n], v[1 : n + 1], v[2 : n + 2], u[:n], u[1 : n + 1], u[2 : n + 2]
@@ -168,17 +185,15 @@ def sum_rectify(v, u, left, right, rx, rz, sx, sz, s, t, tangent):
 
 
 @inlined_on_views
-def rectify(s, t, rx, rz, sx, sz, curve, line):
+def rectify(s, t, roots, curve, line):
     """Apply an activation with one kink to S and T, in place.
 
     Parameters
     ----------
     s, t : array (N,)
         S and T.
-    rx, rz : array (N,)
-        1/√v of the left and of the right image at each entry.
-    sx, sz : array (N,)
-        Their product is curve·√(vv')/π.
+    roots : Roots
+        Of both images.
     curve, line : float
         Of `program.Rectify`.
 
@@ -187,6 +202,7 @@ def rectify(s, t, rx, rz, sx, sz, curve, line):
     float
         The sum of the doubts.
     """
+    rx, rz, sx, sz = roots
     total = s.dtype.type(0)
     for i in range(s.size):
         step, root, inverse = _step(s[i] * (rx[i] * rz[i]))

@@ -220,6 +220,7 @@ class _StepWriter:
         self.steps.append("{" + ", ".join(map(str, fields)) + "}")
 
     def _convolve(self, op: Convolve) -> None:
+        """Write a convolution; T is live after it where it trains."""
         conv, before = op.conv, (self.shape, self._times())
         taps, wraps = math.prod(conv.filter), conv.padding == "circular"
         box = f"{conv.filter[0]}, {conv.filter[1]}, {op.before[0]}, {op.before[1]}, {str(wraps).lower()}"
@@ -235,6 +236,7 @@ class _StepWriter:
         self.gain *= conv.weight_variance
 
     def _rectify(self, op: Rectify) -> None:
+        """Write an activation."""
         plain = op.curve == 1.0 and op.line == 0.0
         variant = _variant(self.rectifiers, f"{str(plain).lower()}, {str(self.flow.positive).lower()}")
         gain = max(abs(op.curve - op.line), abs(op.line))
@@ -245,25 +247,30 @@ class _StepWriter:
         self._next_node()
 
     def _normalise(self, op: Normalise) -> None:
+        """Write a LayerNorm."""
         self._add("NORMALISE", floats=(0.0, 0.0, float(math.prod(self.shape)) ** 2))
         self.divisors.append(self.node)
         self._next_node()
 
     def _next_node(self) -> None:
+        """Go on to the next variance map."""
         self.map, self.node = self.map + math.prod(self.nodes[self.node]), self.node + 1
 
     def _save(self, op: Save) -> None:
+        """Write the beginning of a Residual."""
         self._add("SAVE")
         self.saved.append((self.flow, self.shape, self.done))
         self.deepest = max(self.deepest, len(self.saved))
 
     def _exchange(self, op: Exchange) -> None:
+        """Write the change from the branch to the shortcut."""
         self._add("EXCHANGE")
         now = (self.flow, self.shape, self.done)
         self.flow, self.shape, self.done = self.saved[-1]
         self.saved[-1] = now
 
     def _end(self, op: Add) -> None:
+        """Write the end of a Residual."""
         other = self.saved.pop()[0]
         self.flow = _Flow(self.flow.positive and other.positive, self.flow.live or other.live)
         self._add("ADD")

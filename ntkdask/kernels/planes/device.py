@@ -291,8 +291,8 @@ class _Run:
             planes = allocate((pairs, parts, h * w, h * w), self.dtype)
         offsets = to_device(np.array(code.offsets, np.int32))
         kernel = _with_shared(module.get_function("plane_steps"), code.shared_bytes)
-        given = (*arguments, offsets, sums, null if planes is None else planes)
-        kernel((len(code.offsets), pairs), (code.threads,), given, shared_mem=code.shared_bytes)
+        plane_arguments = (*arguments, offsets, sums, null if planes is None else planes)
+        kernel((len(code.offsets), pairs), (code.threads,), plane_arguments, shared_mem=code.shared_bytes)
         if planes is None or code.pooled is None or code.stage.window is None:
             return None
         pooled = xp.empty((pairs, parts, 1, *code.pooled, *code.pooled), self.dtype)

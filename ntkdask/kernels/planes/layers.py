@@ -252,6 +252,7 @@ class Pooled:
         return s, t
 
     def _sweep(self) -> None:
+        """Read every plane of the source once, and add it to the pooled planes."""
         (h, w), (a, b) = self._source.shape, self._window
         rows, columns = (pooled_from(d, s, n) for d, s, n in zip(self._wanted, (a, b), (h, w), strict=True))
         for dy in sweep(rows, h, self._wraps):

@@ -9,8 +9,35 @@ stage. MATH.md §3. Called by `planes.stage`; arrays are C-ordered and flat.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ntkdask.compiled import inlined_on_views
 from ntkdask.kernels.planes.lanes import add_row, copy_row, sum_two_rows
+
+
+class AxisFilter(NamedTuple):
+    """A convolution along one axis, rows or columns, of the frame.
+
+    Parameters
+    ----------
+    length : int
+        Of the filter.
+    before : int
+        How much of the filter lies before the pixel it stands on.
+    circular : int
+        1 where the axis wraps at the border.
+    stride : int
+        From one output to the next.
+    inside, kept : int
+        How much of the frame belongs to the image, before and after the convolution.
+    """
+
+    length: int
+    before: int
+    circular: int
+    stride: int
+    inside: int
+    kept: int
 
 
 @inlined_on_views
@@ -86,7 +113,7 @@ def three_rows(src, out, h, w, dy):
 
 
 @inlined_on_views
-def rows_sum(src, out, h, w, dy, q, before, circular, stride, inside, kept):
+def rows_sum(src, out, h, w, dy, axis):
     """Sum a slab over the rows of a filter.
 
     Parameters
@@ -94,22 +121,15 @@ def rows_sum(src, out, h, w, dy, q, before, circular, stride, inside, kept):
     src : array (h·w,)
         The slab.
     out : array (h/stride · w,)
-        The sums of rows of the same plane, or with `circular` of rows modulo h; 0 beyond the image.
+        The sums of rows of the same plane, or of rows modulo h where they wrap; 0 beyond the image.
     h, w : int
         Rows and columns of the frame of `src`.
     dy : int
         The slab's offset of rows.
-    q : int
-        Rows of the filter.
-    before : int
-        Rows of the filter above the pixel it stands on.
-    circular : int
-        1 where rows wrap at the border.
-    stride : int
-        Rows from one output to the next.
-    inside, kept : int
-        Rows of the frames of `src` and of `out` that belong to the images.
+    axis : AxisFilter
+        The convolution down the rows.
     """
+    q, before, circular, stride, inside, kept = axis
     high, offset = h // stride, dy // stride
     out[: high * w] = 0
     for row in range(kept):
@@ -126,7 +146,7 @@ def rows_sum(src, out, h, w, dy, q, before, circular, stride, inside, kept):
 
 
 @inlined_on_views
-def columns_sum(src, out, h, w, dx, q, before, circular, stride, inside, kept):
+def columns_sum(src, out, h, w, dx, axis):
     """Sum a slab over the columns of a filter.
 
     Parameters
@@ -134,22 +154,15 @@ def columns_sum(src, out, h, w, dx, q, before, circular, stride, inside, kept):
     src : array (h·w,)
         The slab.
     out : array (h · w/stride,)
-        The sums of columns of the same plane, or with `circular` of columns modulo w; 0 beyond the image.
+        The sums of columns of the same plane, or of columns modulo w where they wrap; 0 beyond the image.
     h, w : int
         Rows and columns of the frame of `src`.
     dx : int
         The slab's offset of columns.
-    q : int
-        Columns of the filter.
-    before : int
-        Columns of the filter before the pixel it stands on.
-    circular : int
-        1 where columns wrap at the border.
-    stride : int
-        Columns from one output to the next.
-    inside, kept : int
-        Columns of the frames of `src` and of `out` that belong to the images.
+    axis : AxisFilter
+        The convolution along the columns.
     """
+    q, before, circular, stride, inside, kept = axis
     wide, offset = w // stride, dx // stride
     out[: h * wide] = 0
     for row in range(h):

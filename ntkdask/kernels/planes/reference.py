@@ -317,6 +317,7 @@ def _over_images(fill: Callable[[slice], None], network: Network, x: Array, want
 
 
 def _remembered(wraps: bool) -> int:
+    """How many planes a Residual keeps for its second path."""
     return REMEMBERED_AROUND if wraps else REMEMBERED
 
 

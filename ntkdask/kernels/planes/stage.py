@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ntkdask.compiled import compiled_on_views, inlined_on_views
-from ntkdask.kernels.planes.activation import normalise, rectify, sum_rectify
+from ntkdask.kernels.planes.activation import Roots, normalise, rectify, sum_rectify
 from ntkdask.kernels.planes.lanes import add_row, copy_row, exchange_rows
 from ntkdask.kernels.planes.loops import (
+    AxisFilter,
     affine,
     clip,
     columns_sum,
@@ -37,7 +38,7 @@ DOWN, ACROSS, ROWS_IN, COLUMNS_IN, ROWS_OUT, COLUMNS_OUT = range(8, 14)
 across, and the rows and columns of the image before and after."""
 
 HIGH, WIDE, STEP, STRIDE = range(4)
-"""Columns of `Tables.levels`: rows and columns of the frame, and by what the frame of the stage's inputs is larger in each."""
+"""Columns of `Tables.levels`: rows and columns of the frame, and how many times as large the frame of the stage's inputs is in each."""
 
 SCALE, BIAS, TRAINABLE, CURVE, LINE = range(5)
 """Columns of `Tables.constants`: σ_w²/q², σ_b², 1 or 0, and `curve` and `line` of `program.Rectify`."""
@@ -139,22 +140,12 @@ class Scratch(NamedTuple):
 
 @inlined_on_views
 def _box(a, v, op, h, w, dy, dx):
-    """Sums of a (hw,) over the filter, in place: as large as a, of which the frame over the strides counts. v: as large."""
+    """Sum a (h·w,) over the filter, in place; a stride leaves a smaller frame at the beginning of a. v: scratch (h·w,)."""
     if op[ROWS] * op[COLUMNS] * op[DOWN] * op[ACROSS] > 1:
-        rows_sum(a, v, h, w, dy, op[ROWS], op[ABOVE], op[CIRCULAR], op[DOWN], op[ROWS_IN], op[ROWS_OUT])
-        columns_sum(
-            v,
-            a,
-            h // op[DOWN],
-            w,
-            dx,
-            op[COLUMNS],
-            op[BEFORE],
-            op[CIRCULAR],
-            op[ACROSS],
-            op[COLUMNS_IN],
-            op[COLUMNS_OUT],
-        )
+        rows = AxisFilter(op[ROWS], op[ABOVE], op[CIRCULAR], op[DOWN], op[ROWS_IN], op[ROWS_OUT])
+        columns = AxisFilter(op[COLUMNS], op[BEFORE], op[CIRCULAR], op[ACROSS], op[COLUMNS_IN], op[COLUMNS_OUT])
+        rows_sum(a, v, h, w, dy, rows)
+        columns_sum(v, a, h // op[DOWN], w, dx, columns)
 
 
 @inlined_on_views
@@ -166,7 +157,7 @@ def _load(a, scale, out):
 
 @inlined_on_views
 def _slab(tables, scratch, x, z, dy, dx, live, tangent):
-    """Run all operations on S and T of slab (dy, dx), in scratch.planes; the largest mean doubt (`loops`) of its activations.
+    """Run all operations on S and T of slab (dy, dx), in scratch.planes; the largest mean doubt of its activations (`activation`).
 
     x: (1/√v, √v) of the left image, (nodes, HW) each. z: those of the right image, (nodes, 2HW), rolled by dx. live: T is not zero
     everywhere at the start. tangent: T is wanted.
@@ -191,7 +182,8 @@ def _slab(tables, scratch, x, z, dy, dx, live, tangent):
             for part in range(2 if live and tangent else 1):
                 three_rows(planes[2 + part, 1 : n + 1], planes[part, 1 : n + 1], h, w, oy)
         if code == SUM_RECTIFY:
-            doubt = sum_rectify(v, u, left, right, rx[node], rz[node, first:], sx[node], sz[node, first:], s, t, live)
+            roots = Roots(rx[node], rz[node, first:], sx[node], sz[node, first:])
+            doubt = sum_rectify(v, u, left, right, roots, s, t, live)
             worst = max(worst, doubt / n)
             live = True
         elif code <= CONVOLVE:
@@ -206,7 +198,8 @@ def _slab(tables, scratch, x, z, dy, dx, live, tangent):
             affine(s[:kept], t[:kept], k[SCALE], k[BIAS], k[TRAINABLE], live)
             live = True
         elif code == RECTIFY:
-            doubt = rectify(s, t, rx[node], rz[node, first:], sx[node], sz[node, first:], k[CURVE], k[LINE])
+            roots = Roots(rx[node], rz[node, first:], sx[node], sz[node, first:])
+            doubt = rectify(s, t, roots, k[CURVE], k[LINE])
             worst = max(worst, doubt / n)
         elif code == NORMALISE:
             normalise(s, t, rx[node], rz[node, first:])
