@@ -38,7 +38,7 @@ DOWN, ACROSS, ROWS_IN, COLUMNS_IN, ROWS_OUT, COLUMNS_OUT = range(8, 14)
 across, and the rows and columns of the image before and after."""
 
 HIGH, WIDE, STEP, STRIDE = range(4)
-"""Columns of `Tables.levels`: rows and columns of the frame, and how many times as large the frame of the stage's inputs is in each."""
+"""Columns of `Tables.levels`: rows and columns of the frame, and how many times as large the frame of the inputs is in each."""
 
 SCALE, BIAS, TRAINABLE, CURVE, LINE = range(5)
 """Columns of `Tables.constants`: σ_w²/q², σ_b², 1 or 0, and `curve` and `line` of `program.Rectify`."""
