@@ -1,7 +1,7 @@
 """Smooth activations whose duals are elementary functions. MATH.md §2; Han et al. 2022, Table 1.
 
-The formulas are written so that nothing cancels: 1 − c² as (1 − c)(1 + c), p + q − 2s as (a − b)² + 2ab(1 − c), arcsines
-as arctan2 of two exact parts. They hold for any a, b >= 0, 0 and large values included. p = a², q = b², s = abc, r² = 1 − c².
+Throughout, p = a², q = b², s = abc, r² = 1 − c². The formulas are written so that nothing cancels: 1 − c² as (1 − c)(1 + c), p + q
+− 2s as (a − b)² + 2ab(1 − c), arcsines as arctan2 of two exact parts. They hold for any a, b >= 0, including 0 and large values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ def _gaussian_determinant(a: Array, b: Array, c: Array, factor: float) -> Array:
 @register("activation")
 @dataclass(frozen=True)
 class Erf(ActivationFunction):
-    """σ(t) = erf(t): k = (2/π)·arcsin(2s/√((1+2p)(1+2q))), k' = (4/π)/√((1+2p)(1+2q) − 4s²). Source: Williams 1996, eq. 11."""
+    """σ(t) = erf(t).
+
+    k = (2/π)·arcsin(2s/√((1+2p)(1+2q))), k' = (4/π)/√((1+2p)(1+2q) − 4s²), with p = a², q = b², s = abc.
+
+    References
+    ----------
+    Williams 1996, eq. 11.
+    """
 
     name: ClassVar[str] = "erf"
 
@@ -50,7 +57,19 @@ class Erf(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class Exp(ActivationFunction):
-    """σ(t) = exp(At): k = exp(A²(p+q)/2 + A²s), k' = A²k; infinite where float64 overflows. Source: Mairal et al. 2014."""
+    """σ(t) = exp(At).
+
+    k = exp(A²(p+q)/2 + A²s), k' = A²k, with p = a², q = b², s = abc; infinite where they overflow float64.
+
+    Parameters
+    ----------
+    A : float
+        The rate; any finite number.
+
+    References
+    ----------
+    Mairal et al. 2014.
+    """
 
     A: float = 1.0
     name: ClassVar[str] = "exp"
@@ -80,9 +99,20 @@ def _sinusoid_parts(xp: ModuleType, factor: float, a: Array, b: Array, c: Array)
 @register("activation")
 @dataclass(frozen=True)
 class Sin(ActivationFunction):
-    """σ(t) = sin(At + B): k = S + sin²(B)·E, k' = A²(S + cos²(B)·E).
+    """σ(t) = sin(At + B).
 
-    S = e^{−A²(p+q)/2}·sinh(A²s), E = e^{−A²(s+(p+q)/2)}. Source: Louart et al. 2018; Han et al. 2022, Table 1.
+    k = S + sin²(B)·E, k' = A²(S + cos²(B)·E), where S = e^{−A²(p+q)/2}·sinh(A²s), E = e^{−A²(s+(p+q)/2)}, p = a², q = b², s = abc.
+
+    Parameters
+    ----------
+    A : float
+        The frequency; any finite number.
+    B : float
+        The phase in radians; any finite number.
+
+    References
+    ----------
+    Louart et al. 2018; Han et al. 2022, Table 1.
     """
 
     A: float = 1.0
@@ -109,7 +139,21 @@ class Sin(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class Cos(ActivationFunction):
-    """σ(t) = cos(At + B) = sin(At + B + π/2): k = S + cos²(B)·E, k' = A²(S + sin²(B)·E), S and E as in `Sin`."""
+    """σ(t) = cos(At + B) = sin(At + B + π/2).
+
+    k = S + cos²(B)·E, k' = A²(S + sin²(B)·E), S and E as in `Sin`.
+
+    Parameters
+    ----------
+    A : float
+        The frequency; any finite number.
+    B : float
+        The phase in radians; any finite number.
+
+    References
+    ----------
+    Louart et al. 2018; Han et al. 2022, Table 1.
+    """
 
     A: float = 1.0
     B: float = 0.0
@@ -135,9 +179,22 @@ class Cos(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class RBFActivation(ActivationFunction):
-    """σ(t) = √2·sin(√2·At + π/4), whose dual is the Gaussian kernel: k = exp(−A²(p + q − 2s)), k' = 2A²k.
+    """σ(t) = √2·sin(√2·At + π/4), whose dual is the Gaussian kernel.
 
-    Its name is "rbf"; the class is not called RBF, which is the kernel of that name. Source: Rahimi & Recht 2007.
+    k = exp(−A²(p + q − 2s)), k' = 2A²k, with p = a², q = b², s = abc.
+
+    Parameters
+    ----------
+    A : float
+        The frequency; any finite number. The kernel is exp(−A²‖x − y‖²).
+
+    Notes
+    -----
+    Its name in `get` is "rbf"; the class is not called RBF, because that is the kernel `kernels.RBF`.
+
+    References
+    ----------
+    Rahimi & Recht 2007.
     """
 
     A: float = 1.0
@@ -160,7 +217,19 @@ class RBFActivation(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class Gaussian(ActivationFunction):
-    """σ(t) = exp(−At²), A > 0: k = D^{−1/2}, k' = 4A²s·D^{−3/2}, D = (1+2Ap)(1+2Aq) − 4A²s². Source: Williams 1996."""
+    """σ(t) = exp(−At²).
+
+    k = D^{−1/2}, k' = 4A²s·D^{−3/2}, D = (1+2Ap)(1+2Aq) − 4A²s², with p = a², q = b², s = abc.
+
+    Parameters
+    ----------
+    A : float
+        The inverse width; positive and finite.
+
+    References
+    ----------
+    Williams 1996.
+    """
 
     A: float = 1.0
     name: ClassVar[str] = "gaussian"
@@ -183,10 +252,18 @@ class Gaussian(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class Gabor(ActivationFunction):
-    """σ(t) = exp(−t²)·sin(t). With D = (1+2p)(1+2q) − 4s² and g = (1+p+q)/(2D) − ½:
+    """σ(t) = exp(−t²)·sin(t).
 
-    k = D^{−1/2}e^g·sinh(s/D), k' = D^{−1/2}e^g[cosh(s/D)(1/D + 8s²/D²) + 4s·sinh(s/D)(1/D + (1+p+q)/D²)].
-    |s|/D <= 1/4, so nothing overflows. Source: Han et al. 2022, Appendix F; MATH.md §2.
+    k = D^{−1/2}e^g·sinh(s/D), k' = D^{−1/2}e^g[cosh(s/D)(1/D + 8s²/D²) + 4s·sinh(s/D)(1/D + (1+p+q)/D²)], where
+    D = (1+2p)(1+2q) − 4s², g = (1+p+q)/(2D) − ½, p = a², q = b², s = abc.
+
+    Notes
+    -----
+    |s|/D <= 1/4, so nothing overflows.
+
+    References
+    ----------
+    Han et al. 2022, Appendix F; MATH.md §2.
     """
 
     name: ClassVar[str] = "gabor"
@@ -213,7 +290,12 @@ class Gabor(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class GELU(ActivationFunction):
-    """σ(t) = t·Φ(t) = (t/2)(1 + erf(t/√2)), duals as in `probit.gelu_dual`. Source: Tsuchida et al. 2021; Han et al. 2022."""
+    """σ(t) = t·Φ(t) = (t/2)(1 + erf(t/√2)), Φ the standard normal CDF; the duals are `probit.gelu_dual` and `gelu_dual_derivative`.
+
+    References
+    ----------
+    Tsuchida et al. 2021; Han et al. 2022.
+    """
 
     name: ClassVar[str] = "gelu"
 
@@ -231,9 +313,21 @@ class GELU(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class NormalizedGaussian(ActivationFunction):
-    """The activation, unknown as a function, whose dual is k = ab·exp(scale·(c − 1)), k' = scale·exp(scale·(c − 1)).
+    """The activation whose dual is k = ab·exp(scale·(c − 1)), k' = scale·exp(scale·(c − 1)); no σ is known.
 
-    scale > 0. Calling it raises InputError: no σ is known. Source: Shankar et al. 2020; Han et al. 2022, eq. 13.
+    Parameters
+    ----------
+    scale : float
+        Positive and finite.
+
+    Raises
+    ------
+    InputError
+        When it is called: exact kernels and features made from the dual need no σ, finite networks and quadrature do.
+
+    References
+    ----------
+    Shankar et al. 2020; Han et al. 2022, eq. 13.
     """
 
     scale: float = 1.0
@@ -244,7 +338,7 @@ class NormalizedGaussian(ActivationFunction):
         set_number(self, "scale", positive=True)
 
     def __call__(self, t: Array) -> Array:
-        """Raises InputError."""
+        """Raise InputError: no σ is known."""
         raise InputError(
             "activation 'normalized_gaussian' was asked for σ(t), but only its dual activation is known. Use it in exact "
             "kernels and in features made from the dual; a finite network or quadrature needs another activation."

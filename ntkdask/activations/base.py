@@ -1,9 +1,9 @@
-"""Activations σ with their dual activations: what infinitely many neurons do to a covariance.
+"""Activations σ with their dual activations, which are all that an infinitely wide layer needs of σ.
 
-k_σ(a, b, c) = E[σ(u)σ(v)] and k_σ'(a, b, c) = E[σ'(u)σ'(v)] for (u, v) ~ N(0, [[a², abc], [abc, b²]]). Formulas and
-their sources: MATH.md §2. Each activation is a frozen dataclass, registered under its class name and found by
-`get("relu")`; a new one is a new class and nothing else. Arrays are NumPy or CuPy, float32 or float64; the result has
-their dtype, and a dual is computed in float64 in between.
+For (u, v) ~ N(0, [[a², abc], [abc, b²]]) the dual activation is k_σ(a, b, c) = E[σ(u)σ(v)], and the dual of the derivative is
+k_σ'(a, b, c) = E[σ'(u)σ'(v)]. Formulas and their sources: MATH.md §2. Each activation is a frozen dataclass, registered under its
+class name and found by `get("relu")`; a new activation is a new class and nothing else. Arrays are NumPy or CuPy, float32 or float64;
+the result has their dtype, and a dual is computed in float64 in between.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _by_name: dict[str, type[ActivationFunction]] = {}
 
 @dataclass(frozen=True)
 class ActivationFunction:
-    """σ, its dual and the dual of its derivative.
+    """An activation σ, its dual activation and the dual of its derivative; the base class of all activations.
 
-    A subclass gives `__call__`, and `_dual` and `_dual_derivative` for arrays that this class has prepared: one
-    namespace, one floating dtype (float64 unless `_any_precision`), c within [−1, 1], shapes that broadcast.
+    Notes ----- A subclass defines `__call__`, `_dual` and `_dual_derivative`. The last two get arrays that this class has prepared:
+    of one namespace and one floating dtype (float64 unless `_any_precision`), with c within [−1, 1] and shapes that broadcast.
     """
 
     name: ClassVar[str] = ""
     homogeneous: ClassVar[bool] = False
-    """σ(st) = sσ(t) for s >= 0, so that k_σ(a, b, c) = ab·k_σ(1, 1, c)."""
+    """Whether σ(st) = sσ(t) for s >= 0, so that k_σ(a, b, c) = ab·k_σ(1, 1, c)."""
     _any_precision: ClassVar[bool] = False
-    """Float32 duals are within 1e-5 when computed in float32 (away from |c| = 1), so no float64 copies are made."""
+    """Duals of float32 arrays are computed in float32, without float64 copies: the error is at most 1e-5 away from |c| = 1."""
 
     @property
     def slopes(self) -> tuple[float, float] | None:
@@ -53,19 +53,37 @@ class ActivationFunction:
         raise NotImplementedError
 
     def dual(self, a: Array, b: Array, c: Array) -> Array:
-        """k_σ(a, b, c); a, b >= 0 are standard deviations, c a correlation (clipped to [−1, 1]).
+        """The dual activation k_σ(a, b, c) = E[σ(u)σ(v)], (u, v) ~ N(0, [[a², abc], [abc, b²]]).
 
-        Shapes broadcast, (n, 1), (m,) and (n, m) say; float32 or float64, Python numbers besides. Returns the common
-        shape and dtype. k_σ(a, b, c) = k_σ(b, a, c) to the last bit. Raises DtypeError for other dtypes.
+        Parameters
+        ----------
+        a, b : array, float32 or float64, or number
+            Standard deviations, >= 0.
+        c : array, float32 or float64, or number
+            Correlations; clipped to [−1, 1].
+
+        Returns
+        -------
+        array of the broadcast shape and the common dtype
+            k_σ(a, b, c), equal to k_σ(b, a, c) to the last bit.
+
+        Raises
+        ------
+        DtypeError
+            For arrays of other dtypes.
+
+        Notes
+        -----
+        Shapes broadcast, for example (n, 1), (m,) and (n, m).
         """
         return self._evaluate(self._dual, a, b, c)
 
     def dual_derivative(self, a: Array, b: Array, c: Array) -> Array:
-        """k_σ'(a, b, c), the dual activation of the (almost everywhere) derivative of σ; arguments as in `dual`."""
+        """The dual activation of the derivative, k_σ'(a, b, c) = E[σ'(u)σ'(v)], σ' almost everywhere; arguments as in `dual`."""
         return self._evaluate(self._dual_derivative, a, b, c)
 
     def second_moment(self) -> float:
-        """E[σ(t)²] for t ~ N(0, 1), what `normalize=True` divides by; infinite where float64 overflows."""
+        """E[σ(t)²] for t ~ N(0, 1), by which `normalize=True` divides; infinite where it overflows float64."""
         return _second_moment(self)
 
     def _dual(self, xp: ModuleType, a: Array, b: Array, c: Array) -> Array:
@@ -75,10 +93,11 @@ class ActivationFunction:
         raise NotImplementedError
 
     def _evaluate(self, formula: Callable[..., Array], a: Array, b: Array, c: Array) -> Array:
+        """The formula on prepared arrays, cast to the common dtype and broadcast to the common shape."""
         xp, dtype, (a, b, c) = common_arrays(a, b, c)
         if not self._any_precision:
             a, b, c = (v.astype(xp.float64, copy=False) for v in (a, b, c))
-        # over: where the exact value exceeds the dtype, inf is the answer
+        # where the exact value exceeds the dtype, inf is the answer
         with np.errstate(over="ignore"):
             value = xp.asarray(formula(xp, a, b, xp.clip(c, -1.0, 1.0))).astype(dtype, copy=False)
         shape = np.broadcast_shapes(a.shape, b.shape, c.shape)
@@ -86,7 +105,7 @@ class ActivationFunction:
 
 
 def common_arrays(*values: Array) -> tuple[ModuleType, np.dtype, tuple[Array, ...]]:
-    """(namespace, dtype, arrays) of arguments that may be arrays or Python numbers; DtypeError unless float32 or float64."""
+    """(namespace, dtype, arrays) of arguments that are arrays or Python numbers; DtypeError unless float32 or float64."""
     xp = next((namespace(v) for v in values if is_device_array(v)), np)
     typed = [v.dtype for v in values if hasattr(v, "dtype")]
     dtype = np.result_type(*typed) if typed else np.dtype("float64")
@@ -96,12 +115,13 @@ def common_arrays(*values: Array) -> tuple[ModuleType, np.dtype, tuple[Array, ..
 
 
 def largest(*arrays: Array) -> float:
-    """The largest value of all, 0 where there is none: CuPy's `max` has no `initial`."""
+    """The largest value in any of the arrays; 0 where all are empty (CuPy's `max` has no `initial`)."""
     return max((float(v.max()) for v in arrays if v.size), default=0.0)
 
 
 @functools.lru_cache(maxsize=256)
 def _second_moment(sigma: ActivationFunction) -> float:
+    """`ActivationFunction.second_moment`, computed once for equal activations."""
     return float(sigma.dual(1.0, 1.0, 1.0))
 
 
@@ -135,11 +155,26 @@ def set_degree(sigma: ActivationFunction, field: str) -> None:
 
 
 def get(name: str | ActivationFunction, **parameters: Any) -> ActivationFunction:
-    """The activation called `name` with its parameters; an activation object is returned as it is.
+    """The activation of a name and its parameters.
 
-    Raises InputError for an unknown name (naming the nearest), for parameters that it does not take (naming those that
-    it does) and for values that it refuses.
+    Parameters
+    ----------
+    name : str or ActivationFunction
+        A name such as "relu"; an activation object is returned as it is. The keyword arguments after it are the fields of the
+        activation's class, such as A and B of "abrelu".
 
+    Returns
+    -------
+    ActivationFunction
+
+    Raises
+    ------
+    InputError
+        For an unknown name (the message gives the nearest one), for parameters that the activation does not take (the message lists
+        those that it takes) or that are missing, and for values that it refuses.
+
+    Examples
+    --------
     >>> get("abrelu", A=0.5, B=1.5)
     ABReLU(A=0.5, B=1.5)
     """

@@ -1,7 +1,7 @@
-"""σ′(t), elementwise, of every activation: what the backward pass of a finite network multiplies by.
+"""σ′(t), elementwise, of every activation: the factor in the backward pass of a finite network.
 
-The duals of `activations` never need it: k_σ′ comes from integrals. At a kink, where no Gaussian ever is, it is the limit from the
-left (ReLU: 0). Step and sign have the almost everywhere derivative 0, as in their duals.
+The duals in `activations` never need it: k_σ′ comes from integrals. At a kink, which a Gaussian hits with probability 0, it is the
+limit from the left (ReLU: 0). Step and sign have the almost everywhere derivative 0, as in their duals.
 """
 
 from __future__ import annotations
@@ -20,16 +20,34 @@ from ntkdask.arrays import Array, namespace, special
 from ntkdask.errors import InputError
 
 DIFFERENCE_STEP = 6e-6
-"""Of central differences in float64: the cube root of its rounding."""
+"""Relative step of central differences in float64: the cube root of the rounding error."""
 
 
 @functools.singledispatch
 def derivative(sigma: ActivationFunction, t: Array) -> Array:
-    """σ′(t), almost everywhere, in t's shape, dtype and namespace; float32 or float64.
+    """σ′(t), almost everywhere.
 
-    Raises InputError for an activation of which no function is known (normalised Gaussian) or no derivative is written here. A
-    `from_function` without `derivative` is differenced in float64, h = 6e-6·max(1, |t|): absolute error about 1e-10.
+    Parameters
+    ----------
+    sigma : ActivationFunction
+        The activation.
+    t : array of any shape, float32 or float64
 
+    Returns
+    -------
+    array of t's shape, dtype and namespace
+
+    Raises
+    ------
+    InputError
+        For an activation of which no function is known (normalised Gaussian) or whose derivative is not written here.
+
+    Notes
+    -----
+    A `from_function` without `derivative` is differenced in float64, h = 6e-6·max(1, |t|), with an absolute error of about 1e-10.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> from ntkdask.activations import get
     >>> derivative(get("relu"), np.array([-1.0, 2.0]))

@@ -1,10 +1,10 @@
 """Truncated Hermite expansions: the dual of any smooth σ from its coefficients. Han et al. 2022, §3.1.
 
-h_j(a) = E[σ(at)·He_j(t)]/√j!, t ~ N(0, 1), gives σ(at) = Σ_j h_j(a)·He_j(t)/√j! and so, for u and v of standard deviations
-a, b and correlation c, k_σ(a, b, c) = Σ_j h_j(a)h_j(b)c^j; cut at a degree J, Cauchy-Schwarz bounds the error by
-√(tail(a)·tail(b)), tail(a) = E σ(at)² − Σ_{j<J} h_j(a)² (Theorem 2 bounds that tail; here it is measured). The coefficients
-are one-dimensional: once per distinct a, by the trapezoidal rule, which is exact to rounding for analytic σ.
-Memory: J values per distinct a and b, and two arrays of a row block; never J arrays of c's shape.
+With h_j(a) = E[σ(at)·He_j(t)]/√j!, t ~ N(0, 1), σ(at) = Σ_j h_j(a)·He_j(t)/√j!, and for u and v of standard deviations a, b and
+correlation c, k_σ(a, b, c) = Σ_j h_j(a)h_j(b)c^j. Cut at a degree J, the error is at most √(tail(a)·tail(b)) by Cauchy-Schwarz, with
+tail(a) = E σ(at)² − Σ_{j<J} h_j(a)² (Theorem 2 bounds that tail; here it is measured). The coefficients are one-dimensional
+integrals, computed once per distinct a by the trapezoidal rule, which is exact to rounding for analytic σ.
+Memory: J values per distinct a and b, and two arrays of a block of rows; never J arrays of c's shape.
 """
 
 from __future__ import annotations
@@ -22,22 +22,30 @@ from ntkdask.errors import InputError
 Function = Callable[[Array], Array]
 
 MAX_NODES = 8192
+"""Most nodes of the trapezoidal rule."""
 SMALLEST_SLOPE = 2e-5
+"""Smallest standard deviation by which `expand_slope` divides."""
 BLOCK_ENTRIES = 2**15
 """Entries of c that one pass of Horner's rule walks: three float64 arrays of that size stay in cache."""
 DEVICE_BLOCK_ENTRIES = 2**24
 COEFFICIENT_ROWS = 2**13
 """Values of a and b whose coefficients are held at once."""
 REACHES = (13.0, 20.0, 30.0)
-"""Half-widths of the rule, in standard deviations: enough for bounded σ, for e^{|t|}, for functions steeper still."""
+"""Half-widths of the trapezoidal rule, in standard deviations: enough for bounded σ, for e^{|t|}, for functions steeper still."""
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """h_j(a), j < J: `values` (J, *a.shape), or (J, 1, …) where every a is the same, and what was left out.
+    """h_j(a), j < J, and the size of what was left out.
 
-    tail: max over a of 1 − Σ_j h_j²/E σ(at)², the relative error of k(a, a, 1) and a bound for any k.
-    rule_error: max over a of ‖h − h of half the nodes‖/√E σ(at)², far above the error of h for analytic σ.
+    Parameters
+    ----------
+    values : array (J, *a.shape), or (J, 1, …) where all a are equal; float64
+        The coefficients.
+    tail : float
+        The maximum over a of 1 − Σ_j h_j²/E σ(at)²: the relative error of k(a, a, 1), and a bound for that of any k.
+    rule_error : float
+        The maximum over a of ‖h − h from half the nodes‖/√E σ(at)²; for analytic σ far above the error of h.
     """
 
     values: Array
@@ -45,7 +53,7 @@ class Coefficients:
     rule_error: float
 
     def shortened(self, tolerance: float, min_degree: int) -> Coefficients:
-        """Without the highest degrees whose squares sum to less than tolerance/10 of the whole, for every a."""
+        """Without the highest degrees, as many as have a sum of squares below tolerance/10 of the whole for every a."""
         xp = namespace(self.values)
         squares = self.values**2
         above = xp.cumsum(squares[::-1], axis=0)[::-1] / xp.maximum(squares.sum(axis=0), 1e-300)
@@ -74,7 +82,7 @@ def _hermite_table(degree: int, nodes: int, reach: float) -> tuple[np.ndarray, n
 
 
 def _measure(f: Function, a: Array, degree: int, nodes: int, reach: float) -> tuple[Array, Array, float, float]:
-    """(h (n, degree), E σ² (n,), rule error, what the ends of the rule still contribute), a: (n,) distinct values."""
+    """(h (n, degree), E σ² (n,), the rule's error, the largest relative contribution of the rule's ends) for distinct a (n,)."""
     xp = namespace(a)
     points, table = _hermite_table(degree, nodes, reach)
     t, weighted = xp.asarray(points), xp.asarray(table)
@@ -84,7 +92,7 @@ def _measure(f: Function, a: Array, degree: int, nodes: int, reach: float) -> tu
     rule, ends = 0.0, 0.0
     for start in range(0, a.size, 512):
         rows = slice(start, start + 512)
-        with np.errstate(over="ignore", invalid="ignore"):  # what they leave is looked for
+        with np.errstate(over="ignore", invalid="ignore"):  # the next lines look for infinities and NaN
             values = xp.asarray(f(a[rows, None] * t), dtype=xp.float64)
             square[rows] = (values * values) @ density
         if not bool(xp.isfinite(square[rows]).all()):
@@ -104,8 +112,29 @@ def _measure(f: Function, a: Array, degree: int, nodes: int, reach: float) -> tu
 def coefficients(f: Function, a: Array, degree: int, tolerance: float) -> Coefficients:
     """The first `degree` coefficients h_j(a), with enough nodes that they are exact to `tolerance` where that is possible.
 
-    f: σ, elementwise on float64 arrays. a: any shape, float64, >= 0; distinct values are computed once. Raises InputError
-    where f is not finite. A kink in f shows in `rule_error`: the number of nodes stops at `MAX_NODES`.
+    Parameters
+    ----------
+    f : callable
+        σ, elementwise on float64 arrays.
+    a : array of any shape, float64
+        Standard deviations, >= 0; each distinct value is computed once.
+    degree : int
+        J.
+    tolerance : float
+        Relative error of the coefficients that ends the doubling of nodes.
+
+    Returns
+    -------
+    Coefficients
+
+    Raises
+    ------
+    InputError
+        Where f is not finite, or grows so fast that its second moment does not converge.
+
+    Notes
+    -----
+    A kink in f shows in `rule_error`, because the number of nodes stops at `MAX_NODES`.
     """
     xp = namespace(a)
     distinct, inverse = xp.unique(a.ravel(), return_inverse=True)
@@ -122,7 +151,7 @@ def coefficients(f: Function, a: Array, degree: int, tolerance: float) -> Coeffi
     while rule > tolerance and nodes < MAX_NODES:
         nodes *= 2
         h, square, rule, ends = _measure(f, distinct, degree, nodes, reach)
-    # f = 0 has nothing to leave out
+    # f = 0 leaves no tail
     left = xp.where(square > 0, 1.0 - (h * h).sum(axis=1) / xp.maximum(square, 1e-300), 0.0)
     tail = max(0.0, float(left.max()))
     if distinct.size == 1:
@@ -131,7 +160,7 @@ def coefficients(f: Function, a: Array, degree: int, tolerance: float) -> Coeffi
 
 
 def blocks(a: Array, b: Array, c: Array, entries: int) -> list[tuple[slice, ...]]:
-    """Slices of the first axis of the broadcast shape with about `entries` entries each; one empty index for scalars."""
+    """Slices of the first axis of the broadcast shape, with about `entries` entries each; one empty index for scalars."""
     shape = np.broadcast_shapes(a.shape, b.shape, c.shape)
     if not shape or shape[0] == 0:
         return [()]
@@ -145,7 +174,7 @@ def take(x: Array, index: tuple[slice, ...], ndim: int) -> Array:
 
 
 def by_blocks(formula: Callable[[Array, Array, Array], Array], a: Array, b: Array, c: Array, entries: int) -> Array:
-    """formula(a, b, c) block of rows by block of rows, (float64, broadcast shape); what it allocates is of a block's size."""
+    """formula(a, b, c) in blocks of rows: float64, of the broadcast shape; its temporaries have the size of a block."""
     xp = namespace(c)
     shape = np.broadcast_shapes(a.shape, b.shape, c.shape)
     out = xp.empty(shape)
@@ -155,9 +184,9 @@ def by_blocks(formula: Callable[[Array, Array, Array], Array], a: Array, b: Arra
 
 
 def series(left: Array, right: Array, c: Array) -> Array:
-    """Σ_j left_j·right_j·c^j by Horner's rule, in row blocks. left, right: (J, …), each level broadcasting with c.
+    """Σ_j left_j·right_j·c^j by Horner's rule, in blocks of rows; symmetric in left and right to the last bit.
 
-    Symmetric in left and right to the last bit.
+    left, right: (J, …), each degree broadcasting with c.
     """
     xp = namespace(c)
     shape = np.broadcast_shapes(left.shape[1:], right.shape[1:], c.shape)
@@ -177,37 +206,37 @@ def series(left: Array, right: Array, c: Array) -> Array:
 def expand(f: Function, a: Array, tolerance: float, max_degree: int, min_degree: int = 1) -> Coefficients:
     """h_j(a) up to the first degree whose `error` is within `tolerance`, at most `max_degree`.
 
-    The caller compares `error` with its tolerance: this function never decides that a bad expansion will do.
+    The caller compares `error` with its tolerance: this function never decides that an expansion that misses it is good enough.
     """
     degree = max(min_degree, min(32, max_degree))
     while True:
-        found = coefficients(f, a, degree, tolerance)
+        h = coefficients(f, a, degree, tolerance)
         # more degrees do not mend a kink that the rule cannot resolve
-        if found.error <= tolerance or degree >= max_degree or found.rule_error > tolerance:
-            return found.shortened(tolerance, min_degree)
+        if h.error <= tolerance or degree >= max_degree or h.rule_error > tolerance:
+            return h.shortened(tolerance, min_degree)
         degree = min(2 * degree, max_degree)
 
 
 def expand_slope(f: Function, a: Array, tolerance: float, max_degree: int, min_degree: int = 1) -> Coefficients:
     """The coefficients of σ' from σ alone: E[σ'(at)He_j(t)]/√j! = √(j+1)·h_{j+1}(a)/a (Theorem 3, term by term).
 
-    a below `SMALLEST_SLOPE` counts as that: k' is even and smooth there, and the quotient keeps its digits. E σ'(at)² is
-    not known, so `tail` is what the upper half of the degrees holds: an upper estimate where they decay.
+    Values of a below `SMALLEST_SLOPE` are raised to it: k' is even and smooth there, and the quotient keeps its digits. E σ'(at)² is
+    not known, so `tail` is the share of the upper half of the degrees: an upper estimate where coefficients decay.
     """
     xp = namespace(a)
     a = xp.maximum(a, SMALLEST_SLOPE)
     origin = f(xp.zeros(1))
     degree = max(min_degree, min(32, max_degree), 2)
     while True:
-        found = coefficients(lambda t: f(t) - origin, a, degree, tolerance)
+        h = coefficients(lambda t: f(t) - origin, a, degree, tolerance)
         factors = xp.sqrt(xp.arange(1.0, degree)).reshape(-1, *(1,) * a.ndim)
-        values = found.values[1:] * factors / (a if found.values[0].size == a.size else a.ravel()[0])
+        values = h.values[1:] * factors / (a if h.values[0].size == a.size else a.ravel()[0])
         square = (values * values).sum(axis=0)
         upper = (values[degree // 2 :] ** 2).sum(axis=0)
         tail = float(xp.where(square > 0, upper / xp.maximum(square, 1e-300), 0.0).max())
         # ‖error of h‖·√J/a against √E σ'²
-        size = xp.sqrt((found.values**2).sum(axis=0)) / (a * xp.sqrt(xp.maximum(square, 1e-300)))
-        rule = found.rule_error * math.sqrt(degree) * float(xp.where(square > 0, size, 0.0).max())
+        size = xp.sqrt((h.values**2).sum(axis=0)) / (a * xp.sqrt(xp.maximum(square, 1e-300)))
+        rule = h.rule_error * math.sqrt(degree) * float(xp.where(square > 0, size, 0.0).max())
         slope = Coefficients(values, tail, rule)
         if slope.error <= tolerance or degree >= max_degree or rule > tolerance:
             return slope.shortened(tolerance, min_degree)
@@ -215,10 +244,10 @@ def expand_slope(f: Function, a: Array, tolerance: float, max_degree: int, min_d
 
 
 def expanded_dual(make: Callable[[Array], Coefficients], a: Array, b: Array, c: Array) -> tuple[Array, float]:
-    """(k, largest `error` of the coefficients): k = Σ_j h_j(a)h_j(b)c^j with h = make(values of a and b).
+    """(k, the largest `error` of the coefficients), k = Σ_j h_j(a)h_j(b)c^j with h = make(values of a and b).
 
-    float64 arrays that broadcast, c within [−1, 1]. Calls in which a and b hold more than `COEFFICIENT_ROWS` values are
-    halved along the axis that helps, so that the coefficients stay small beside c.
+    a, b, c: float64 arrays that broadcast, c within [−1, 1]. Where a and b hold more than `COEFFICIENT_ROWS` values, the call is
+    halved along the axis that holds most of them, so that the coefficients stay small beside c.
     """
     xp = namespace(c)
     shape = np.broadcast_shapes(a.shape, b.shape, c.shape)
@@ -236,14 +265,15 @@ def expanded_dual(make: Callable[[Array], Coefficients], a: Array, b: Array, c: 
             out[index], error = expanded_dual(make, *pieces)
             errors.append(error)
         return out, max(errors)
-    found = make(xp.concatenate([a.ravel(), b.ravel()]))
-    if found.values.shape[1] == 1:  # every a and b is the same
-        left = right = found.values.reshape(-1, *(1,) * len(shape))
+    h = make(xp.concatenate([a.ravel(), b.ravel()]))
+    if h.values.shape[1] == 1:  # every a and b is the same
+        left = right = h.values.reshape(-1, *(1,) * len(shape))
     else:
-        left = found.values[:, : a.size].reshape(-1, *a.shape)
-        right = found.values[:, a.size :].reshape(-1, *b.shape)
-    return series(left, right, c), found.error
+        left = h.values[:, : a.size].reshape(-1, *a.shape)
+        right = h.values[:, a.size :].reshape(-1, *b.shape)
+    return series(left, right, c), h.error
 
 
 def _padded(x: Array, ndim: int) -> Array:
+    """x with axes of length 1 in front, `ndim` in all."""
     return x.reshape(*(1,) * (ndim - x.ndim), *x.shape)

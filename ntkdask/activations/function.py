@@ -1,7 +1,7 @@
 """Any activation from a Python function: its duals by Hermite expansion or by quadrature, to a stated tolerance.
 
-For use in memory and on Dask workers (it travels by cloudpickle). A job file, a fingerprint or a saved model cannot hold it:
-code is not stored or loaded, and `registry.to_config` says so.
+For use in memory and on Dask workers, to which cloudpickle takes it. A job file, a fingerprint or a saved model cannot hold it,
+because code is neither stored nor loaded; `registry.to_config` says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,21 @@ _CAUTION = 3.0
 
 @dataclass(frozen=True)
 class FromFunction(ActivationFunction):
-    """σ = `function`; make it with `from_function`, which documents the fields."""
+    """The activation σ = `function`; `from_function` makes it and says more about the fields.
+
+    Parameters
+    ----------
+    function : callable
+        σ, elementwise on float64 arrays of any shape.
+    derivative : callable, optional
+        σ', elementwise; without it k' follows from the dual.
+    method : {"hermite", "quadrature"}
+        How the duals are computed.
+    degree : int, optional
+        Degree of the expansion or the quadrature; None for the first that meets the tolerance.
+    tolerance : float
+        Bound for the estimated normwise error of a dual, at least 1e-13.
+    """
 
     function: Callable[[Array], Array]
     derivative: Callable[[Array], Array] | None = None
@@ -52,10 +66,20 @@ class FromFunction(ActivationFunction):
         return namespace(t).asarray(self.function(t)).astype(t.dtype, copy=False)
 
     def error_estimate(self, a: float, *, derivative: bool = False) -> float:
-        """Estimate of |error of k(a, b, c)|/√(k(a, a, 1)·k(b, b, 1)) for b <= a; of k' with `derivative`.
+        """Estimate of |error of k(a, b, c)|/√(k(a, a, 1)·k(b, b, 1)) for b <= a, which `dual` compares with `tolerance`.
 
-        What `dual` compares with `tolerance`: the Hermite tail and the error of its coefficients, or the change from doubling
-        the quadrature's degree. Raises nothing when it is large.
+        Parameters
+        ----------
+        a : float
+            The largest standard deviation.
+        derivative : bool
+            Whether the estimate is for k' instead of k.
+
+        Returns
+        -------
+        float
+            For "hermite" the larger of the tail of the expansion and the error of its coefficients; for "quadrature" the change from
+            doubling the degree. It may be large: nothing is raised.
         """
         value = np.array([float(a)])
         if self.method == "hermite":
@@ -76,7 +100,7 @@ class FromFunction(ActivationFunction):
         return derivative_from_dual(lambda a, b, c: quadrature_dual(self.function, a, b, c, degree), a, b, c)
 
     def _expansion(self, derivative: bool) -> Callable[[Array], Coefficients]:
-        """Standard deviations → coefficients of σ or σ', at the degree asked for or the one that the tolerance needs."""
+        """A function from standard deviations to coefficients of σ or σ', at `degree` or at the degree that the tolerance needs."""
         make, f = (expand_slope, self.function) if derivative else (expand, self.function)
         if derivative and self.derivative is not None:
             make, f = expand, self.derivative
@@ -85,6 +109,7 @@ class FromFunction(ActivationFunction):
         return lambda values: make(f, values, self.tolerance, highest, lowest)
 
     def _expanded(self, a: Array, b: Array, c: Array, derivative: bool) -> Array:
+        """k_σ or k_σ' by the expansion; InputError where it misses the tolerance."""
         value, error = expanded_dual(self._expansion(derivative), a, b, c)
         self._require(error, a, b, derivative)
         return value
@@ -98,7 +123,7 @@ class FromFunction(ActivationFunction):
         return degree
 
     def _quadrature_error(self, a: Array, b: Array, derivative: bool, degree: int) -> float:
-        """`_CAUTION` times the largest normwise change of k from `degree` to twice that, at the extremes of a and b, nine c.
+        """`_CAUTION` times the largest normwise change of k when the degree doubles, at the extremes of a and b and nine values of c.
 
         Where errors fall like 1/degree (kinks), the change is half the error, and other c are somewhat worse.
         """
@@ -113,6 +138,7 @@ class FromFunction(ActivationFunction):
         return _CAUTION * float((np.abs(change) / np.where(size > 0, size, 1.0)).max())
 
     def _require(self, error: float, a: Array, b: Array, derivative: bool) -> None:
+        """InputError, with advice, where an estimated error exceeds the tolerance."""
         if error <= self.tolerance:
             return
         degree = f"degree {self.degree}" if self.degree else f"degrees up to {MAX_DEGREE[self.method]}"
@@ -127,6 +153,7 @@ class FromFunction(ActivationFunction):
 
 
 def _check_elementwise(field: str, function: Callable[[Array], Array]) -> None:
+    """InputError, naming the `field`, unless `function` takes a float64 array and gives finite real numbers of its shape."""
     if not callable(function):
         raise InputError(f"from_function: {field} is {function!r}, expected a function of an array.")
     t = np.array([[-0.5, 0.25], [0.0, 1.0], [0.75, -1.0]])
@@ -152,17 +179,38 @@ def from_function(
 ) -> FromFunction:
     """The activation σ = `function`, for a `Network` in memory or on Dask workers.
 
-    function, derivative: σ and σ', elementwise on float64 arrays of any shape, written with NumPy's
-    functions: where the kernel runs on a GPU they are given CuPy arrays, which NumPy's functions pass on to CuPy.
-    method: "hermite" expands σ(at) once per distinct a and sums a power series in c, degree flops per entry; "quadrature" is
-    the 2·degree² evaluations per entry of Han et al. 2022, eq. 15.
-    degree: fixed, or None for the first that meets `tolerance` (at most 1024; 128 for quadrature).
-    tolerance: bound for the estimated |error|/√(k(a, a, 1)·k(b, b, 1)), checked in every call, whatever the degree. Without
-    `derivative`, k' follows from Theorem 3; then it is within 1e-8 at best for a < 1e-4, and for quadrature for |c| > 0.95.
+    Parameters
+    ----------
+    function : callable
+        σ, elementwise on float64 arrays of any shape, written with NumPy's functions: where the kernel runs on a GPU it gets CuPy
+        arrays, which NumPy's functions pass on to CuPy.
+    derivative : callable, optional
+        σ', written alike. Without it k' follows from Theorem 3 of Han et al.; then its error is 1e-8 at best for a < 1e-4, and for
+        quadrature for |c| > 0.95.
+    method : {"hermite", "quadrature"}
+        "hermite" expands σ(at) once per distinct a and sums a power series in c, `degree` flops per entry; "quadrature" takes the
+        2·degree² evaluations per entry of Han et al. 2022, eq. 15.
+    degree : int, optional
+        A fixed degree of at least 1; None for the first that meets `tolerance`. At most 1024, for quadrature 128.
+    tolerance : float
+        Bound, at least 1e-13, for the estimated |error|/√(k(a, a, 1)·k(b, b, 1)); checked in every call, also with a fixed degree.
 
-    Raises InputError for a function that is not elementwise, and, when called, where the tolerance cannot be met (kinks,
-    steep functions at large a): it never returns less than was asked. Cannot be described in a job file or a fingerprint.
+    Returns
+    -------
+    FromFunction
 
+    Raises
+    ------
+    InputError
+        For a function that is not elementwise, and, when a dual is computed, where the tolerance cannot be met (kinks, steep
+        functions at large a): a dual is never less accurate than was asked.
+
+    Notes
+    -----
+    It cannot be described in a job file or a fingerprint.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> swish = from_function(lambda t: t / (1 + np.exp(-t)))
     >>> round(float(swish.dual(1.0, 1.0, 0.5)), 6)

@@ -1,6 +1,6 @@
 """Polynomial activations: Hermite polynomials, monomials and any other, each with a finite closed dual. MATH.md §2.
 
-Sums run degree by degree in place: two arrays of c's shape, whatever the degree.
+Sums run degree by degree in place, so they take two arrays of c's shape, whatever the degree.
 """
 
 from __future__ import annotations
@@ -38,10 +38,18 @@ def _falling(n: int) -> list[float]:
 @register("activation")
 @dataclass(frozen=True)
 class Hermite(ActivationFunction):
-    """σ = h_q, the probabilists' Hermite polynomial, not normalised: E h_q(t)² = q!; 0 <= q <= 150.
+    """σ = h_q, the probabilists' Hermite polynomial, not normalised: E h_q(t)² = q!.
 
-    k = Σ_j q!²/((2^j j!)²(q−2j)!)·((p−1)(q'−1))^j·s^{q−2j} with p = a², q' = b², s = abc; k' = q²·k of degree q − 1.
-    Source: Daniely et al. 2016 for a = b = 1; MATH.md §2 in general.
+    k = Σ_j q!²/((2^j j!)²(q−2j)!)·((p−1)(q'−1))^j·s^{q−2j} with p = a², q' = b², s = abc; k' is q² times the k of degree q − 1.
+
+    Parameters
+    ----------
+    q : int
+        The degree, 0 <= q <= 150.
+
+    References
+    ----------
+    Daniely et al. 2016 for a = b = 1; MATH.md §2 in general.
     """
 
     q: int = 2
@@ -70,9 +78,18 @@ class Hermite(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class Monomial(ActivationFunction):
-    """σ(t) = t^q, 0 <= q <= 150; q = 1 is the identity.
+    """σ(t) = t^q; q = 1 is the identity.
 
-    k = (ab)^q Σ_j q!²/((2^j j!)²(q−2j)!)·c^{q−2j}, k' = q²·k of degree q − 1. Source: Han et al. 2022, Table 1.
+    k = (ab)^q Σ_j q!²/((2^j j!)²(q−2j)!)·c^{q−2j}; k' is q² times the k of degree q − 1.
+
+    Parameters
+    ----------
+    q : int
+        The power, 0 <= q <= 150.
+
+    References
+    ----------
+    Han et al. 2022, Table 1.
     """
 
     q: int = 2
@@ -93,10 +110,23 @@ class Monomial(ActivationFunction):
 
 
 def hermite_weights(coefficients: Sequence[float], a: Array) -> list[Array]:
-    """r_ℓ(a) = Σ_i a_{ℓ+2i}(ℓ+2i)!/(2^i i! √ℓ!)·a^{ℓ+2i}, ℓ = 0 … q: the expansion of σ(at) in h_ℓ/√ℓ!.
+    """Coefficients of σ(at) in h_ℓ/√ℓ!, ℓ = 0 … q: r_ℓ(a) = Σ_i a_{ℓ+2i}(ℓ+2i)!/(2^i i! √ℓ!)·a^{ℓ+2i}.
 
-    coefficients: a_0 … a_q of σ(t) = Σ a_j t^j. a: any shape, float64; each r_ℓ has its shape.
-    Source: Han et al. 2022, Theorem 1, the sum taken up to the top degree.
+    Parameters
+    ----------
+    coefficients : sequence of q + 1 float
+        a_0 … a_q of σ(t) = Σ a_j t^j.
+    a : array of any shape, float64
+        Standard deviations.
+
+    Returns
+    -------
+    list of q + 1 arrays of a's shape
+        r_0(a) … r_q(a).
+
+    References
+    ----------
+    Han et al. 2022, Theorem 1, with the sum taken up to the top degree.
     """
     xp, degree = namespace(a), len(coefficients) - 1
     square, weights, power = a * a, [], xp.ones_like(a)
@@ -113,7 +143,7 @@ def hermite_weights(coefficients: Sequence[float], a: Array) -> list[Array]:
 
 
 def correlate(weights_a: Sequence[Array], weights_b: Sequence[Array], c: Array) -> Array:
-    """Σ_ℓ r_ℓ(a)·r_ℓ(b)·c^ℓ by Horner's rule: two arrays of the broadcast shape, symmetric in a and b to the last bit."""
+    """Σ_ℓ r_ℓ(a)·r_ℓ(b)·c^ℓ by Horner's rule, in two arrays of the broadcast shape; symmetric in a and b to the last bit."""
     total = weights_a[-1] * weights_b[-1] + namespace(c).zeros_like(c)
     for left, right in zip(weights_a[-2::-1], weights_b[-2::-1], strict=True):
         total *= c
@@ -124,26 +154,39 @@ def correlate(weights_a: Sequence[Array], weights_b: Sequence[Array], c: Array) 
 @register("activation")
 @dataclass(frozen=True)
 class Polynomial(ActivationFunction):
-    """σ(t) = Σ_j coefficients[j]·t^j, lowest degree first, at most degree 150.
+    """σ(t) = Σ_j coefficients[j]·t^j.
 
-    k = Σ_ℓ r_ℓ(a)r_ℓ(b)c^ℓ, `hermite_weights`; k' is the same for the derivative's coefficients.
-    Source: Han et al. 2022, Theorem 1. Raises InputError for no coefficients, non-finite ones or too many.
+    k = Σ_ℓ r_ℓ(a)r_ℓ(b)c^ℓ with r_ℓ of `hermite_weights`; k' is the same for the coefficients of the derivative.
+
+    Parameters
+    ----------
+    coefficients : sequence of 1 to 151 float
+        Finite numbers, lowest degree first.
+
+    Raises
+    ------
+    InputError
+        For no coefficients, more than 151, or some that are not finite numbers.
+
+    References
+    ----------
+    Han et al. 2022, Theorem 1.
     """
 
     coefficients: tuple[float, ...]
     name: ClassVar[str] = "polynomial"
 
     def __post_init__(self) -> None:
-        given = self.coefficients
-        if isinstance(given, str) or not isinstance(given, Iterable):
+        values = self.coefficients
+        if isinstance(values, str) or not isinstance(values, Iterable):
             raise InputError(
-                f"activation 'polynomial': coefficients is {given!r}, expected numbers, lowest degree first."
+                f"activation 'polynomial': coefficients is {values!r}, expected numbers, lowest degree first."
             )
         try:
-            numbers = tuple(float(value) for value in given)
+            numbers = tuple(float(value) for value in values)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"activation 'polynomial': coefficients is {given!r}, expected numbers: {error}."
+                f"activation 'polynomial': coefficients is {values!r}, expected numbers: {error}."
             ) from error
         if not numbers or len(numbers) > MAX_DEGREE + 1 or not all(map(math.isfinite, numbers)):
             raise InputError(

@@ -1,8 +1,8 @@
-"""Gaussian expectations of products of Φ(t), t·Φ(t), φ(t): what GELU's dual and those of the logistic family are made of.
+"""Gaussian expectations of products of Φ(t), t·Φ(t), φ(t), of which the duals of GELU and the logistic family are made.
 
 Φ and φ are the normal CDF and density; (u, v) ~ N(0, [[a², abc], [abc, b²]]), p = a², q = b², s = abc, h = 1 + p + q,
-D = (1+p)(1+q) − s² = h + pq(1 − c²). float64 arrays that broadcast, c within [−1, 1]. Every form is symmetric in a and b
-to the last bit and free of cancellation, normwise, for any a, b >= 0. Formulas: MATH.md §2 (GELU), rearranged.
+D = (1+p)(1+q) − s² = h + pq(1 − c²). All functions take float64 arrays that broadcast, c within [−1, 1]. Every form is symmetric in a
+and b to the last bit and free of cancellation, normwise, for any a, b >= 0. Formulas: MATH.md §2 (GELU), rearranged.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def gelu_dual_derivative(a: Array, b: Array, c: Array) -> Array:
 
 
 def smooth_ramp_dual(a: Array, b: Array, c: Array) -> Array:
-    """E[F(u)F(v)] for F(t) = tΦ(t) + φ(t), the integral of Φ: what softplus is made of.
+    """E[F(u)F(v)] for F(t) = tΦ(t) + φ(t), the integral of Φ; softplus is a mixture of such F.
 
-    gelu_dual + [1 + p(1 + q(1 − c²))/(1+q) + q(1 + p(1 − c²))/(1+p)]/(2π√D), the cross terms E[uΦ(u)φ(v)] by Stein's lemma.
+    It is gelu_dual + [1 + p(1 + q(1 − c²))/(1+q) + q(1 + p(1 − c²))/(1+p)]/(2π√D), with the cross terms E[uΦ(u)φ(v)] from Stein's
+    lemma.
     """
     p, q, square = a * a, b * b, one_minus_square(c)
     cross = p * (1.0 + q * square) / (1.0 + q) + q * (1.0 + p * square) / (1.0 + p)

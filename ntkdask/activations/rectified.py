@@ -1,6 +1,6 @@
-"""Activations with one kink or jump at 0: their duals are made of the arc-cosine kernels. MATH.md §2.
+"""Activations with one kink or jump at 0, whose duals are made of the arc-cosine kernels. MATH.md §2.
 
-Piecewise-linear duals are computed in the dtype of their arrays: κ₀ and κ₁ are good to 1e-5 in float32 except where
+Duals of piecewise-linear activations are computed in the dtype of their arrays: κ₀ and κ₁ are good to 1e-5 in float32 except where
 |c| > 0.999, where callers who need more pass float64 (MATH.md §1, rounding).
 """
 
@@ -17,11 +17,24 @@ from ntkdask.registry import register
 
 
 def kappa0(cosine: Array) -> Array:
-    """Arc-cosine kernel of order 0: κ₀(c) = (π − arccos c)/π, so κ₀(1) = 1, κ₀(0) = 1/2.
+    """Arc-cosine kernel of order 0 for unit vectors, κ₀(c) = (π − arccos c)/π.
 
-    cosine: any shape, floating; rounding may push it past ±1, so it is clipped. Same shape and dtype out.
-    Normalised as E[2·step(u)·step(v)]. Source: Cho & Saul 2009, eq. 3; Zandieh et al. 2021, eq. 2.
+    Parameters
+    ----------
+    cosine : array of any shape, float32 or float64
+        Cosines; rounding may push them past ±1, so they are clipped.
 
+    Returns
+    -------
+    array of the same shape and dtype
+        Normalised as E[2·step(u)·step(v)], so κ₀(1) = 1 and κ₀(0) = 1/2.
+
+    References
+    ----------
+    Cho & Saul 2009, eq. 3; Zandieh et al. 2021, eq. 2.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> float(kappa0(np.array(0.0)))
     0.5
@@ -32,11 +45,24 @@ def kappa0(cosine: Array) -> Array:
 
 
 def kappa1(cosine: Array) -> Array:
-    """Arc-cosine kernel of order 1: κ₁(c) = (√(1 − c²) + c(π − arccos c))/π, so κ₁(1) = 1, κ₁(0) = 1/π.
+    """Arc-cosine kernel of order 1 for unit vectors, κ₁(c) = (√(1 − c²) + c(π − arccos c))/π.
 
-    cosine: any shape, floating; clipped to [−1, 1]. Same shape and dtype out. Normalised as E[2·relu(u)·relu(v)].
-    Source: Cho & Saul 2009, eq. 6; Zandieh et al. 2021, eq. 2.
+    Parameters
+    ----------
+    cosine : array of any shape, float32 or float64
+        Cosines; rounding may push them past ±1, so they are clipped.
 
+    Returns
+    -------
+    array of the same shape and dtype
+        Normalised as E[2·relu(u)·relu(v)], so κ₁(1) = 1 and κ₁(0) = 1/π.
+
+    References
+    ----------
+    Cho & Saul 2009, eq. 6; Zandieh et al. 2021, eq. 2.
+
+    Examples
+    --------
     >>> import numpy as np
     >>> float(kappa1(np.array(1.0)))
     1.0
@@ -49,9 +75,13 @@ def kappa1(cosine: Array) -> Array:
 
 @dataclass(frozen=True)
 class PiecewiseLinear(ActivationFunction):
-    """σ(t) = −A·min(t, 0) + B·max(t, 0) with (A, B) = `slopes`; the base of all that have this form.
+    """σ(t) = −A·min(t, 0) + B·max(t, 0) with (A, B) = `slopes`; the base class of all activations of this form.
 
-    k = ab[(A+B)²/2·κ₁(c) − AB·c], k' = (A+B)²/2·κ₀(c) − AB. Source: Cho & Saul 2009; Tsuchida et al. 2018.
+    k = ab[(A+B)²/2·κ₁(c) − AB·c], k' = (A+B)²/2·κ₀(c) − AB.
+
+    References
+    ----------
+    Cho & Saul 2009; Tsuchida et al. 2018.
     """
 
     homogeneous: ClassVar[bool] = True
@@ -79,7 +109,12 @@ class PiecewiseLinear(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class ReLU(PiecewiseLinear):
-    """σ(t) = max(t, 0): k = ab·κ₁(c)/2, k' = κ₀(c)/2. Source: Cho & Saul 2009."""
+    """σ(t) = max(t, 0): k = ab·κ₁(c)/2, k' = κ₀(c)/2.
+
+    References
+    ----------
+    Cho & Saul 2009.
+    """
 
     name: ClassVar[str] = "relu"
 
@@ -96,7 +131,19 @@ class ReLU(PiecewiseLinear):
 @register("activation")
 @dataclass(frozen=True)
 class ABReLU(PiecewiseLinear):
-    """σ(t) = −A·min(t, 0) + B·max(t, 0), any finite A and B; the defaults are ReLU. Source: Tsuchida et al. 2018."""
+    """σ(t) = −A·min(t, 0) + B·max(t, 0): k = ab[(A+B)²/2·κ₁(c) − AB·c], k' = (A+B)²/2·κ₀(c) − AB. The defaults are ReLU.
+
+    Parameters
+    ----------
+    A : float
+        Minus the slope for t < 0; any finite number.
+    B : float
+        The slope for t > 0; any finite number.
+
+    References
+    ----------
+    Tsuchida et al. 2018.
+    """
 
     A: float = 0.0
     B: float = 1.0
@@ -115,7 +162,17 @@ class ABReLU(PiecewiseLinear):
 @register("activation")
 @dataclass(frozen=True)
 class LeakyReLU(PiecewiseLinear):
-    """σ(t) = t for t >= 0, slope·t below: ABReLU with A = −slope, B = 1. Source: Maas et al. 2013."""
+    """σ(t) = t for t >= 0, slope·t for t < 0: `ABReLU` with A = −slope, B = 1.
+
+    Parameters
+    ----------
+    slope : float
+        The slope for t < 0; any finite number.
+
+    References
+    ----------
+    Maas et al. 2013.
+    """
 
     slope: float = 0.01
     name: ClassVar[str] = "leaky_relu"
@@ -132,7 +189,12 @@ class LeakyReLU(PiecewiseLinear):
 @register("activation")
 @dataclass(frozen=True)
 class Abs(PiecewiseLinear):
-    """σ(t) = |t|: k = ab(2κ₁(c) − c), k' = 2κ₀(c) − 1. Source: Louart et al. 2018."""
+    """σ(t) = |t|: k = ab(2κ₁(c) − c), k' = 2κ₀(c) − 1.
+
+    References
+    ----------
+    Louart et al. 2018.
+    """
 
     name: ClassVar[str] = "abs"
 
@@ -172,9 +234,16 @@ class Identity(PiecewiseLinear):
 @register("activation")
 @dataclass(frozen=True)
 class Step(ActivationFunction):
-    """σ(t) = 1 for t >= 0, else 0: k = κ₀(c)/2; k' = 0, the almost everywhere derivative, as in neural-tangents.
+    """σ(t) = 1 for t >= 0, else 0: k = κ₀(c)/2, k' = 0.
 
-    k does not depend on a and b, down to their limit at 0. Source: Cho & Saul 2009, order 0.
+    Notes
+    -----
+    k' is that of the almost everywhere derivative, as in neural-tangents. k does not depend on a and b, not even in the limit where
+    they are 0.
+
+    References
+    ----------
+    Cho & Saul 2009, order 0.
     """
 
     name: ClassVar[str] = "step"
@@ -193,7 +262,7 @@ class Step(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class Sign(ActivationFunction):
-    """σ(t) = sign(t), 0 at 0: k = (2/π)·arcsin c; k' = 0, the almost everywhere derivative, as in neural-tangents."""
+    """σ(t) = sign(t), 0 at t = 0: k = (2/π)·arcsin c, k' = 0, that of the almost everywhere derivative, as in neural-tangents."""
 
     name: ClassVar[str] = "sign"
 
@@ -211,10 +280,18 @@ class Sign(ActivationFunction):
 @register("activation")
 @dataclass(frozen=True)
 class RectifiedMonomial(ActivationFunction):
-    """σ(t) = t^q for t >= 0, else 0; q = 0 is step, q = 1 is relu, 0 <= q <= 150.
+    """σ(t) = t^q for t >= 0, else 0; q = 0 is step, q = 1 is relu.
 
     k = (ab)^q J_q(c)/2π, k' = q²(ab)^{q−1} J_{q−1}(c)/2π (0 for q = 0), J_n as in `angular_moment`.
-    Source: Cho & Saul 2009, eqs. 4-6.
+
+    Parameters
+    ----------
+    q : int
+        The power, 0 <= q <= 150.
+
+    References
+    ----------
+    Cho & Saul 2009, eqs. 4-6.
     """
 
     q: int = 2
@@ -239,15 +316,32 @@ class RectifiedMonomial(ActivationFunction):
 def angular_moment(order: int, cosine: Array) -> Array:
     """J_n(c) = 2π·E[uⁿ₊vⁿ₊] for standard normal u, v of correlation c, so J_n(1) = π·(2n − 1)‼.
 
-    J₀ = π − arccos c, J₁ = r + c·J₀, J_n = (2n − 1)c·J_{n−1} + (n − 1)²r²·J_{n−2}, r² = (1 − c)(1 + c). The errors of the
-    recurrence grow no faster than J_n(1): it is accurate normwise. order >= 0; cosine: any shape, within [−1, 1].
-    Source: Cho & Saul 2009, eqs. 4-6; the recurrence: MATH.md §2.
+    J₀ = π − arccos c, J₁ = r + c·J₀, J_n = (2n − 1)c·J_{n−1} + (n − 1)²r²·J_{n−2}, r² = (1 − c)(1 + c).
+
+    Parameters
+    ----------
+    order : int
+        n >= 0.
+    cosine : array of any shape, float32 or float64
+        c, within [−1, 1].
+
+    Returns
+    -------
+    array of the same shape and dtype
+
+    Notes
+    -----
+    The errors of the recurrence grow no faster than J_n(1), so it is accurate normwise.
+
+    References
+    ----------
+    Cho & Saul 2009, eqs. 4-6; the recurrence: MATH.md §2.
     """
     xp = namespace(cosine)
     square = (1.0 - cosine) * (1.0 + cosine)
     before, now = xp.sqrt(square), math.pi - xp.arccos(cosine)
     for n in range(1, order + 1):
-        # J₁ = c·J₀ + r: with (n − 1)²r²·J_{n−2} read as r
+        # J₁ = c·J₀ + r: r stands where (n − 1)²r²·J_{n−2} stands in later steps
         rest = before if n == 1 else (n - 1) ** 2 * square * before
         before, now = now, (2 * n - 1) * cosine * now + rest
     return now

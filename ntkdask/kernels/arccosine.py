@@ -15,7 +15,7 @@ from ntkdask.kernels.correlations import row_squares, unit_rows
 from ntkdask.registry import register
 
 MAX_ORDER = 150
-"""(2·order − 1)!! is a float64 up to here."""
+"""Largest order for which (2·order − 1)!! does not overflow float64."""
 
 BLOCK_ARRAYS = 8
 """Float64 arrays of a block that `angular_moment` and its callers hold at once."""
@@ -24,12 +24,36 @@ BLOCK_ARRAYS = 8
 @register("kernel")
 @dataclass(frozen=True)
 class ArcCosine:
-    """(‖x‖‖y‖)ⁿ κ_n(cos), κ_n(c) = J_n(c)/(π (2n−1)!!), so κ_n(1) = 1: κ₀(cos) for order n = 0, ‖x‖‖y‖κ₁(cos) for order 1.
+    """The arc-cosine kernel of an order n: (‖x‖‖y‖)ⁿ κ_n(cos), κ_n(c) = J_n(c)/(π (2n−1)!!), so κ_n(1) = 1.
 
-    E[σ(⟨w, x⟩)σ(⟨w, y⟩)] for standard normal w and σ(t) = max(t, 0)ⁿ over the root of its second moment: the NNGP of
-    [Dense, normalised rectified monomial]. A zero row has cosine 0 with every row. Computed in float64 block by block, returned in
-    x's dtype. InputError for an order that is no integer from 0 to 150.
-    Source: Cho & Saul 2009, eqs. 4 to 8, normalised as Zandieh et al. 2021, eq. 2; J_n: `angular_moment`.
+    It is κ₀(cos) for order 0 and ‖x‖‖y‖κ₁(cos) for order 1.
+
+    Parameters
+    ----------
+    order : int
+        n, from 0 to 150.
+
+    Raises
+    ------
+    InputError
+        For another order.
+
+    Notes
+    -----
+    It is E[σ(⟨w, x⟩)σ(⟨w, y⟩)] for standard normal w and σ(t) = max(t, 0)ⁿ over the root of its second moment: the NNGP kernel of
+    [Dense, normalised rectified monomial]. A zero row has cosine 0 with every row. Computed in float64 block by block, returned in x's
+    dtype.
+
+    References
+    ----------
+    Cho & Saul 2009, eqs. 4 to 8, normalised as Zandieh et al. 2021, eq. 2; J_n: `activations.rectified.angular_moment`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ArcCosine(1)(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[25.,  0.],
+           [ 0.,  0.]])
     """
 
     order: int = 1
@@ -64,5 +88,5 @@ class ArcCosine:
         return (squares**self.order).astype(x.dtype)
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The result and each thread's float64 blocks; bytes."""
+        """Bytes of the result and of each thread's float64 blocks."""
         return general.workspace_bytes(n, m, itemsize, row_shape, 1, 3, BLOCK_ARRAYS)

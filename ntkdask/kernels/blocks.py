@@ -1,8 +1,8 @@
 """Kernel matrices block by block: small enough to stay in cache between the product and what follows it.
 
-A symmetric matrix computes the blocks on and below its diagonal and mirrors them. On the CPU each thread of the task takes
-blocks as it comes free, with BLAS on one thread: the cut into blocks does not depend on the number of threads, so neither do
-the bits. On a GPU the blocks follow one another.
+A symmetric matrix computes the blocks on and below its diagonal and mirrors them. On the CPU each thread of the task takes the next
+block when it is free, with BLAS on one thread. The cut into blocks does not depend on the number of threads, so neither do the bits.
+On a GPU the blocks follow one another.
 """
 
 from __future__ import annotations
@@ -18,12 +18,22 @@ from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.compiled import compiled
 
 MIRROR = 16
-"""Rows and columns of the pieces that are transposed: one cache line of float32 each way."""
+"""Rows and columns of the pieces that are transposed at a time: one cache line of float32 each way."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows `top:bottom` and columns `left:right` of a matrix; `mirrored`: of a symmetric one, to be written both ways."""
+    """Rows `top:bottom` and columns `left:right` of a matrix.
+
+    Parameters
+    ----------
+    top, bottom : int
+        First row, and last row + 1.
+    left, right : int
+        First column, and last column + 1.
+    mirrored : bool
+        Whether the matrix is symmetric, so that the block's transpose is written as well.
+    """
 
     top: int
     bottom: int
@@ -48,7 +58,7 @@ class Block:
 
     @property
     def diagonal(self) -> int | None:
-        """The column, counted in the block, in which its first row meets the matrix's diagonal; None when it does not."""
+        """The block's column in which its first row meets the diagonal of a symmetric matrix; None when it does not."""
         return self.top - self.left if self.mirrored and self.right == self.bottom else None
 
 
@@ -66,12 +76,15 @@ def cut(n: int, m: int | None, rows: int, columns: int) -> list[Block]:
 
 
 def workers(blocks: int) -> int:
-    """Threads that share `blocks` blocks."""
+    """Number of threads that share so many blocks."""
     return max(1, min(threads.current(), blocks))
 
 
 def over_blocks(blocks: list[Block], start: Callable[[], Callable[[Block], None]], device: bool = False) -> None:
-    """start() once a thread, to hold its temporaries, and what it gives on every block that the thread takes."""
+    """Call start() once in each thread, and the function that it returns on every block that the thread takes.
+
+    start() makes the temporaries of a thread. On a device one thread takes all blocks in order.
+    """
     if device:
         fill = start()
         for block in blocks:
@@ -99,7 +112,7 @@ def over_blocks(blocks: list[Block], start: Callable[[], Callable[[Block], None]
 
 
 def put(values: Array, out: Array, block: Block) -> None:
-    """out[block] = values, and its transpose where the block is mirrored. values: (rows, columns), floating; cast to out's dtype."""
+    """out[block] = values, and the transpose where the block is mirrored. values: (rows, columns), floating; cast to out's dtype."""
     if not is_device_array(out):
         ones = np.ones(max(block.shape), values.dtype)
         place(values, ones[: block.shape[0]], ones[: block.shape[1]], out, block.top, block.left, block.mirrored)
@@ -119,10 +132,20 @@ def put(values: Array, out: Array, block: Block) -> None:
 
 @compiled
 def place(tile, scale_rows, scale_columns, out, top, left, mirrored):
-    """out[top + i, left + j] = tile[i, j]·scale_rows[i]·scale_columns[j]; when mirrored also its transpose,
-    from below the diagonal.
+    """out[top + i, left + j] = tile[i, j]·scale_rows[i]·scale_columns[j], and the transpose when mirrored.
 
-    tile: (R, C), overwritten; scales: (R,), (C,) of its dtype; out: a C-ordered matrix of any floating dtype.
+    Parameters
+    ----------
+    tile : array (R, C), float32 or float64
+        Overwritten.
+    scale_rows, scale_columns : array (R,), (C,), of the tile's dtype
+        Factors.
+    out : array (n, m), C-ordered, of any floating dtype
+        The matrix.
+    top, left : int
+        Where the tile begins in it.
+    mirrored : bool
+        Whether the tile's entries below the diagonal of `out` are written above it, too.
     """
     n_rows, n_columns = tile.shape
     for i in range(n_rows):

@@ -1,8 +1,8 @@
 """NNGP and NTK of networks of images: variance maps, pairs of images up to the readout, the layers of vectors after it.
 
-Pairs take the fused passes of `plane_pass` (CPU) and `plane_device` (GPU) where those take the network, otherwise `planes`. S and T
-at the readout are float64 whatever comes in; results have the dtype of the images. The diagonal of a symmetric call comes
-from the images with themselves, where c = 1 is known. Called by `neural`. MATH.md §1, §3.
+Pairs take the fused passes of `planes.host` (CPU) or `planes.device` (GPU) where these can run the network, otherwise
+`planes.reference`. S and T at the readout are float64 whatever the dtype of the images; results have that dtype. The diagonal of a
+symmetric call comes from the images with themselves, where c = 1 is known. Called by `neural`. MATH.md §1, §3.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from ntkdask.arrays import Array, is_device_array
 from ntkdask.kernels import general
 from ntkdask.kernels.base import set_diagonal
 from ntkdask.kernels.image_rows import image_pair, image_rows, image_shape
-from ntkdask.kernels.planes import device as plane_device
-from ntkdask.kernels.planes import host as plane_pass
-from ntkdask.kernels.planes import program as stages
-from ntkdask.kernels.planes import reference as planes
+from ntkdask.kernels.planes import device, host, reference
+from ntkdask.kernels.planes.program import program as image_program
 from ntkdask.networks import Activation, Layer, LayerNorm, Network
 from ntkdask.networks.network import every_layer
 
@@ -24,15 +22,35 @@ PARTS = ("nngp", "ntk")
 
 
 def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) -> list[Array]:
-    """The `parts` ("nngp", "ntk") of images (n, H, W, C), (m, H, W, C) → (n, m) each, x's dtype; y=None means x, with exact diagonals.
+    """The NNGP and NTK matrices of images.
 
-    Raises InputError for rows that are not images of equal shapes or that the network does not fit, DtypeError for other dtypes than
-    float32 and float64.
+    Parameters
+    ----------
+    network : Network
+        One that takes images.
+    x : array (n, H, W, C), float32 or float64
+        Images on the left.
+    y : array (m, H, W, C), float32 or float64, or None
+        Images on the right; None for x with itself, with exact diagonals.
+    parts : sequence of {"nngp", "ntk"}
+        Which matrices.
+
+    Returns
+    -------
+    list of arrays (n, m) of x's dtype
+        One for each part.
+
+    Raises
+    ------
+    InputError
+        For rows that are not images of equal shapes, or that the network does not fit.
+    DtypeError
+        For other dtypes than float32 and float64.
     """
     x, y = image_pair(x, y)
     tangent, tail = "ntk" in parts, _tail(network)
-    maps_x = planes.variance_maps(network, x)
-    maps_y = maps_x if y is None else planes.variance_maps(network, y)
+    maps_x = reference.variance_maps(network, x)
+    maps_y = maps_x if y is None else reference.variance_maps(network, y)
     s, t = _readout(network, _wide(tail, x), None if y is None else _wide(tail, y), maps_x, maps_y, tangent)
     if y is None:
         own = _own(network, x, maps_x, tangent)
@@ -42,79 +60,108 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
         nodes = [general.node_variances(tail, _own(network, *side, False)[0]) for side in sides]
     else:
         nodes = [[], []]
-    found = general.continued(tail, s, t, nodes, y is None, x.dtype, parts)
+    results = general.continued(tail, s, t, nodes, y is None, x.dtype, parts)
     if y is None:
         pair = general.diagonals(tail, *own)
-        for matrix, part in zip(found, parts, strict=True):
+        for matrix, part in zip(results, parts, strict=True):
             set_diagonal(matrix, pair[PARTS.index(part)])
-    return found
+    return results
 
 
 def diagonals(network: Network, x: Array, parts: Sequence[str]) -> list[Array]:
-    """The `parts` of every image (n, H, W, C) with itself → (n,) each, x's dtype; errors as of `matrices`."""
+    """The `parts` of every image (n, H, W, C) with itself: (n,) each, of x's dtype; errors as of `matrices`."""
     x = image_rows(x)
-    own = _own(network, x, planes.variance_maps(network, x), "ntk" in parts)
+    own = _own(network, x, reference.variance_maps(network, x), "ntk" in parts)
     pair = general.diagonals(_tail(network), *own)
     return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
 
 
 def _own(network: Network, x: Array, maps: list[Array], tangent: bool) -> tuple[Array, Array | None]:
-    """(S, T) (n,) float64 of every image with itself at the readout, T when `tangent`: compiled where all planes are read."""
-    program = stages.program(network, (x.shape[1], x.shape[2]))
-    if program is None or not program.gap or is_device_array(x) or not plane_pass.takes(program):
-        return planes.image_diagonals(network, x, maps, tangent)
-    s, t = plane_pass.diagonal(program, x, maps, planes.divisor(network, x), tangent)
+    """(S, T) (n,) float64 of every image with itself at the readout, T None without `tangent`; compiled where all planes are read."""
+    program = image_program(network, (x.shape[1], x.shape[2]))
+    if program is None or not program.gap or is_device_array(x) or not host.takes(program):
+        return reference.image_diagonals(network, x, maps, tangent)
+    s, t = host.diagonal(program, x, maps, reference.divisor(network, x), tangent)
     return s, t if tangent else None
 
 
 def _readout(
     network: Network, x: Array, y: Array | None, maps_x: list[Array], maps_y: list[Array], tangent: bool
 ) -> tuple[Array, Array | None]:
-    """(S, T) (n, m) float64 at the readout, T when `tangent`: the one place that chooses how. The diagonal of a symmetric call may be
-    anything finite.
+    """(S, T) (n, m) float64 at the readout, T None without `tangent`; the one place that chooses between the passes.
+
+    The diagonal of a symmetric call may be anything finite.
     """
-    program = stages.program(network, (x.shape[1], x.shape[2]))
-    divisor = planes.divisor(network, x)
-    if program is not None and is_device_array(x) and plane_device.supports(program, x.dtype.itemsize, tangent):
-        return plane_device.readout(program, x, y, maps_x, maps_y, divisor, tangent)
-    if program is not None and not is_device_array(x) and plane_pass.takes(program):
-        s, t = plane_pass.readout(program, x, y, maps_x, maps_y, divisor, tangent)
+    program = image_program(network, (x.shape[1], x.shape[2]))
+    divisor = reference.divisor(network, x)
+    if program is not None and is_device_array(x) and device.supports(program, x.dtype.itemsize, tangent):
+        return device.readout(program, x, y, maps_x, maps_y, divisor, tangent)
+    if program is not None and not is_device_array(x) and host.takes(program):
+        s, t = host.readout(program, x, y, maps_x, maps_y, divisor, tangent)
         return s, t if tangent else None
-    return planes.readout_pairs(network, x, y, maps_x, maps_y, tangent)
+    return reference.readout_pairs(network, x, y, maps_x, maps_y, tangent)
 
 
 def workspace_bytes(
     network: Network, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None, parts: int, tangent: bool
 ) -> int:
-    """Results, variance maps, S and T, and each thread's pairs, on the CPU; see `Kernel.workspace_bytes`. Without a row's shape,
-    results, S and T alone. InputError for rows that the network does not take.
+    """Bytes of results, variance maps, S and T, and each thread's pairs, on the CPU; see `Kernel.workspace_bytes`.
+
+    Parameters
+    ----------
+    network : Network
+        One that takes images.
+    n, m : int
+        Images on the left and on the right.
+    itemsize : int
+        4 for float32, 8 for float64.
+    row_shape : tuple of 3 int or None
+        (H, W, C); None counts results, S and T alone.
+    parts : int
+        Number of matrices.
+    tangent : bool
+        Whether T is computed.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    InputError
+        For rows that the network does not take.
     """
     results = n * m * parts * itemsize
     if row_shape is None:
         return results + 8 * (1 + tangent) * n * m
     h, w, channels = shape = image_shape(row_shape)
-    maps = (n + m) * planes.map_bytes(network, (h, w))
-    program = stages.program(network, (h, w))
-    if program is None or not plane_pass.takes(program):
-        return results + maps + planes.workspace_bytes(network, n, m, shape, tangent)
+    maps = (n + m) * reference.map_bytes(network, (h, w))
+    program = image_program(network, (h, w))
+    if program is None or not host.takes(program):
+        return results + maps + reference.workspace_bytes(network, n, m, shape, tangent)
     wide = _sees_variances(_tail(network)) and itemsize < 8
-    passing = plane_pass.workspace_bytes(program, n, m, 8 if wide else itemsize, channels)
+    passing = host.workspace_bytes(program, n, m, 8 if wide else itemsize, channels)
     passing += 8 * (n + m) * h * w * channels if wide else 0
     images = max(n, m)
-    alone = planes.image_bytes(network, images, shape, tangent, read_out=not program.gap)
+    alone = reference.image_bytes(network, images, shape, tangent, read_out=not program.gap)
     if program.gap:
-        alone = max(alone, plane_pass.diagonal_bytes(program, images, channels))
+        alone = max(alone, host.diagonal_bytes(program, images, channels))
     return results + maps + max(passing, 8 * 2 * n * m + alone)
 
 
 def _tail(network: Network) -> tuple[Layer, ...]:
+    """The layers after the readout."""
     return network.layers[network.readout_position + 1 :]
 
 
 def _wide(tail: tuple[Layer, ...], x: Array) -> Array:
-    """Float64 images where the tail turns errors of S into their square root: its correlations are those of means near ±1."""
+    """Float64 images where the tail has correlations, otherwise x itself.
+
+    The correlations of means are near ±1, so a layer that reads them turns an error of S into its square root.
+    """
     return x.astype("float64", copy=False) if _sees_variances(tail) else x
 
 
 def _sees_variances(layers: tuple[Layer, ...]) -> bool:
+    """Whether there is an Activation or a LayerNorm, which divides by variances."""
     return any(isinstance(layer, (Activation, LayerNorm)) for layer in every_layer(layers))

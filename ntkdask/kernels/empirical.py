@@ -1,6 +1,6 @@
 """Empirical tangent kernels of PyTorch modules: the pseudo-NTK and the eNTK. MATH.md §5.
 
-The computation is in `modules.empirical` and below; this file imports no torch until a kernel is made. Rows are examples, images
+The computation is in `modules.empirical` and below; this file imports no torch until a kernel is made. Rows are examples; images are
 (n, H, W, C) as everywhere in this package.
 """
 
@@ -23,8 +23,10 @@ OUTPUTS = ("full", "trace")
 
 @dataclass(frozen=True)
 class _EmpiricalKernel:
+    """What the kernels of a module share; fields are those of `PseudoNTK`."""
+
     passes_over_rows: ClassVar[bool] = True
-    """A tile takes time for its entries, and for a network's passes over the rows of both sides (see workflows/pace.py)."""
+    """A tile takes time for its entries, and for the network's passes over the rows of both sides (see `planning.pace`)."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -50,6 +52,7 @@ class _EmpiricalKernel:
             raise InputError(f"{name}: memory_bytes is {memory!r}; give a positive number of bytes, such as 2**30.")
 
     def _get(self, field: str) -> Any:
+        """A field of the subclass."""
         return getattr(self, field)
 
     def __sklearn_clone__(self) -> _EmpiricalKernel:
@@ -58,9 +61,11 @@ class _EmpiricalKernel:
 
     @property
     def _kind(self) -> str | int:
+        """What is computed: "pseudo", or `EmpiricalNTK.output`."""
         return "pseudo"
 
     def _request(self) -> Request:
+        """The computation, as `modules.empirical` takes it."""
         from ntkdask.modules.empirical import Request
 
         patterns = self._get("parameters")
@@ -75,22 +80,32 @@ class _EmpiricalKernel:
         )
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m), and (n, m, O, O) for the full eNTK, of x's kind and dtype.
+        """The kernel of rows (n, *s), (m, *s): (n, m), or (n, m, O, O) for the full eNTK, of x's kind and dtype.
 
-        Raises DtypeError for other dtypes than float32 and float64, InputError for modules and rows that cannot be taken (each says
-        why), MemoryBudgetError where one row does not fit memory_bytes. No rows give an empty matrix.
+        Raises
+        ------
+        DtypeError
+            For other dtypes than float32 and float64.
+        InputError
+            For modules and rows that cannot be used; the message says why.
+        MemoryBudgetError
+            Where one row does not fit `memory_bytes`.
+
+        Notes
+        -----
+        No rows give an empty matrix.
         """
         return self._request().matrix(x, y)
 
     def diagonal(self, x: Array) -> Array:
-        """(n, *s) → (n,): squared norms of gradients; (n, O, O) for the full eNTK."""
+        """Squared norms of gradients of rows (n, *s): (n,); (n, O, O) for the full eNTK."""
         return self._request().diagonal(x)
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The matrix, and at most about `memory_bytes` beside it; with a row's shape what two rows' dry run tells. Bytes.
+        """Bytes of the matrix and of at most about `memory_bytes` beside it; with a row's shape, as a dry run of two rows tells.
 
-        Where a GPU is there, at least memory_bytes and 256 MiB beside the matrix. The first call on rows of a new shape checks
-        capture against autograd with the gradients of two rows, once: not counted.
+        Where there is a GPU, at least `memory_bytes` and 256 MiB beside the matrix. Not counted: the first call on rows of a new
+        shape once checks captured gradients of two rows against autograd.
         """
         return self._request().workspace_bytes(n, m, itemsize, row_shape)
 
@@ -98,20 +113,40 @@ class _EmpiricalKernel:
 @register("kernel")
 @dataclass(frozen=True)
 class PseudoNTK(_EmpiricalKernel):
-    """The pseudo-NTK of a module: Θ̂(x, y) = ⟨∇φ(x), ∇φ(y)⟩, φ = O^{−1/2}·Σ_o f_o, over its parameters that require gradients.
+    """The pseudo-NTK of a module: Θ̂(x, y) = ⟨∇φ(x), ∇φ(y)⟩, φ = O^{−1/2}·Σ_o f_o, ∇ over the parameters that require gradients.
 
-    module: a torch.nn.Module in eval mode with output (n, O), or a description of one. It is never changed: all runs on a copy.
-    input_layout: "nchw" gives 4-d rows (n, H, W, C) to the module as (n, C, H, W); None gives rows as they are.
-    parameters: a pattern (fnmatch) on dotted names or several, None for all. Frozen parameters never count.
-    precision: None computes in the rows' dtype. "float64" computes float32 rows in float64. "tf32" and "bfloat16" round the factors of
-    products of float32 gradients to 10 and 7 bits, sums in float32 ("tf32" on a GPU alone). Forward, backward and gradients are
-    float32 in both. Largest error, as a part of the largest entry, on a convolutional network of 1 114
-    parameters: float32 1.3e-7, bfloat16 7.8e-4, "float64" 5.4e-8, the rounding of the result.
-    memory_bytes: about what a call may hold beside rows, matrix and module.
+    Parameters
+    ----------
+    module : torch.nn.Module or a description of one
+        In eval mode, with output (n, O). It is never changed: everything runs on a copy.
+    input_layout : {"nchw"} or None
+        "nchw" gives 4-d rows (n, H, W, C) to the module as (n, C, H, W); None gives rows as they are.
+    parameters : str or sequence of str, optional
+        A pattern (fnmatch) on dotted names, or several; None for all. Frozen parameters never count.
+    precision : {"float64", "tf32", "bfloat16"}, optional
+        None computes in the rows' dtype. "float64" computes float32 rows in float64. "tf32" (on a GPU alone) and "bfloat16" round the
+        factors of products of float32 gradients to 10 and 7 bits, with sums in float32; forward and backward passes and gradients are
+        float32 in both.
+    memory_bytes : int
+        About what a call may hold beside rows, matrix and module.
 
-    Layers are captured in one forward and backward pass (Linear, Conv, BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm, PReLU,
-    Embedding, shared parameters); every other parameter goes through torch.func, which is slower. Kernels are equal where their
-    modules are one object, or equal descriptions. Source: Mohamadi & Sutherland 2023, eq. 3; MATH.md §5.
+    Raises
+    ------
+    InputError
+        For values out of these ranges.
+
+    Notes
+    -----
+    The largest error, relative to the largest entry, on a convolutional network of 1 114 parameters: float32 1.3e-7, bfloat16 7.8e-4,
+    "float64" 5.4e-8, which is the rounding of the result.
+
+    Layers are captured in one forward and one backward pass (Linear, Conv, BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm,
+    PReLU, Embedding, shared parameters); every other parameter goes through torch.func, which is slower. Two kernels are equal where
+    their modules are one object, or equal descriptions.
+
+    References
+    ----------
+    Mohamadi & Sutherland 2023, eq. 3; MATH.md §5.
     """
 
     module: Any
@@ -126,8 +161,30 @@ class PseudoNTK(_EmpiricalKernel):
 class EmpiricalNTK(_EmpiricalKernel):
     """The empirical NTK of a module, Θ(x, y) = J(x) J(y)ᵀ ∈ R^{O×O}, J the Jacobian of its logits in its parameters.
 
-    output: "full" gives (n, m, O, O), from O backward passes; "trace" the mean over logits tr Θ/O, (n, m); a number the kernel of that
-    one logit, (n, m). The other arguments as of `PseudoNTK`. Source: Jacot et al. 2018; Mohamadi & Sutherland 2023, eq. 2; MATH.md §5.
+    Parameters
+    ----------
+    module : torch.nn.Module or a description of one
+        In eval mode, with output (n, O). It is never changed: everything runs on a copy.
+    input_layout : {"nchw"} or None
+        "nchw" gives 4-d rows (n, H, W, C) to the module as (n, C, H, W); None gives rows as they are.
+    output : {"full", "trace"} or int
+        "full" gives (n, m, O, O), from O backward passes; "trace" the mean over logits tr Θ/O, (n, m); a number the kernel of that one
+        logit, (n, m).
+    parameters : str or sequence of str, optional
+        A pattern (fnmatch) on dotted names, or several; None for all. Frozen parameters never count.
+    precision : {"float64", "tf32", "bfloat16"}, optional
+        As in `PseudoNTK`.
+    memory_bytes : int
+        About what a call may hold beside rows, matrix and module.
+
+    Raises
+    ------
+    InputError
+        For values out of these ranges.
+
+    References
+    ----------
+    Jacot et al. 2018; Mohamadi & Sutherland 2023, eq. 2; MATH.md §5.
     """
 
     module: Any

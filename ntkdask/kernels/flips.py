@@ -1,7 +1,7 @@
-"""Kernels averaged over horizontal flips of both images: what training on every image and its mirror image amounts to.
+"""Kernels averaged over horizontal flips of both images, which is what training on every image and its mirror image amounts to.
 
-Half of the flips come for free where the kernel does not change when both images are mirrored (`keeps_mirrors`): then flipping the
-second argument alone gives the mean. Called like any kernel: job files nest the kernel's table.
+Where the kernel does not change when both images are mirrored (`keeps_mirrors`), half of the flips cost nothing: flipping the second
+argument alone gives the mean. Called like any kernel; job files nest the table of the kernel within.
 """
 
 from __future__ import annotations
@@ -26,15 +26,30 @@ _WIDTH_AXIS = 2  # of (n, H, W, C) and (n, H, W)
 @register("kernel")
 @dataclass(frozen=True)
 class FlipAveraged:
-    """k̄(x, y) = ¼·Σ k(gx, hy) over g, h ∈ {identity, flip}, flip: left and right of an image exchanged.
+    """k̄(x, y) = ¼·Σ k(gx, hy) over g, h ∈ {identity, flip}, where a flip exchanges left and right of an image.
 
-    Rows are images (H, W, C) or (H, W). Positive semi-definite as k is: k̄ is the kernel of the features ½·(φ(x) + φ(flip x)). Where
-    k(flip x, flip y) = k(x, y) (`keeps_mirrors`), k̄(x, y) = ½·(k(x, y) + k(x, flip y)): two evaluations of k, otherwise four; and
+    Parameters
+    ----------
+    kernel : Kernel
+        k, a kernel that gives one matrix a call.
+
+    Raises
+    ------
+    InputError
+        For another kernel and, when called, for rows that are not images (H, W, C) or (H, W).
+
+    Notes
+    -----
+    k̄ is positive semi-definite as k is: it is the kernel of the features ½·(φ(x) + φ(flip x)). Where k(flip x, flip y) = k(x, y)
+    (`keeps_mirrors`), k̄(x, y) = ½·(k(x, y) + k(x, flip y)), which takes two evaluations of k; otherwise it takes four. With such a k,
     kernel ridge on n images with k̄ and α predicts what it predicts with k and 2α on those images and their n mirror images.
 
-    kernel: of one matrix a call. Raises InputError for what is none and for rows that are no images.
-    Source: Li et al. 2019 (Enhanced Convolutional Neural Tangent Kernels); Shankar et al. 2020.
+    References
+    ----------
+    Li et al. 2019 (Enhanced Convolutional Neural Tangent Kernels); Shankar et al. 2020.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> x = np.array([[[[1.0], [0.0]]]])  # one image of 1×2 pixels
     >>> FlipAveraged(ArcCosine(1))(x), ArcCosine(1)(x)
@@ -55,9 +70,23 @@ class FlipAveraged:
             )
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, H, W, C), (m, H, W, C) → (n, m) of x's kind and dtype; y=None means x, and the result is symmetric.
+        """The matrix k̄(x_i, y_j).
 
-        Raises InputError for rows that are no images, and the kernel's own errors.
+        Parameters
+        ----------
+        x : array (n, H, W, C) or (n, H, W), float32 or float64
+            Images.
+        y : array (m, H, W, C) or (m, H, W), float32 or float64, optional
+            Images; None for x, with a symmetric result.
+
+        Returns
+        -------
+        array (n, m) of x's kind and dtype
+
+        Raises
+        ------
+        InputError
+            For rows that are not images; the kernel raises its own errors.
         """
         mirrored = flip(x)
         if y is not None:
@@ -73,9 +102,9 @@ class FlipAveraged:
         return _mean(same, _mean(self.kernel(mirrored, y), self.kernel(x, across)))
 
     def diagonal(self, x: Array) -> Array:
-        """(n, H, W, C) → (n,): k̄(x_i, x_i), from n evaluations of k on an image and its mirror image.
+        """k̄(x_i, x_i) of images: (n,), from n evaluations of k on an image and its mirror image.
 
-        Equal to the diagonal of a symmetric call to rounding; images that are their own mirror images have that of k.
+        Equal to the diagonal of a symmetric call to rounding. For an image that is its own mirror image k̄ is k.
         """
         mirrored = flip(x)
         xp, own = namespace(x), self.kernel.diagonal(x)
@@ -86,7 +115,7 @@ class FlipAveraged:
         return _mean(_mean(own, other), xp.where(unchanged, own, met))
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The kernel's own, a mean of (n, m) beside it or two, a transpose, and the mirrored rows of both sides; bytes."""
+        """Bytes of the kernel's own workspace, of up to two means (n, m) and a transpose, and of both sides' mirrored rows."""
         rows = 0 if row_shape is None else (n + m) * math.prod(row_shape) * itemsize
         return self.kernel.workspace_bytes(n, m, itemsize, row_shape) + 3 * n * m * itemsize + rows
 
@@ -110,9 +139,9 @@ def require_images(x: Array, name: str = "x") -> None:
 def keeps_mirrors(kernel: Kernel, row_shape: tuple[int, ...]) -> bool:
     """Whether k(flip x, flip y) = k(x, y) for rows of this shape.
 
-    So it is for RBF, ArcCosine and networks of vectors, which do not see the order of pixels, and for networks of images whose
-    filters stand as far from the left border as from the right. Unknown kernels count as not keeping them. InputError where the images
-    do not fit the network.
+    It is so for RBF, ArcCosine and networks of vectors, which do not see the order of pixels, and for networks of images whose
+    filters stand as far from the left border as from the right. False for kernels of other kinds. InputError where the images do not
+    fit the network.
     """
     if isinstance(kernel, (RBF, ArcCosine)):
         return True
@@ -141,8 +170,8 @@ def _keep(layers: Iterable[Layer], shape: tuple[int, int]) -> bool:
 def _centred(conv: Conv, shape: tuple[int, int]) -> bool:
     """Whether the filters read the mirrored columns for the mirrored outputs.
 
-    Output p reads columns sp − l … sp − l + q − 1; output W' − 1 − p must read W − 1 − those: 2l = s(W' − 1) + q − W, in a circle
-    modulo W.
+    Output p reads columns sp − l … sp − l + q − 1; output W' − 1 − p must read W − 1 minus those. So 2l = s(W' − 1) + q − W, modulo W
+    where the convolution is circular.
     """
     width, q, s = shape[1], conv.filter[1], conv.strides[1]
     off = 2 * conv.before(shape)[1] - s * (conv.output_shape(shape)[1] - 1) - q + width
@@ -150,9 +179,13 @@ def _centred(conv: Conv, shape: tuple[int, int]) -> bool:
 
 
 def _mean(a: Array, b: Array) -> Array:
+    """The mean of two matrices; exactly symmetric in them."""
     return (a + b) / 2
 
 
 def _symmetric(k: Array) -> Array:
-    """k(x_i, flip x_j), whose two triangles differ by rounding or, in a kernel that does not keep mirrors, are both wanted."""
+    """k(x_i, flip x_j) averaged with its transpose.
+
+    Its two triangles differ by rounding, or, where k does not keep mirrors, are both part of the mean.
+    """
     return (k + k.T) / 2

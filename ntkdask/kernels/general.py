@@ -1,8 +1,8 @@
-"""NNGP and NTK of networks of vectors of any layers, by the recursion of MATH.md §1 through their dual activations.
+"""NNGP and NTK of networks of vectors with any layers, by the recursion of MATH.md §1 through their dual activations.
 
-In float64 whatever the input's dtype, block by block, so that no more than a few temporaries of a block are alive. Called by
-`neural` for networks that the one pass of `rectified` cannot take, and for every diagonal; by `convolutional` for the layers after
-the readout.
+In float64 whatever the dtype of the inputs, block by block, so that only a few temporaries of a block are alive. Called by `neural`
+for networks that the one pass of `rectified` cannot run, and for every diagonal; by `convolutional` for the layers after the
+readout.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from ntkdask.networks.network import every_layer
 BLOCK_ROWS, BLOCK_COLUMNS = 64, 512
 DEVICE_ROWS, DEVICE_COLUMNS = 1024, 1024
 NEAR = 1e-6
+"""Half deficits below this are computed from differences of rows."""
 CLOSED_ARRAYS, EXPANDED_ARRAYS, EXPANDED_LEVELS = 14, 26, 1024
-"""Float64 arrays of a block that are alive at once (v, c, S, T, and what a dual activation makes) for closed forms and for series
-and quadrature; of the latter also the Hermite coefficients of every row, up to this degree."""
+"""Float64 arrays of a block that are alive at once (v, c, S, T and temporaries of a dual activation): with closed duals, and with
+series or quadrature, which also hold the Hermite coefficients of every row up to the degree EXPANDED_LEVELS."""
 
 
 def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) -> list[Array]:
-    """The `parts` ("nngp", "ntk") of (n, d), (m, d) → (n, m) each, x's dtype; the diagonal of a symmetric one only to rounding."""
+    """The `parts` ("nngp", "ntk") of rows (n, d), (m, d): (n, m) each, of x's dtype.
+
+    The diagonal of a symmetric matrix is good to rounding only.
+    """
     divisor = x.shape[1] if network.scale_inputs else 1.0
     left = unit_rows(x, None)
     right = left if y is None else unit_rows(y, None)
@@ -38,8 +42,8 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
 
     def entries(c: Array, block: Block) -> list[Array]:
         c *= _sizes(inputs[0][block.rows], inputs[1][block.columns])
-        found = _block_recursion(network.layers, c, None, nodes, block, "ntk" in parts)
-        return [found[part] for part in parts]
+        results = _block_recursion(network.layers, c, None, nodes, block, "ntk" in parts)
+        return [results[part] for part in parts]
 
     return over_correlations(entries, left, right, y is None, x.dtype, len(parts))
 
@@ -52,9 +56,24 @@ def over_correlations(
     dtype: np.dtype,
     parts: int = 1,
 ) -> list[Array]:
-    """`parts` matrices (n, m) of `dtype` that are functions of float64 correlations c (R, C) and their block's rows and columns.
+    """Matrices that are functions of correlations, block by block.
 
-    c may be overwritten. A symmetric matrix is computed on and below its diagonal.
+    Parameters
+    ----------
+    entries : callable
+        (c, block) → one array (R, C) for each matrix, from float64 correlations c (R, C), which it may overwrite.
+    left, right : UnitRows
+        Both sides.
+    symmetric : bool
+        Whether the matrices are symmetric; then they are computed on and below the diagonal.
+    dtype : dtype
+        Of the matrices.
+    parts : int
+        Number of matrices.
+
+    Returns
+    -------
+    list of arrays (n, m)
     """
 
     def block_entries(block: Block) -> list[Array]:
@@ -68,7 +87,25 @@ def over_correlations(
 def by_blocks(
     entries: Callable[[Block], list[Array]], x: Array, y: Array, symmetric: bool, dtype: np.dtype, parts: int = 1
 ) -> list[Array]:
-    """`parts` matrices (len(x), len(y)) of `dtype`, on x's device, from float64 blocks (R, C)."""
+    """Matrices from float64 blocks, on x's device.
+
+    Parameters
+    ----------
+    entries : callable
+        block → one array (R, C), float64, for each matrix.
+    x, y : array
+        Their lengths are the sides of the matrices.
+    symmetric : bool
+        Whether the matrices are symmetric; then they are computed on and below the diagonal.
+    dtype : dtype
+        Of the matrices.
+    parts : int
+        Number of matrices.
+
+    Returns
+    -------
+    list of arrays (len(x), len(y))
+    """
     xp, n, m = namespace(x), x.shape[0], y.shape[0]
     out = [xp.empty((n, m), dtype) for _ in range(parts)]
     rows, columns = (DEVICE_ROWS, DEVICE_COLUMNS) if is_device_array(x) else (BLOCK_ROWS, BLOCK_COLUMNS)
@@ -85,7 +122,7 @@ def by_blocks(
 
 
 def workers_of(n: int, m: int) -> int:
-    """Threads that share the blocks of an (n, m) matrix on the CPU."""
+    """Number of threads that share the blocks of an (n, m) matrix on the CPU."""
     return workers(len(cut(n, m, BLOCK_ROWS, BLOCK_COLUMNS)))
 
 
@@ -99,9 +136,28 @@ def workspace_bytes(
     arrays: int,
     row_values: int = 0,
 ) -> int:
-    """Results, vectors of rows (one a layer), and for each thread `arrays` float64 blocks and `row_values` values a row of one.
+    """Bytes of results, vectors of rows and each thread's blocks; see `Kernel.workspace_bytes`.
 
-    See `Kernel.workspace_bytes`.
+    Parameters
+    ----------
+    n, m : int
+        Rows on either side.
+    itemsize : int
+        4 for float32, 8 for float64.
+    row_shape : tuple of int or None
+        Of a row; None leaves out products.
+    parts : int
+        Number of matrices.
+    layers : int
+        Vectors of n + m float64 that are kept, about one for each layer.
+    arrays : int
+        Float64 blocks that a thread holds.
+    row_values : int
+        Float64 values that a thread holds for each row and each column of a block.
+
+    Returns
+    -------
+    int
     """
     d = 0 if row_shape is None else math.prod(row_shape)
     rows, columns = min(BLOCK_ROWS, n), min(BLOCK_COLUMNS, m)
@@ -113,14 +169,32 @@ def workspace_bytes(
 def network_bytes(
     network: Network, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None, parts: int
 ) -> int:
-    """`workspace_bytes` of `matrices`."""
+    """`workspace_bytes` of `matrices`.
+
+    Parameters
+    ----------
+    network : Network
+        One of vectors.
+    n, m : int
+        Rows on either side.
+    itemsize : int
+        4 for float32, 8 for float64.
+    row_shape : tuple of int or None
+        Of a row; None leaves out products.
+    parts : int
+        Number of matrices.
+
+    Returns
+    -------
+    int
+    """
     layers = list(every_layer(network.layers))
     arrays, row_values = block_arrays(layers)
     return workspace_bytes(n, m, itemsize, row_shape, parts, len(layers), arrays, row_values)
 
 
 def block_arrays(layers: Sequence[Layer]) -> tuple[int, int]:
-    """(float64 arrays of a block, values for each of its rows and columns) that are alive at once; of `layers` and all within."""
+    """(float64 arrays of a block, values for each of its rows and columns) alive at once, for the layers and all within them."""
     layers = list(every_layer(layers))
     sigmas = [layer.sigma for layer in layers if isinstance(layer, Activation)]
     series = any(isinstance(sigma, (FromFunction, Logistic)) for sigma in sigmas)
@@ -139,25 +213,42 @@ def continued(
     dtype: np.dtype,
     parts: Sequence[str],
 ) -> list[Array]:
-    """The `parts` (n, m) of `dtype` after `layers` of vectors, from S and T (n, m) float64 before them.
+    """Matrices after layers of vectors, from S and T before them.
 
-    nodes: `node_variances` of both sides. A symmetric matrix is computed on and below its diagonal.
+    Parameters
+    ----------
+    layers : tuple of layers
+        The layers.
+    s, t : array (n, m), float64
+        S and T before the layers; t None for T = 0.
+    nodes : list of two lists of arrays
+        `node_variances` of both sides.
+    symmetric : bool
+        Whether the matrices are symmetric; then they are computed on and below the diagonal.
+    dtype : dtype
+        Of the matrices.
+    parts : sequence of {"nngp", "ntk"}
+        Which matrices.
+
+    Returns
+    -------
+    list of arrays (n, m)
     """
 
     def entries(block: Block) -> list[Array]:
         start = s[block.rows, block.columns].copy()
         tangents = None if t is None else t[block.rows, block.columns].copy()
-        found = _block_recursion(layers, start, tangents, nodes, block, "ntk" in parts)
-        return [found[part] for part in parts]
+        results = _block_recursion(layers, start, tangents, nodes, block, "ntk" in parts)
+        return [results[part] for part in parts]
 
     return by_blocks(entries, s, s.T, symmetric, dtype, len(parts))
 
 
 def node_variances(layers: Sequence[Layer], variances: Array) -> list[Array]:
-    """S(x_i, x_i), (n,) float64, before every Activation and LayerNorm, branches before shortcuts; `variances` before them all."""
-    found: list[Array] = []
-    _follow(layers, variances, None, found)
-    return found
+    """S(x_i, x_i), (n,) float64, before every Activation and LayerNorm, branches before shortcuts. variances: before all layers."""
+    results: list[Array] = []
+    _follow(layers, variances, None, results)
+    return results
 
 
 def diagonals(layers: Sequence[Layer], s: Array, t: Array | None = None) -> tuple[Array, Array]:
@@ -171,7 +262,7 @@ def diagonals(layers: Sequence[Layer], s: Array, t: Array | None = None) -> tupl
 
 
 def _follow(layers: Sequence[Layer], s: Array, t: Array | None, nodes: list[Array]) -> tuple[Array, Array | None]:
-    """Variances s and, unless None, tangents t (n,) of rows with themselves through the layers; what nodes see is appended."""
+    """Variances s and tangents t (n,) of rows with themselves after the layers; t may be None. `nodes` gets the variances at nodes."""
     xp = namespace(s)
     for layer in layers:
         if isinstance(layer, Activation):
@@ -201,7 +292,7 @@ def _follow(layers: Sequence[Layer], s: Array, t: Array | None, nodes: list[Arra
 def _block_recursion(
     layers: Sequence[Layer], s: Array, t: Array | None, nodes: list[list[Array]], block: Block, tangent: bool
 ) -> dict[str, Array | None]:
-    """{"nngp": S, "ntk": T} of a block from S, T (R, C) before the layers, both overwritten; t None: 0. T when `tangent`."""
+    """{"nngp": S, "ntk": T} of a block, from S and T (R, C) before the layers, which are overwritten; t None: 0. T when `tangent`."""
     if tangent and t is None:
         t = namespace(s).zeros_like(s)
     pairs = ((v[block.rows], w[block.columns]) for v, w in zip(*nodes, strict=True))
@@ -212,7 +303,10 @@ def _block_recursion(
 def _recursion(
     layers: Sequence[Layer], s: Array, t: Array | None, nodes: Iterator[tuple[Array, Array]]
 ) -> tuple[Array, Array | None]:
-    """(S, T) (R, C) after the layers from those before, which are overwritten. nodes: variances (R,), (C,) as of `node_variances`."""
+    """(S, T) (R, C) after the layers, from those before, which are overwritten.
+
+    nodes: for each node the variances (R,) and (C,) of both sides, in the order of `node_variances`.
+    """
     xp = namespace(s)
     for layer in layers:
         if isinstance(layer, Activation):

@@ -1,4 +1,4 @@
-"""The checks that kernels of images make on their inputs: (n, H, W, C), NHWC. Called by `convolutional`."""
+"""The checks that kernels of images make on their inputs (n, H, W, C), NHWC. Called by `convolutional`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def image_shape(row_shape: tuple[int, ...], name: str = "x") -> tuple[int, int, 
     h, w, c = (int(side) for side in row_shape)
     if not (h and w and c):
         raise InputError(f"{said} Give images at least one row, one column and one channel.")
-    # (n, 3, 32, 32): few "rows", and the other two axes alike as the sides of an image are
+    # such as (3, 32, 32): few "rows", and the other two axes are of similar lengths, as the sides of an image are
     if h in CHANNELS and min(w, c) > max(CHANNELS) and max(w, c) <= 4 * min(w, c):
         raise InputError(
             f"{said} {shape[1:]} looks like (C, H, W), channels first (NCHW): give x.transpose(0, 2, 3, 1). Where it is an image "
@@ -32,7 +32,7 @@ def image_shape(row_shape: tuple[int, ...], name: str = "x") -> tuple[int, int, 
 
 
 def image_rows(x: Array, name: str = "x") -> Array:
-    """`x` as float (n, H, W, C); InputError for other shapes, DtypeError for other dtypes than float32 and float64."""
+    """`x` as float (n, H, W, C); InputError for other shapes, DtypeError for dtypes other than float32 and float64."""
     x = require_float(x, name)
     if x.ndim < 2:
         raise InputError(f"{name} has shape {x.shape}, but {EXPECTED}.")
@@ -56,5 +56,6 @@ def image_pair(x: Array, y: Array | None) -> tuple[Array, Array | None]:
 
 
 def _named(x: Array) -> str:
+    """The shape of the images of x in words."""
     h, w, c = x.shape[1:]
     return f"{h}×{w} pixels with {c} channel{'s' if c > 1 else ''}"

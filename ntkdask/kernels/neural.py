@@ -1,10 +1,10 @@
 """NTK and NNGP of networks, exactly. MATH.md §1.
 
-Networks of images go through `convolutional`. For networks of vectors there are two ways to the same numbers: networks of Dense and
-activations that all have one kink at 0 (ReLU, ABReLU, leaky ReLU, abs, identity) take one compiled pass in the input's dtype
-(`rectified`), in which nothing cancels near c = ±1; all others go through their dual activations in float64 (`general`). The diagonal
-of a symmetric call comes from the rows' variances alone, in float64. Called by workflows on tiles and by tests as the target of the
-feature maps.
+Networks of images go through `convolutional`. For networks of vectors there are two ways to the same numbers. Networks of Dense and
+activations with one kink at 0 (ReLU, ABReLU, leaky ReLU, abs, identity) take one compiled pass in the dtype of the inputs
+(`rectified`), in which nothing cancels near c = ±1. All others go through their dual activations in float64 (`general`). The
+diagonal of a symmetric call comes from the variances of the rows alone, in float64. Called by workflows on tiles, and by tests as
+the target of feature maps.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ PARTS = ("nngp", "ntk")
 
 
 def _matrices(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
-    """The `parts` of (n, *s), (m, *s) → (n, m) each, in x's dtype; exact diagonals where y is None."""
+    """The `parts` of rows (n, *s), (m, *s): (n, m) each, in x's dtype; exact diagonals where y is None."""
     if network.takes_images:
         return convolutional.matrices(network, x, y, parts)
     x, y = flat_pair(x, y)
-    found = _found(network, x, y, parts)
+    results = _vector_matrices(network, x, y, parts)
     if y is None:
-        for matrix, diagonal in zip(found, _diagonals(network, x, parts), strict=True):
+        for matrix, diagonal in zip(results, _diagonals(network, x, parts), strict=True):
             set_diagonal(matrix, diagonal)
-    return found
+    return results
 
 
-def _found(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
+def _vector_matrices(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
+    """The `parts` of vectors, whose diagonals are good to rounding only."""
     steps = rectified.steps(network)
     if steps is None:
         return general.matrices(network, x, y, parts)
@@ -43,10 +44,12 @@ def _found(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) 
 
 
 def _divisor(network: Network, x: Array) -> float:
+    """The number by which inner products of inputs are divided."""
     return float(x.shape[1]) if network.scale_inputs else 1.0
 
 
 def _diagonals(network: Network, x: Array, parts: tuple[str, ...]) -> list[Array]:
+    """The `parts` of every row with itself: (n,) each, in x's dtype."""
     if network.takes_images:
         return convolutional.diagonals(network, x, parts)
     x = flat_rows(x)
@@ -56,6 +59,8 @@ def _diagonals(network: Network, x: Array, parts: tuple[str, ...]) -> list[Array
 
 @dataclass(frozen=True)
 class _NeuralKernel:
+    """What the kernels of a `Network` share."""
+
     network: Network
     parts: ClassVar[tuple[str, ...]] = PARTS
 
@@ -65,7 +70,7 @@ class _NeuralKernel:
             raise InputError(f"{name}: network is {self.network!r}; give a Network, for example fully_connected(1).")
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Results, copies of the rows, and each thread's block; bytes. InputError for rows that the network does not take."""
+        """Bytes of results, copies of the rows, and each thread's block; InputError for rows that the network does not take."""
         if self.network.takes_images:
             return convolutional.workspace_bytes(
                 self.network, n, m, itemsize, row_shape, len(self.parts), "ntk" in self.parts
@@ -79,56 +84,130 @@ class _NeuralKernel:
 @register("kernel")
 @dataclass(frozen=True)
 class NTK(_NeuralKernel):
-    """The neural tangent kernel Θ of a `Network` at infinite width. Source: Jacot et al. 2018; MATH.md §1."""
+    """The neural tangent kernel Θ of a network at infinite width.
+
+    Parameters
+    ----------
+    network : Network
+        The network; its NTK is T of MATH.md §1 after the last layer.
+
+    Notes
+    -----
+    Θ is in NTK parameterisation: normalised ReLU of depth L gives Θ(x, x) = (L+1)‖x‖².
+
+    References
+    ----------
+    Jacot et al. 2018; MATH.md §1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ntkdask.networks import fully_connected
+    >>> NTK(fully_connected(1))(np.array([[1.0, 0.0], [0.0, 2.0]])).round(4)
+    array([[2.    , 0.6366],
+           [0.6366, 8.    ]])
+    """
 
     parts: ClassVar[tuple[str, ...]] = ("ntk",)
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m) of x's kind and dtype, float32 or float64; images are (n, H, W, C).
+        """The matrix Θ(x_i, y_j).
 
-        Raises InputError for rows of different widths and for rows that are not images where the network takes images, DtypeError
-        for other dtypes. No rows give an empty matrix.
+        Parameters
+        ----------
+        x : array (n, *s), float32 or float64
+            Rows; images are (n, H, W, C).
+        y : array (m, *s), float32 or float64, optional
+            Rows; None for x, with a symmetric result.
+
+        Returns
+        -------
+        array (n, m) of x's kind and dtype
+            Without rows it is empty.
+
+        Raises
+        ------
+        InputError
+            For rows of different widths, and for rows that are not images where the network takes images.
+        DtypeError
+            For other dtypes.
         """
         return _matrices(self.network, x, y, self.parts)[0]
 
     def diagonal(self, x: Array) -> Array:
-        """(n, *s) → (n,): Θ(x_i, x_i); (depth+1)‖x_i‖² for normalised ReLU."""
+        """Θ(x_i, x_i) of rows (n, *s): (n,); (depth+1)‖x_i‖² for normalised ReLU."""
         return _diagonals(self.network, x, self.parts)[0]
 
 
 @register("kernel")
 @dataclass(frozen=True)
 class NNGP(_NeuralKernel):
-    """The covariance of a random `Network` at infinite width (its Gaussian process at initialisation). Source: MATH.md §1."""
+    """The covariance of a random network at infinite width, which is the kernel of its Gaussian process at initialisation.
+
+    Parameters
+    ----------
+    network : Network
+        The network; its NNGP kernel is S of MATH.md §1 after the last layer.
+
+    References
+    ----------
+    MATH.md §1.
+    """
 
     parts: ClassVar[tuple[str, ...]] = ("nngp",)
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m) of x's kind and dtype; errors as of `NTK`."""
+        """The matrix S(x_i, y_j): (n, *s), (m, *s) → (n, m) of x's kind and dtype; arguments and errors as of `NTK`."""
         return _matrices(self.network, x, y, self.parts)[0]
 
     def diagonal(self, x: Array) -> Array:
-        """(n, *s) → (n,): S(x_i, x_i); ‖x_i‖² for normalised ReLU."""
+        """S(x_i, x_i) of rows (n, *s): (n,); ‖x_i‖² for normalised ReLU."""
         return _diagonals(self.network, x, self.parts)[0]
 
 
 @register("kernel pair")
 @dataclass(frozen=True)
 class NNGPAndNTK(_NeuralKernel):
-    """Both kernels of a `Network` from one product and one pass. `parts` names what a call gives, in its order."""
+    """Both kernels of a network from one product and one pass.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    """
 
     def __call__(self, x: Array, y: Array | None = None) -> tuple[Array, Array]:
-        """(n, *s), (m, *s) → (NNGP, NTK), (n, m) each, of x's kind and dtype; errors as of `NTK`."""
+        """(NNGP, NTK), (n, m) each, of x's kind and dtype; arguments and errors as of `NTK`."""
         nngp, ntk = _matrices(self.network, x, y, self.parts)
         return nngp, ntk
 
     def diagonal(self, x: Array) -> tuple[Array, Array]:
-        """(n, *s) → (S(x_i, x_i), Θ(x_i, x_i)), (n,) each."""
+        """(S(x_i, x_i), Θ(x_i, x_i)) of rows (n, *s): (n,) each."""
         nngp, ntk = _diagonals(self.network, x, self.parts)
         return nngp, ntk
 
 
 def both(network: Network, x: Array | None = None, y: Array | None = None) -> Any:
-    """(NNGP, NTK) in one pass: two (n, m) matrices of x's dtype. Without x, the `NNGPAndNTK` that gives them."""
+    """NNGP and NTK of a network in one pass.
+
+    Parameters
+    ----------
+    network : Network
+        The network.
+    x : array (n, *s), float32 or float64, optional
+        Rows; images are (n, H, W, C). None for the kernel pair itself.
+    y : array (m, *s), float32 or float64, optional
+        Rows; None for x, with symmetric results.
+
+    Returns
+    -------
+    tuple of two arrays (n, m) of x's kind and dtype, or NNGPAndNTK
+        (NNGP, NTK); without x the `NNGPAndNTK` that gives them.
+
+    Raises
+    ------
+    InputError, DtypeError
+        As `NTK` does.
+    """
     pair = NNGPAndNTK(network)
     return pair if x is None else pair(x, y)

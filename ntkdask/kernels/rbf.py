@@ -1,4 +1,4 @@
-"""The Gaussian kernel of distances, a comparator of the neural ones."""
+"""The Gaussian kernel of distances, to compare neural kernels with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRODUCT_ERROR = 8 * float(np.finfo(np.float64).eps)
 """Error of a squared distance from a float64 product, as a part of ‖x‖² + ‖y‖²."""
 
 KERNEL_ERROR = {"float32": 1e-8, "float64": 1e-13}
-"""Entries that a product gets wrong by more than this are summed from differences too."""
+"""Entries whose error from a product may be larger than this are summed from differences, too."""
 
 PAIR_ELEMENTS = 2**12
 """Elements of the differences of rows that are held at a time."""
@@ -33,10 +33,33 @@ PAIR_ELEMENTS = 2**12
 @register("kernel")
 @dataclass(frozen=True)
 class RBF:
-    """exp(−γ‖x − y‖²): exactly 1 on the diagonal and for duplicate rows. Source: Rahimi & Recht 2007, with γ = 1/(2σ²).
+    """The Gaussian kernel exp(−γ‖x − y‖²), exactly 1 on the diagonal and for duplicate rows.
 
-    ‖x − y‖² comes from a float64 product of rows less a common centre (distances do not change, cancellation does), and where it
-    is small beside ‖x‖² + ‖y‖² from the differences themselves. Returned in x's dtype. InputError unless 0 < gamma < ∞.
+    Parameters
+    ----------
+    gamma : float
+        γ, positive and finite; 1/(2σ²) for a Gaussian of width σ.
+
+    Raises
+    ------
+    InputError
+        For another gamma.
+
+    Notes
+    -----
+    ‖x − y‖² comes from a float64 product of rows less a common centre (distances do not change, but less cancels), and from the
+    differences themselves where it is small beside ‖x‖² + ‖y‖². Returned in x's dtype.
+
+    References
+    ----------
+    Rahimi & Recht 2007.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> RBF(0.5)(np.array([[0.0], [1.0]])).round(4)
+    array([[1.    , 0.6065],
+           [0.6065, 1.    ]])
     """
 
     gamma: float = 1.0
@@ -58,7 +81,7 @@ class RBF:
         return general.by_blocks(entries, x, other, y is None, x.dtype)[0]
 
     def _entries(self, x: Array, y: Array, dtype: np.dtype) -> Array:
-        """(R, C) float64 of one block."""
+        """One block (R, C) in float64."""
         xp = namespace(x)
         centre = y.mean(axis=0, dtype=xp.float64)
         left, right = x - centre, y - centre
@@ -69,7 +92,7 @@ class RBF:
         close = squares <= NEAR * sizes
         error = PRODUCT_ERROR * sizes
         if float(self.gamma * error.max()) > KERNEL_ERROR[dtype.name]:
-            # exp(−γs)·γ·error is what is lost
+            # the product's error changes the entry by exp(−γs)·γ·error
             bound = xp.log(xp.maximum(self.gamma / KERNEL_ERROR[dtype.name] * error, np.finfo(np.float64).tiny))
             close |= self.gamma * (squares - error) < bound
         i, j = xp.nonzero(close)
@@ -87,7 +110,7 @@ class RBF:
         return namespace(x).ones(x.shape[0], x.dtype)
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """The result, each thread's float64 blocks and its blocks' rows in float64; bytes."""
+        """Bytes of the result, each thread's float64 blocks and its blocks' rows in float64."""
         d = 0 if row_shape is None else math.prod(row_shape)
         rows = (
             general.workers_of(n, m)

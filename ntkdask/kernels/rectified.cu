@@ -1,8 +1,8 @@
 // NNGP and NTK of networks of activations with one kink at 0: half deficits of correlations, and the recursion through the layers.
 //
-// One thread an entry; the formulas, the constants and their order are those of rectified.py, which launches this. The body of a
-// kernel is a device function of (row, column), so the tests compile this file as host C++ and compare it with the CPU's pass.
-// No includes. Entry points are at the end, for float and for double.
+// One thread for each entry. The formulas, the constants and their order are those of rectified.py; rectified_device.py launches this.
+// The body of a kernel is a device function of (row, column), so the tests compile this file as host C++ and compare it with the pass on
+// the CPU. No includes. Entry points are at the end, for float and for double.
 
 #ifndef RECTIFIED_HOST
 #define COLUMN ((int)(blockIdx.x * blockDim.x + threadIdx.x))
@@ -76,7 +76,7 @@ __device__ inline void half_deficit(T* v, index_t i, int j, int m, T near, bool 
     v[i * m + j] = signed_as(u, c);
 }
 
-// One layer without a negative correlation and without a bias; `general_step` where there may be.
+// One layer without negative correlations and without a bias; `general_step` is for all others.
 template <typename T>
 __device__ inline void positive_step(T& v, T& t, T p, T trainable) {
     T r = p * root(v);
@@ -104,9 +104,10 @@ __device__ inline void general_step(T& v, T& t, const T* step, T alpha, T beta, 
     v = signed_as(next, sign);
 }
 
-// All steps of one entry. kinds: 0 linear, 1 positive, 2 general; constants: (steps, 5) P, Q, (1-Q)/2, (1+Q)/2, trainable;
-// alpha, beta: (general steps, n) and (general steps, m); deviations: (n,), (m,). nngp or ntk may be null, and either may be v.
-// A symmetric matrix is read below its diagonal and written on both sides.
+// All steps of one entry. A symmetric matrix is read on and below its diagonal and written on both sides.
+//   v (n, m): half deficits; nngp, ntk (n, m): results; either may be null, and either may be v
+//   kinds (steps,): 0 linear, 1 positive, 2 general; constants (steps, 5): P, Q, (1-Q)/2, (1+Q)/2, trainable
+//   alpha, beta (general steps, n), deviations (n,): `RowConstants` of x; alpha_y, beta_y, deviations_y alike, with m for n: of y
 template <typename T>
 __device__ inline void recursion(const T* v, T* nngp, T* ntk, index_t i, int j, int n, int m, bool symmetric, int steps,
                                  const int* kinds, const T* constants, const T* alpha, const T* beta, const T* deviations,

@@ -7,7 +7,8 @@ after it are
 where α² + β² = 1 split the row's new variance into weights and bias, and τ is 1 for a trainable Dense. c is carried as its signed
 half deficit v = ±u, u = (1 − |c|)/2 (`correlations`), for which nothing cancels near ±1, at any depth:
     arccos(1 − 2u)/π = √u·angle(u),   κ₁(1 − 2u) = 1 − 2u + 2u·√u·excess(u),   so (1 − f)/2 = u·(1 − P·√u·excess(u)) for c ≥ 0.
-angle and excess are analytic on 0 ≤ u ≤ ½ and become short polynomials. Called by `neural` for each block.
+angle and excess are analytic on 0 ≤ u ≤ ½ and become short polynomials. Called by `neural`.
+
 Sources: MATH.md §1, §2; Cho & Saul 2009.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +31,7 @@ from ntkdask.networks import Activation, Dense, Network
 LINEAR, POSITIVE, GENERAL = 0, 1, 2
 
 BLOCK_ROWS, BLOCK_COLUMNS = 256, 512
-"""Of a block on the CPU: two of them in float32 fit a core's L2 cache beside the product's panels."""
+"""Rows and columns of a block on the CPU: two blocks of float32 fit a core's L2 cache beside the product's panels."""
 
 # Chebyshev interpolation on [0, ½] of 2·asin(√u)/(π√u) and of [√(1−u) − (1−2u)·asin(√u)/√u]/(πu), from their series
 ANGLE = {
@@ -84,10 +86,22 @@ _excess = polynomial(EXCESS["float32"], EXCESS["float64"])
 
 @dataclass(frozen=True)
 class Step:
-    """An activation (or none: P = 0, Q = −1) and the Dense after it (or none at the end of a network).
+    """An activation and the Dense after it. Without the activation P = 0, Q = −1; at the end of a network there may be no Dense.
 
-    variance_gain: q, so that the activation takes a variance v to q·v. Then v ← weight·q·v + bias. kind: LINEAR for no
-    activation and no bias, POSITIVE where no correlation is negative any more and there is no bias, GENERAL otherwise.
+    Parameters
+    ----------
+    kind : {LINEAR, POSITIVE, GENERAL}
+        LINEAR for no activation and no bias, POSITIVE where no correlation can be negative and there is no bias, GENERAL otherwise.
+    p, q : float
+        P and Q.
+    variance_gain : float
+        The activation takes a variance v to variance_gain·v.
+    weight : float
+        σ_w²: the Dense takes a variance v to weight·v + bias.
+    bias : float
+        σ_b².
+    trainable : bool
+        Whether τ is 1.
     """
 
     kind: int
@@ -100,16 +114,16 @@ class Step:
 
 
 def steps(network: Network) -> tuple[Step, ...] | None:
-    """The network as steps; None when a layer is neither Dense nor an Activation with slopes, so that this pass cannot take it."""
-    found: list[Step] = []
+    """The network as steps; None where a layer is neither Dense nor an Activation with slopes, which this pass cannot run."""
+    network_steps: list[Step] = []
     pending, signed = (0.0, -1.0, 1.0), True
 
     def add(weight: float, bias: float, trainable: bool) -> None:
         nonlocal pending, signed
         p, q, gain = pending
         kind = LINEAR if p == 0 and bias == 0 else (POSITIVE if not signed and q >= 0 and bias == 0 else GENERAL)
-        found.append(Step(kind, p, q, gain, weight, bias, trainable))
-        # f(c) >= 0 for every c when Q >= 0; a bias only adds to it
+        network_steps.append(Step(kind, p, q, gain, weight, bias, trainable))
+        # f(c) >= 0 for every c when Q >= 0, and a bias is not negative
         pending, signed = (0.0, -1.0, 1.0), signed if p == 0 else q < 0
 
     for layer in network.layers:
@@ -123,12 +137,19 @@ def steps(network: Network) -> tuple[Step, ...] | None:
             return None
     if isinstance(network.layers[-1], Activation):
         add(1.0, 0.0, False)
-    return tuple(found)
+    return tuple(network_steps)
 
 
-@dataclass(frozen=True)
-class RowConstants:
-    """What the pass needs of each of n rows. deviations: (n,) a of the last layer. alpha, beta: (GENERAL steps, n)."""
+class RowConstants(NamedTuple):
+    """What the pass needs of each of n rows.
+
+    Parameters
+    ----------
+    deviations : array (n,)
+        Standard deviations a after the last layer.
+    alpha, beta : array (GENERAL steps, n)
+        α and β of each row.
+    """
 
     deviations: Array
     alpha: Array
@@ -136,7 +157,7 @@ class RowConstants:
 
 
 def row_constants(network_steps: tuple[Step, ...], variances: Array, dtype: np.dtype) -> RowConstants:
-    """Follow the rows' variances (n,) float64 through the steps; constants in `dtype`. A variance of 0 has α = 1, β = 0."""
+    """Follow the variances (n,) float64 of the rows through the steps; constants in `dtype`. A variance of 0 has α = 1, β = 0."""
     xp = namespace(variances)
     alpha, beta = [], []
     for step in network_steps:
@@ -154,10 +175,10 @@ def row_constants(network_steps: tuple[Step, ...], variances: Array, dtype: np.d
     )
 
 
-def near(depth: int, dtype: np.dtype) -> float:
+def threshold(depth: int, dtype: np.dtype) -> float:
     """Half deficits below which a product of unit rows is not enough: its error ε in c becomes ε/√u in every layer's κ₀.
 
-    In float32 |c| > 0.992 at first, less the deeper the network; errors stay below 3e-6 of the diagonal.
+    In float32 that is |c| > 0.992 for shallow networks, and less the deeper the network is; errors stay below 3e-6 of the diagonal.
     """
     return 1e-6 if dtype == np.float64 else min(4e-3 * max(1.0, depth / 4) ** 2, 0.05)
 
@@ -172,9 +193,10 @@ def table(network_steps: tuple[Step, ...], dtype: np.dtype) -> tuple[np.ndarray,
 def matrices(
     network_steps: tuple[Step, ...], divisor: float, x: Array, y: Array | None, parts: Sequence[str]
 ) -> list[Array]:
-    """The `parts` ("nngp", "ntk") of (n, d), (m, d) → (n, m) each, x's dtype; the diagonal of a symmetric one only to rounding.
+    """The `parts` ("nngp", "ntk") of rows (n, d), (m, d): (n, m) each, of x's dtype.
 
-    divisor: of the inputs' inner products. One product, one pass over each block, in x's dtype.
+    One product, and one pass over each block, in x's dtype. divisor: what inner products of inputs are divided by. The diagonal of a
+    symmetric matrix is good to rounding only.
     """
     xp, dtype, depth = namespace(x), x.dtype, sum(step.p != 0 for step in network_steps)
     left = unit_rows(x, dtype)
@@ -186,7 +208,7 @@ def matrices(
     kinds, constants = table(network_steps, dtype)
     if is_device_array(x):
         named = dict(zip(parts, out, strict=True))
-        device.fill((left, right), (rows, columns), (kinds, constants), near(depth, dtype), y is None, named)
+        device.fill((left, right), (rows, columns), (kinds, constants), threshold(depth, dtype), y is None, named)
         return out
 
     def start() -> Callable[[Block], None]:
@@ -195,8 +217,8 @@ def matrices(
         def fill(block: Block) -> None:
             n_rows, n_columns = block.shape
             v, t = (part[: n_rows * n_columns].reshape(block.shape) for part in scratch)
-            half_deficits(v, left, right, block, near(depth, dtype))
-            recursion(v, t, kinds, constants, rows.alpha, rows.beta, block.top, columns.alpha, columns.beta, block.left)
+            half_deficits(v, left, right, block, threshold(depth, dtype))
+            recursion(v, t, kinds, constants, rows, columns, block.top, block.left)
             scales = rows.deviations[block.rows], columns.deviations[block.columns]
             for part, matrix in zip(parts, out, strict=True):
                 if part == "nngp":
@@ -212,7 +234,25 @@ def matrices(
 def workspace_bytes(
     network_steps: tuple[Step, ...], n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None, parts: int
 ) -> int:
-    """Results, unit rows, constants of rows, and each thread's blocks; see `Kernel.workspace_bytes`."""
+    """Bytes of results, unit rows, constants of rows, and each thread's blocks; see `Kernel.workspace_bytes`.
+
+    Parameters
+    ----------
+    network_steps : tuple of Step
+        The network.
+    n, m : int
+        Rows on either side.
+    itemsize : int
+        4 for float32, 8 for float64.
+    row_shape : tuple of int or None
+        Of a row; None leaves out unit rows and products.
+    parts : int
+        Number of matrices.
+
+    Returns
+    -------
+    int
+    """
     d = 0 if row_shape is None else math.prod(row_shape)
     rows, columns = min(BLOCK_ROWS, n), min(BLOCK_COLUMNS, m)
     general = sum(step.kind == GENERAL for step in network_steps)
@@ -223,10 +263,21 @@ def workspace_bytes(
 
 
 @compiled
-def recursion(v, t, kinds, constants, alpha_rows, beta_rows, top, alpha_columns, beta_columns, left):
-    """All steps on a block: v (R, C), signed half deficits of the inputs, becomes that of the last layer; t (R, C) its t = T/(aa').
+def recursion(v, t, kinds, constants, rows, columns, top, left):
+    """Run all steps on a block.
 
-    kinds, constants: of `table`; alpha, beta: (GENERAL steps, n) of all rows, of which the block's begin at `top` and `left`.
+    Parameters
+    ----------
+    v : array (R, C), float32 or float64
+        Signed half deficits of the inputs; becomes those of the last layer.
+    t : array (R, C) of v's dtype
+        Becomes T/(aa').
+    kinds, constants : array (steps,), (steps, 5)
+        Of `table`.
+    rows, columns : RowConstants
+        Of all rows of the matrix and of all its columns.
+    top, left : int
+        Where the block begins among them.
     """
     right = left + v.shape[1]
     for i in range(v.shape[0]):
@@ -244,16 +295,17 @@ def recursion(v, t, kinds, constants, alpha_rows, beta_rows, top, alpha_columns,
                     row,
                     tangent,
                     step,
-                    alpha_rows[general, top + i],
-                    beta_rows[general, top + i],
-                    alpha_columns[general, left:right],
-                    beta_columns[general, left:right],
+                    rows.alpha[general, top + i],
+                    rows.beta[general, top + i],
+                    columns.alpha[general, left:right],
+                    columns.beta[general, left:right],
                 )
                 general += 1
 
 
 @inlined
 def _linear(v, t, trainable):
+    """A LINEAR step on a row of the block."""
     one, two = v.dtype.type(1), v.dtype.type(2)
     for j in range(v.size):
         t[j] += trainable * math.copysign(one - two * abs(v[j]), v[j])
@@ -261,6 +313,7 @@ def _linear(v, t, trainable):
 
 @inlined
 def _positive(v, t, p, trainable):
+    """A POSITIVE step on a row of the block."""
     one, two = v.dtype.type(1), v.dtype.type(2)
     for j in range(v.size):
         u = v[j]
@@ -272,6 +325,7 @@ def _positive(v, t, p, trainable):
 
 @inlined
 def _general(v, t, step, alpha, beta, alphas, betas):
+    """A GENERAL step on a row of the block; alpha, beta: of its row, alphas, betas: of its columns."""
     zero, quarter, one, two = v.dtype.type(0), v.dtype.type(0.25), v.dtype.type(1), v.dtype.type(2)
     p, q, less, more, trainable = step[0], step[1], step[2], step[3], step[4]
     for j in range(v.size):

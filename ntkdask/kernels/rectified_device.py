@@ -1,6 +1,6 @@
-"""The one pass of `rectified` on a GPU: a product into the result, then CUDA kernels with one thread an entry (`rectified.cu`).
+"""The one pass of `rectified` on a GPU: a product into the result, then CUDA kernels with one thread for each entry (`rectified.cu`).
 
-The result itself holds the correlations and their half deficits on the way, so nothing else of its size lives on the device.
+The result itself holds the correlations and then their half deficits, so the device holds nothing else of its size.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from ntkdask.kernels.blocks import Block
 from ntkdask.kernels.correlations import UnitRows, recompute
 
 THREADS = 128
-ROWS = 65535  # of a grid's second axis; the kernels loop beyond
+ROWS = 65535
+"""Most blocks on a grid's second axis; the kernels loop over rows beyond."""
 STRIP_ENTRIES = 2**20
-"""Entries whose exact correlations are looked for at a time."""
+"""Entries among which those below the threshold are recomputed at a time."""
 
 
 def cuda_source() -> str:
@@ -30,13 +31,26 @@ def fill(
     inputs: tuple[UnitRows, UnitRows],
     constants: tuple[Any, Any],
     tables: tuple[np.ndarray, np.ndarray],
-    near: float,
+    threshold: float,
     symmetric: bool,
     out: Mapping[str, Array],
 ) -> None:
-    """Compute the matrices of `out`, {"nngp" or "ntk": (n, m)}, CuPy, C-ordered, of the dtype of the unit rows.
+    """Compute NNGP and NTK matrices.
 
-    constants: `rectified.RowConstants` of either side; tables: of `rectified.table`.
+    Parameters
+    ----------
+    inputs : tuple of two UnitRows
+        Both sides.
+    constants : tuple of two RowConstants
+        Of both sides.
+    tables : tuple of two arrays
+        Kinds and constants of `rectified.table`.
+    threshold : float
+        Half deficits below it are computed again in float64.
+    symmetric : bool
+        Whether both sides are the same.
+    out : mapping from "nngp" or "ntk" to CuPy array (n, m)
+        The results, C-ordered, of the dtype of the unit rows.
     """
     v = next(iter(out.values()))
     (n, m), xp, dtype = v.shape, namespace(v), v.dtype
@@ -48,12 +62,12 @@ def fill(
     grid = (-(-m // THREADS), min(n, ROWS))
     sizes = np.int32(n), np.int32(m)
     first = module.get_function(f"half_deficits_{dtype.name}")
-    first(grid, (THREADS,), (v, *sizes, dtype.type(near), np.int32(symmetric), count))
-    found = int(count[0])
+    first(grid, (THREADS,), (v, *sizes, dtype.type(threshold), np.int32(symmetric), count))
+    below = int(count[0])
     step = max(1, STRIP_ENTRIES // m)
-    for top in range(0, n if found else 0, step):
+    for top in range(0, n if below else 0, step):
         block = Block(top, min(top + step, n), 0, m, False)
-        recompute(v[block.rows], left, right, block, near, found / v.size)
+        recompute(v[block.rows], left, right, block, threshold, below / v.size)
     null, (kinds, values) = np.uintp(0), tables
     rows, columns = ((side.alpha, side.beta, side.deviations) for side in constants)
     arguments = (

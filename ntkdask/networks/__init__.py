@@ -1,4 +1,4 @@
-"""Networks: what the kernels are kernels of. Written once, read as exact kernel, feature map or finite network."""
+"""Networks of layers, written once and read as an exact kernel, a feature map or a finite network."""
 
 from ntkdask.networks.layers import Activation, AvgPool, Conv, Dense, Flatten, GlobalAvgPool, Layer, LayerNorm, Residual
 from ntkdask.networks.network import Network

@@ -1,8 +1,9 @@
-"""What a finite reading of a `Network` is made of: the sizes of its weights, their factors, and the random streams they come from.
+"""The plan of a finite network: the sizes of its weights, their factors, and the random streams that they come from.
 
-NTK parameterisation (MATH.md §1, §5): z = factor·Wᵀh + σ_b·b, W and b standard normal, factor = σ_w/√(fan-in). The first layer divides
-by √d only with `scale_inputs`, a q×q convolution by q. Every hidden Dense and Conv has `width` units, the last Dense `n_outputs`.
-Both finite readings, NumPy's (`features/finite`) and torch's (`modules/finite`), are built from this plan, and are the same function.
+NTK parameterisation (MATH.md §1, §5): z = factor·Wᵀh + σ_b·b, W and b standard normal, factor = σ_w/√(fan-in). The first layer
+divides by √d only with `scale_inputs`, a q×q convolution by q. Every hidden Dense and Conv has `width` units, the last Dense has
+`n_outputs`. The finite networks of NumPy (`features/finite`) and of torch (`modules/finite`) are both built from this plan, so they
+are the same function.
 """
 
 from __future__ import annotations
@@ -29,15 +30,28 @@ class Signal(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Numbers of a row."""
+        """Numbers that one row holds."""
         return self.channels * math.prod(self.image or (1,))
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A Dense or Conv of given sizes: z = factor·Wᵀh + σ_b·b, W (inputs, units); the inputs of a Conv are (q₁, q₂, channels) in a row.
+    """A Dense or Conv of given sizes: z = factor·Wᵀh + σ_b·b.
 
-    image: (H, W) of what arrives, None for vectors. start: the first of its gradient's columns; None when frozen.
+    Parameters
+    ----------
+    layer : Dense or Conv
+        The description.
+    image : tuple of 2 int or None
+        (H, W) of its input; None for vectors.
+    inputs : int
+        Rows of W; of a Conv they are (filter rows, filter columns, channels) in this order.
+    units : int
+        Columns of W.
+    factor : float
+        σ_w/√(fan-in).
+    start : int or None
+        The first of its columns in the gradient; None when it is frozen.
     """
 
     layer: Dense | Conv
@@ -64,12 +78,25 @@ def parameter_stream(where: Where, name: str) -> seeds.Path:
 
 
 class FinitePlan:
-    """`network` of `width` units a layer for rows of `row_shape`: (d,), or (H, W, C) where it takes images.
+    """A `network` of `width` units a layer, for rows of `row_shape`: (d,), or (H, W, C) where it takes images.
 
-    layers: the network's, and a frozen Dense where it does not end in one: the same expected kernels. weights: every Dense and Conv,
-    by place. joins: None where a Residual's paths are added; factors of (branch, shortcut) where they are put side by side.
-    n_parameters: trainable weights and biases. row_elements: numbers that a row holds at the peak of a gradient, about.
-    InputError, from a layer, where an image does not fit it.
+    Attributes
+    ----------
+    layers : tuple of layers
+        The network's, and a frozen Dense where it does not end in one, which has the same expected kernels.
+    weights : dict
+        The `Weights` of every Dense and Conv, by its place.
+    joins : dict
+        For each Residual None where its paths are added, or factors of (branch, shortcut) where they are put side by side.
+    n_parameters : int
+        Trainable weights and biases.
+    row_elements : int
+        About how many numbers a row holds at the peak of a gradient.
+
+    Raises
+    ------
+    InputError
+        From a layer, where an image does not fit it.
     """
 
     def __init__(self, network: Network, width: int, row_shape: tuple[int, ...], n_outputs: int = 1) -> None:
@@ -107,7 +134,7 @@ class FinitePlan:
         return signal
 
     def _linear(self, layer: Dense | Conv, signal: Signal, where: Where) -> Signal:
-        """Weights for what arrives; the columns of its gradient follow those of the layers before."""
+        """Plan the weights of a Dense or Conv; its columns of the gradient follow those of the layers before."""
         image, inputs, scale = signal
         output = image
         if isinstance(layer, Conv) and image:
@@ -118,14 +145,16 @@ class FinitePlan:
             self.row_elements += 3 * inputs * math.prod(output)
         units = self._n_outputs if where == (len(self.layers) - 1,) else self._width
         start = self.n_parameters if layer.trainable else None
-        found = Weights(layer, image, inputs, units, math.sqrt(layer.weight_variance * scale), start)
-        self.weights[where] = found
-        self.n_parameters += found.size if layer.trainable else 0
+        weights = Weights(layer, image, inputs, units, math.sqrt(layer.weight_variance * scale), start)
+        self.weights[where] = weights
+        self.n_parameters += weights.size if layer.trainable else 0
         return Signal(output, units, 1 / units)
 
     def _residual(self, layer: Residual, signal: Signal, where: Where) -> Signal:
-        """Sums of equal signals; where one path is no Gaussian of the network's width (Flatten, the input), both side by side, which
-        has the same inner products.
+        """Add the signals of both paths, or put them side by side where they differ.
+
+        They differ where one path is not a Gaussian of the network's width (Flatten, the input). Side by side has the same inner
+        products.
         """
         left = self._follow(layer.branch, signal, (*where, "branch"))
         right = self._follow(layer.shortcut, signal, (*where, "shortcut"))
@@ -137,7 +166,7 @@ class FinitePlan:
 
 
 def finite_rows(network: Network, width: int, row_shape: tuple[int, ...], n_outputs: int) -> tuple[int, ...]:
-    """row_shape as a tuple; InputError for arguments of a finite network that cannot be."""
+    """row_shape as a tuple; InputError for arguments that no finite network can have."""
     if not isinstance(network, Network):
         raise InputError(f"finite network: network is {network!r}; give a Network, for example fully_connected(3).")
     for name, value in (("width", width), ("n_outputs", n_outputs)):
@@ -154,4 +183,5 @@ def finite_rows(network: Network, width: int, row_shape: tuple[int, ...], n_outp
 
 
 def _is_size(value: object) -> bool:
+    """Whether a value is an integer >= 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

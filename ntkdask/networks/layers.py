@@ -1,7 +1,7 @@
-"""The layers that networks are made of, as descriptions: how S and T pass through each is in MATH.md §1 and its docstring.
+"""The layers of networks, as descriptions: how S and T pass through each stands in MATH.md §1 and in its docstring.
 
-Images are NHWC. A convolution moves both pixels of a pair together, so it keeps the offset δ = p' − p; its geometry for an image
-(`Conv.output_shape`, `Conv.before`) is here, the numbers are in `kernels/`.
+Images are NHWC. A convolution moves both pixels of a pair together, so it keeps the offset δ = p' − p. The geometry of a layer for
+images of a given size (`Conv.output_shape`, `Conv.before`) is here; the numbers are computed in `kernels/`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ PADDINGS = ("same", "valid", "circular")
 
 
 def _require_variances(layer: Dense | Conv) -> None:
+    """InputError unless σ_w² > 0 and σ_b² >= 0 are finite."""
     name = type(layer).__name__
     if not (layer.weight_variance > 0 and math.isfinite(layer.weight_variance)):
         raise InputError(f"{name}: weight_variance is {layer.weight_variance}, expected a positive number.")
@@ -28,7 +29,7 @@ def _require_variances(layer: Dense | Conv) -> None:
 
 
 def _pair(name: str, key: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    """A length, or one for rows and one for columns, as two integers >= 1; InputError otherwise."""
+    """A length, or one for rows and one for columns, as two integers >= 1; InputError, naming layer and field, otherwise."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in pair):
         raise InputError(f"{name}: {key} is {value!r}, expected an integer >= 1, or two of them for rows and columns.")
@@ -40,7 +41,20 @@ def _pair(name: str, key: str, value: int | tuple[int, int]) -> tuple[int, int]:
 class Dense:
     """A fully connected layer in NTK parameterisation: z = σ_w·W h/√width + σ_b·b, W and b standard normal.
 
-    S' = Λ = σ_w²·S + σ_b², T' = σ_w²·T + (Λ if trainable else 0). Source: Jacot et al. 2018; MATH.md §1.
+    S' = Λ = σ_w²·S + σ_b², T' = σ_w²·T + (Λ if trainable else 0).
+
+    Parameters
+    ----------
+    weight_variance : float
+        σ_w² > 0.
+    bias_variance : float
+        σ_b² >= 0.
+    trainable : bool
+        Whether its weights and biases add to the tangent kernel.
+
+    References
+    ----------
+    Jacot et al. 2018; MATH.md §1.
     """
 
     weight_variance: float = 1.0
@@ -54,12 +68,39 @@ class Dense:
 @register("layer")
 @dataclass(frozen=True)
 class Conv:
-    """A convolution in NTK parameterisation, σ_w·W/√(width·q²): S' = Λ = σ_w²·A[S] + σ_b², T' = σ_w²·A[T] + (Λ if trainable else 0).
+    """A convolution in NTK parameterisation, with weights σ_w·W/√(width·q²) for a filter of q×q pixels, W standard normal.
 
-    A[S](p, p') = q⁻²·Σ_a S(sp + a − l, sp' + a − l), a over the filter. filter_size q and stride s: one number, or (rows, columns).
-    padding: "same", zeros outside the image, output ⌈H/s⌉, l = ⌊max((⌈H/s⌉ − 1)s + q − H, 0)/2⌋ (as JAX and TensorFlow; torch
-    differs at stride 2); "valid", l = 0, output ⌊(H − q)/s⌋ + 1; "circular", indices modulo (H, W), l = ⌊(q − 1)/2⌋, output ⌈H/s⌉.
-    Borders are divided by q² like the rest. Source: Arora et al. 2019; MATH.md §1.
+    S' = Λ = σ_w²·A[S] + σ_b², T' = σ_w²·A[T] + (Λ if trainable else 0), where A[S](p, p') = q⁻²·Σ_a S(sp + a − l, sp' + a − l) with a
+    over the filter.
+
+    Parameters
+    ----------
+    filter_size : int or tuple of 2 int
+        q: one number, or (rows, columns).
+    padding : {"same", "valid", "circular"}
+        "same": zeros outside the image, output ⌈H/s⌉, l = ⌊max((⌈H/s⌉ − 1)s + q − H, 0)/2⌋, as JAX and TensorFlow (torch differs at
+        stride 2). "valid": l = 0, output ⌊(H − q)/s⌋ + 1. "circular": indices modulo (H, W), l = ⌊(q − 1)/2⌋, output ⌈H/s⌉.
+    stride : int or tuple of 2 int
+        s: one number, or (rows, columns).
+    weight_variance : float
+        σ_w² > 0.
+    bias_variance : float
+        σ_b² >= 0.
+    trainable : bool
+        Whether its weights and biases add to the tangent kernel.
+
+    Raises
+    ------
+    InputError
+        For values out of these ranges.
+
+    Notes
+    -----
+    Sums at the border are divided by q² like the rest.
+
+    References
+    ----------
+    Arora et al. 2019; MATH.md §1.
     """
 
     filter_size: int | tuple[int, int] = 3
@@ -90,7 +131,7 @@ class Conv:
         return _pair("Conv", "stride", self.stride)
 
     def output_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) → that of the output; InputError where a "valid" filter is larger than the image."""
+        """(H, W) of the output for images of (H, W); InputError where a "valid" filter is larger than the image."""
         sizes = []
         for length, q, s in zip(shape, self.filter, self.strides, strict=True):
             if self.padding == "valid" and length < q:
@@ -102,20 +143,30 @@ class Conv:
         return sizes[0], sizes[1]
 
     def before(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """l: rows and columns of the filter before the pixel it stands on, for images of (H, W)."""
-        found = []
+        """l for images of (H, W): the rows and columns of the filter above and before the pixel it stands on."""
+        lengths = []
         for length, out, q, s in zip(shape, self.output_shape(shape), self.filter, self.strides, strict=True):
             same = max((out - 1) * s + q - length, 0) // 2
-            found.append({"same": same, "valid": 0, "circular": (q - 1) // 2}[self.padding])
-        return found[0], found[1]
+            lengths.append({"same": same, "valid": 0, "circular": (q - 1) // 2}[self.padding])
+        return lengths[0], lengths[1]
 
 
 @register("layer")
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise σ, given by name or object: S' = k_σ(Λ), T' = T·k_σ'(Λ).
+    """An elementwise σ: S' = k_σ(Λ), T' = T·k_σ'(Λ).
 
-    `normalize` multiplies σ by n_σ = (E σ(t)²)^(−1/2), t ~ N(0, 1): k and k' scale by n_σ² (`gain`).
+    Parameters
+    ----------
+    function : str or ActivationFunction
+        σ, by name or as an object.
+    normalize : bool
+        Whether σ is multiplied by n_σ = (E σ(t)²)^(−1/2), t ~ N(0, 1), so that k and k' are multiplied by n_σ² (`gain`).
+
+    Raises
+    ------
+    InputError
+        With `normalize`, unless 0 < E σ(t)² < ∞.
     """
 
     function: str | ActivationFunction = "relu"
@@ -139,14 +190,14 @@ class Activation:
 
     @property
     def gain(self) -> float:
-        """n_σ² when normalised, else 1: the factor on k_σ and k_σ'."""
+        """The factor on k_σ and k_σ': n_σ² when normalised, else 1."""
         return 1.0 / self.sigma.second_moment() if self.normalize else 1.0
 
 
 @register("layer")
 @dataclass(frozen=True)
 class LayerNorm:
-    """Normalisation over channels, right after Dense or Conv: S/√(S_xx(p, p)·S_yy(p', p')), 0 where a variance is 0; T alike."""
+    """Normalisation over channels, right after Dense or Conv: S' = S/√(S_xx(p, p)·S_yy(p', p')), 0 where a variance is 0; T' alike."""
 
 
 @register("layer")
@@ -154,7 +205,10 @@ class LayerNorm:
 class AvgPool:
     """Mean over windows of size×size pixels that do not overlap: S and T are averaged over both windows of a pair.
 
-    size: one number, or (rows, columns). Images whose height or width it does not divide raise InputError.
+    Parameters
+    ----------
+    size : int or tuple of 2 int
+        The side of a window: one number, or (rows, columns). Images whose height or width it does not divide raise InputError.
     """
 
     size: int | tuple[int, int] = 2
@@ -170,7 +224,7 @@ class AvgPool:
         return _pair("AvgPool", "size", self.size)
 
     def output_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) → that of the output; InputError where the window does not divide it."""
+        """(H, W) of the output for images of (H, W); InputError where the window does not divide it."""
         (h, w), (a, b) = shape, self.window
         if h % a or w % b:
             raise InputError(
@@ -182,19 +236,27 @@ class AvgPool:
 @register("layer")
 @dataclass(frozen=True)
 class GlobalAvgPool:
-    """Mean over all pixels: S and T are averaged over all pixel pairs (p, p'). Images become vectors."""
+    """Mean over all pixels, which makes vectors of images: S and T are averaged over all pixel pairs (p, p')."""
 
 
 @register("layer")
 @dataclass(frozen=True)
 class Flatten:
-    """Pixels become features: S and T are averaged over the pairs p = p'. Images become vectors."""
+    """Makes features of pixels, and so vectors of images: S and T are averaged over the pairs p = p'."""
 
 
 @register("layer")
 @dataclass(frozen=True)
 class Residual:
-    """branch(x) + shortcut(x), each a sequence of layers; an empty shortcut is the identity: S and T of the two are added."""
+    """branch(x) + shortcut(x): S and T of the two are added.
+
+    Parameters
+    ----------
+    branch : sequence of layers
+        At least one.
+    shortcut : sequence of layers
+        Empty for the identity.
+    """
 
     branch: tuple[Layer, ...] = field(default=())
     shortcut: tuple[Layer, ...] = field(default=())

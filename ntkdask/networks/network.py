@@ -1,7 +1,7 @@
 """A `Network`: a sequence of layers, checked to have a centred Gaussian infinite-width limit, and the shapes of its images.
 
-Covariance S and tangent kernel T travel through the layers by the rules of MATH.md §1; the numbers are computed in `kernels/`
-and `features/`.
+The covariance S and the tangent kernel T travel through the layers by the rules of MATH.md §1; the numbers are computed in
+`kernels/` and `features/`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,26 @@ ON_IMAGES = (Conv, AvgPool, *READOUTS)
 @register("network")
 @dataclass(frozen=True)
 class Network:
-    """A sequence of layers. Inputs enter as S = ⟨x, z⟩, or ⟨x, z⟩/d with `scale_inputs` (neural-tangents' convention); for images,
-    which every network with a Conv, a pooling or a Flatten takes, per pixel: ⟨x_p, z_p'⟩, or that over the number of channels.
+    """A sequence of layers; its NNGP kernel is S and its NTK is T after the last one.
 
-    NNGP = final S, NTK = final T. Raises InputError, naming the layer, for sequences whose infinite-width limit is not a centred
-    Gaussian (MATH.md §1): an Activation needs a Dense or Conv before it, with at most AvgPool, LayerNorm or a Residual of such in
-    between; a LayerNorm stands right after Dense or Conv; in a Residual at most one path ends otherwise than in Dense or Conv, and
-    an empty shortcut needs a Dense or Conv earlier. Images become vectors by one GlobalAvgPool or Flatten, before any Dense.
+    Parameters
+    ----------
+    layers : sequence of layers
+        At least one.
+    scale_inputs : bool
+        Inputs enter as S = ⟨x, z⟩, or ⟨x, z⟩/d with `scale_inputs` (the convention of neural-tangents). Images enter per pixel as
+        ⟨x_p, z_p'⟩, or that over the number of channels; every network with a Conv, a pooling or a Flatten takes images.
+
+    Raises
+    ------
+    InputError
+        Naming the layer, for sequences whose infinite-width limit is not a centred Gaussian or which take images but do not make
+        vectors of them.
+
+    Notes ----- The limit is Gaussian (MATH.md §1) where an Activation has a Dense or Conv before it, with at most AvgPool, LayerNorm
+    or a Residual of such in between; a LayerNorm stands right after Dense or Conv; in a Residual at most one path ends otherwise
+    than in Dense or Conv; and an empty shortcut has a Dense or Conv earlier. Images become vectors by one GlobalAvgPool or Flatten,
+    before any Dense.
     """
 
     layers: tuple[Layer, ...] = field(default=())
@@ -51,23 +64,21 @@ class Network:
 
     @property
     def takes_images(self) -> bool:
-        """Whether rows are images (H, W, C); vectors otherwise, to which any row is flattened."""
+        """Whether rows are images (H, W, C); otherwise they are vectors, and rows of any shape are flattened."""
         return any(isinstance(layer, ON_IMAGES) for layer in every_layer(self.layers))
 
     @property
     def readout_position(self) -> int:
-        """Position of the layer that turns images into vectors; −1 for a network of vectors."""
+        """Position of the layer that makes vectors of images; −1 for a network of vectors."""
         return next((i for i, layer in enumerate(self.layers) if isinstance(layer, READOUTS)), -1)
 
     def image_shapes(self, shape: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """(H, W) of the image before every layer up to the readout and before it; InputError, naming the layer, where one does
-        not fit.
-        """
+        """(H, W) before every layer up to and including the readout; InputError, naming the layer, where one does not fit."""
         return tuple(_shapes(self.layers[: self.readout_position], shape, ""))
 
 
 def every_layer(layers: Iterable[Layer]) -> Iterator[Layer]:
-    """All layers in order, those of residual paths after their Residual."""
+    """All layers in order; the layers of residual paths follow their Residual."""
     for layer in layers:
         yield layer
         if isinstance(layer, Residual):
@@ -75,12 +86,13 @@ def every_layer(layers: Iterable[Layer]) -> Iterator[Layer]:
 
 
 def output_shape(layers: Iterable[Layer], shape: tuple[int, int], where: str = "") -> tuple[int, int]:
-    """(H, W) after the layers; InputError, naming the layer, where one does not fit."""
+    """(H, W) after the layers; InputError, naming the layer, where one does not fit. where: prefix of the layers' positions."""
     return _shapes(tuple(layers), shape, where)[-1]
 
 
 def _shapes(layers: tuple[Layer, ...], shape: tuple[int, int], where: str) -> list[tuple[int, int]]:
-    found = [shape]
+    """(H, W) before the layers and after each of them; arguments and errors as of `output_shape`."""
+    shapes = [shape]
     for position, layer in enumerate(layers):
         name = f"layer {where}{position}"
         if isinstance(layer, (Conv, AvgPool)):
@@ -97,14 +109,24 @@ def _shapes(layers: tuple[Layer, ...], shape: tuple[int, int], where: str) -> li
                     f"{shortcut[0]}×{shortcut[1]}. Give both the same strides, or a 1×1 Conv with the stride as shortcut."
                 )
             shape = branch
-        found.append(shape)
-    return found
+        shapes.append(shape)
+    return shapes
 
 
 @dataclass(frozen=True)
 class _State:
-    """What the layers so far leave. gaussian: an Activation may follow. direct: the last layer is a Dense or Conv. fresh: so, and it
-    is of this residual path, so that other paths do not share its output. seen: there was one.
+    """What the layers so far leave behind.
+
+    Parameters
+    ----------
+    gaussian : bool
+        An Activation may follow.
+    direct : bool
+        The last layer is a Dense or Conv.
+    fresh : bool
+        The last layer is a Dense or Conv of this residual path, so that other paths do not share its output.
+    seen : bool
+        There was a Dense or Conv.
     """
 
     gaussian: bool = False
@@ -114,7 +136,7 @@ class _State:
 
 
 def _require_gaussian(layers: tuple[Layer, ...], state: _State | None = None, where: str = "") -> _State:
-    """The state after the layers; InputError for the first that breaks the rules."""
+    """The state after the layers; InputError for the first layer that breaks the rules. where: prefix of the layers' positions."""
     state = state or _State()
     for position, layer in enumerate(layers):
         name = f"layer {where}{position}"
@@ -138,12 +160,13 @@ def _require_gaussian(layers: tuple[Layer, ...], state: _State | None = None, wh
         elif isinstance(layer, Residual):
             state = _after_residual(layer, state, where, position)
         else:
-            known = ", ".join(kind.__name__ for kind in LAYERS[:-1])
-            raise InputError(f"Network: {name} is {layer!r}, expected {known} or {LAYERS[-1].__name__}.")
+            kinds = ", ".join(kind.__name__ for kind in LAYERS[:-1])
+            raise InputError(f"Network: {name} is {layer!r}, expected {kinds} or {LAYERS[-1].__name__}.")
     return state
 
 
 def _after_residual(layer: Residual, state: _State, where: str, position: int) -> _State:
+    """The state after a Residual at a position; errors as of `_require_gaussian`."""
     name = f"layer {where}{position}"
     start = replace(state, fresh=False)
     branch = _require_gaussian(layer.branch, start, f"{where}{position}.branch.")
@@ -163,7 +186,7 @@ def _after_residual(layer: Residual, state: _State, where: str, position: int) -
 
 
 def _require_readout(layers: tuple[Layer, ...]) -> None:
-    """InputError unless images, if any, become vectors once, outside residual paths, and each layer gets what it takes."""
+    """InputError unless images, if any, become vectors once, outside residual paths, and each layer gets the rows that it takes."""
     for layer in layers:
         if isinstance(layer, Residual) and any(isinstance(inner, READOUTS) for inner in every_layer([layer])):
             raise InputError(

@@ -24,8 +24,40 @@ def fully_connected(
 ) -> Network:
     """[Dense, Activation]×depth + Dense. With the defaults its NTK is the papers' recursion, Θ(x, x) = (depth+1)‖x‖².
 
-    depth: hidden activations, >= 0. `readout_weight_variance` overrides `weight_variance` in the last Dense.
-    Source: Zandieh et al. 2021, Definition 1; MATH.md §1.
+    Parameters
+    ----------
+    depth : int
+        Hidden activations, >= 0.
+    activation : str or ActivationFunction
+        σ, by name or as an object.
+    weight_variance : float
+        σ_w² > 0 of every Dense.
+    bias_variance : float
+        σ_b² >= 0 of every Dense.
+    normalize : bool
+        Whether σ is scaled to E σ(t)² = 1 for t ~ N(0, 1), as in `Activation`.
+    scale_inputs : bool
+        Whether inner products of inputs are divided by their dimension, as in `Network`.
+    readout_weight_variance : float, optional
+        σ_w² of the last Dense, where it differs.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    InputError
+        For values out of these ranges.
+
+    References
+    ----------
+    Zandieh et al. 2021, Definition 1; MATH.md §1.
+
+    Examples
+    --------
+    >>> [type(layer).__name__ for layer in fully_connected(1).layers]
+    ['Dense', 'Activation', 'Dense']
     """
     _require_depth("fully_connected", depth)
     hidden = (Dense(weight_variance, bias_variance), Activation(activation, normalize))
@@ -46,10 +78,45 @@ def convolutional(
     readout_weight_variance: float | None = None,
     trainable_ends: bool = True,
 ) -> Network:
-    """[Conv, Activation]×depth, GlobalAvgPool ("gap") or Flatten ("flatten"), Dense.
+    """[Conv, Activation]×depth, a readout that makes vectors of images, Dense.
 
-    depth: convolutions, >= 0. trainable_ends=False freezes the first Conv and the Dense: Arora et al.'s CNTK "depth depth+1, fix=yes".
-    Source: Arora et al. 2019; Zandieh et al. 2021, Definition 2; MATH.md §1.
+    Parameters
+    ----------
+    depth : int
+        Convolutions, >= 0.
+    filter_size : int or tuple of 2 int
+        Of every Conv: one number, or (rows, columns).
+    padding : {"same", "valid", "circular"}
+        Of every Conv.
+    readout : {"gap", "flatten"}
+        GlobalAvgPool or Flatten.
+    activation : str or ActivationFunction
+        σ, by name or as an object.
+    weight_variance : float
+        σ_w² > 0 of every Conv and of the Dense.
+    bias_variance : float
+        σ_b² >= 0 of every Conv and of the Dense.
+    normalize : bool
+        Whether σ is scaled to E σ(t)² = 1 for t ~ N(0, 1), as in `Activation`.
+    scale_inputs : bool
+        Whether inner products of pixels are divided by the number of channels, as in `Network`.
+    readout_weight_variance : float, optional
+        σ_w² of the Dense, where it differs.
+    trainable_ends : bool
+        False freezes the first Conv and the Dense, which is Arora et al.'s CNTK "depth depth+1, fix=yes".
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    InputError
+        For values out of these ranges.
+
+    References
+    ----------
+    Arora et al. 2019; Zandieh et al. 2021, Definition 2; MATH.md §1.
     """
     _require_depth("convolutional", depth)
     conv = Conv(filter_size, padding, 1, weight_variance, bias_variance)
@@ -73,10 +140,48 @@ def myrtle(
     readout_weight_variance: float | None = None,
     trainable_ends: bool = True,
 ) -> Network:
-    """Myrtle-5, -7 or -10: blocks of 2, 1, 1 (2, 2, 2; 3, 3, 3) [Conv, Activation] with AvgPool(2) between them, the mean over what is
-    left of the image, Dense. 32×32 images end at 8×8, where that mean is the original's three further poolings.
+    """Myrtle-5, -7 or -10: three blocks of [Conv, Activation] with AvgPool(2) between them, GlobalAvgPool, Dense.
 
-    Sides must divide by 4. Keywords as of `convolutional`. Source: Shankar et al. 2020, Figure 1.
+    Parameters
+    ----------
+    depth : {5, 7, 10}
+        Blocks of 2, 1, 1, of 2, 2, 2 or of 3, 3, 3 [Conv, Activation].
+    filter_size : int or tuple of 2 int
+        Of every Conv: one number, or (rows, columns).
+    padding : {"same", "valid", "circular"}
+        Of every Conv.
+    activation : str or ActivationFunction
+        σ, by name or as an object.
+    weight_variance : float
+        σ_w² > 0 of every Conv and of the Dense.
+    bias_variance : float
+        σ_b² >= 0 of every Conv and of the Dense.
+    normalize : bool
+        Whether σ is scaled to E σ(t)² = 1 for t ~ N(0, 1), as in `Activation`.
+    scale_inputs : bool
+        Whether inner products of pixels are divided by the number of channels, as in `Network`.
+    readout_weight_variance : float, optional
+        σ_w² of the Dense, where it differs.
+    trainable_ends : bool
+        False freezes the first Conv and the Dense.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    InputError
+        For values out of these ranges.
+
+    Notes
+    -----
+    The sides of images must divide by 4. Images of 32×32 pixels end at 8×8, where the global mean is the same as the original's three
+    further poolings.
+
+    References
+    ----------
+    Shankar et al. 2020, Figure 1.
     """
     if depth not in MYRTLE_BLOCKS:
         raise InputError(f"myrtle: depth is {depth!r}, expected 5, 7 or 10.")
@@ -88,11 +193,13 @@ def myrtle(
 
 
 def _require_depth(name: str, depth: int) -> None:
+    """InputError unless depth is an integer >= 0."""
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
         raise InputError(f"{name}: depth is {depth!r}, expected an integer >= 0.")
 
 
 def _network(layers: tuple[Layer, ...], scale_inputs: bool, trainable_ends: bool) -> Network:
+    """The network; its first and last layer frozen unless `trainable_ends`."""
     if not trainable_ends:
         ends = (0, len(layers) - 1)
         layers = tuple(

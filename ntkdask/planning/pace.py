@@ -1,7 +1,7 @@
-"""How fast a kernel or a map is, and what follows: seconds of a tile, of a matrix, of Gram sums; tiles of minutes and not hours.
+"""How long tiles, matrices and Gram sums take at a measured pace, and tiles that take minutes instead of hours.
 
-Pure arithmetic on what `calibrate` and `calibrate_features` measured. A tile is what a killed worker loses and what is dealt to
-workers: for a kernel of a microsecond an entry memory bounds it, for one of a millisecond time does.
+Pure arithmetic on the measurements of `workflows.kernel_matrix.calibrate` and `workflows.calibrate_features`. A killed worker loses
+a tile, and workers are dealt tiles: for a kernel of a microsecond an entry memory bounds the tile, for one of a millisecond time does.
 """
 
 from __future__ import annotations
@@ -11,22 +11,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 TILE_SECONDS = 90.0
-"""A tile takes no longer, if it can."""
+"""Most seconds of a tile, where `MOST_TASKS` allows it."""
 LEAST_TILE_SECONDS = 2.0
-"""Nor is it cut to take less: scheduling, reading and writing a tile take some hundredths of a second."""
+"""Least seconds of a tile: scheduling, reading and writing it take some hundredths of a second."""
 TILES_PER_SLOT = 8
-"""So many tiles for every slot leave the last ones to finish within an eighth of the whole."""
+"""Tiles for every slot: with so many, the slots that finish early wait for at most an eighth of the whole time."""
 MOST_TASKS = 20_000
-"""Tiles of a matrix, and tasks of predictions, are no more than about these, however slow the kernel: each is a file and a receipt."""
+"""About the most tiles of a matrix or tasks of predictions, however slow the kernel: each is a file and a receipt."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """A kernel's measured speed. entry_seconds: of an entry k(x_i, y_j) in one task, while every slot runs one.
+    """A kernel's measured speed in one task, while every slot runs one.
 
-    A tile of r rows with themselves takes symmetric_share of a tile of different rows, at least the half of one triangle, and r times
-    row_seconds for its exact diagonal. rows: of the square tile that was measured; threads: of the task. side_seconds: of a row
-    or a column of a tile, whatever the other side (a network's passes over it); 0 for kernels that are entries alone.
+    Parameters
+    ----------
+    entry_seconds : float
+        Seconds of an entry k(x_i, y_j).
+    symmetric_share : float
+        A tile of rows with themselves takes this part of a tile of different rows: at least the half of one triangle.
+    row_seconds : float
+        Seconds a row of the exact diagonal of a tile of rows with themselves.
+    rows : int
+        Rows of the square tile that was measured.
+    threads : int
+        Threads of the task that was measured.
+    side_seconds : float
+        Seconds of each row and each column of a tile, whatever the other side (a network's passes over them); 0 for kernels without.
     """
 
     entry_seconds: float
@@ -37,7 +48,7 @@ class Pace:
     side_seconds: float = 0.0
 
     def tile_seconds(self, rows: int, columns: int) -> float:
-        """Seconds of a tile of different rows."""
+        """Seconds of a tile of different rows and columns."""
         return self.entry_seconds * rows * columns + self.side_seconds * (rows + columns)
 
     def work_seconds(self, n: int, m: int | None, tile_rows: int) -> float:
@@ -56,10 +67,10 @@ class Pace:
         )
 
     def tile_rows(self, n: int, m: int | None, slots: int) -> int:
-        """Rows of a tile, and columns where there are so many.
+        """Rows of a tile, and its columns where there are so many; m=None: of one triangle of (n, n).
 
-        At most TILE_SECONDS, and TILES_PER_SLOT tiles for every slot where that leaves each LEAST_TILE_SECONDS; about MOST_TASKS tiles
-        in all, even if they take longer.
+        A tile takes at most TILE_SECONDS, and every slot gets TILES_PER_SLOT tiles where each then takes LEAST_TILE_SECONDS. There
+        are about MOST_TASKS tiles at most, even if they take longer.
         """
         if m is None:
             shared, least = (n / _blocks(count) for count in (TILES_PER_SLOT * slots, MOST_TASKS))
@@ -77,19 +88,34 @@ class Pace:
         return self._bounded(shared, least, lambda seconds: seconds / (self.entry_seconds * n_train))
 
     def _square_rows(self, seconds: float) -> float:
-        """Rows of a square tile of different rows that takes so long."""
+        """Rows of a square tile of different rows that takes `seconds`."""
         e, f = self.entry_seconds, self.side_seconds
         return (math.sqrt(f * f + e * seconds) - f) / e
 
     def _bounded(self, shared: float, least: float, rows_in: Callable[[float], float]) -> int:
+        """Rows within the bounds on a tile's time and on the number of tiles.
+
+        shared: rows that give every slot its tiles. least: rows that give MOST_TASKS tiles. rows_in: rows of a tile of so many
+        seconds.
+        """
         wanted = max(rows_in(LEAST_TILE_SECONDS), min(rows_in(TILE_SECONDS), shared))
         return max(1, int(max(wanted, math.ceil(least))))
 
 
 @dataclass(frozen=True)
 class RowPace:
-    """A feature map's measured speed in one task, while every slot runs one: seconds of a row, on batches of `rows` with `threads`
-    threads; product_rate: flops a second of Gram sums, counted as m² a row of m features.
+    """A feature map's measured speed in one task, while every slot runs one.
+
+    Parameters
+    ----------
+    row_seconds : float
+        Seconds of the features of a row.
+    product_rate : float
+        Flops a second of Gram sums, counted as m² a row of m features.
+    rows : int
+        Rows of a batch that was measured.
+    threads : int
+        Threads of the task that was measured.
     """
 
     row_seconds: float
@@ -98,15 +124,15 @@ class RowPace:
     threads: int
 
     def product_seconds(self, rows: int, m: int) -> float:
-        """Seconds of the Gram sums of rows of m features, the features not counted."""
+        """Seconds of the Gram sums of rows of m features, without the features."""
         return rows * float(m) ** 2 / self.product_rate
 
 
 def _blocks(tiles: int) -> int:
-    """The least b with b(b + 1)/2 >= tiles: blocks of rows with so many tiles in a triangle."""
+    """The least b with b(b + 1)/2 >= tiles: a triangle of b rows of blocks has at least so many tiles."""
     return math.ceil((math.sqrt(1 + 8 * tiles) - 1) / 2)
 
 
 def elapsed_seconds(work_seconds: float, tasks: int, slots: int) -> float:
-    """Seconds until equal tasks of `work_seconds` in all are done: ⌈tasks/slots⌉ rounds of one each."""
+    """Seconds until `tasks` equal tasks of `work_seconds` in all are done: ⌈tasks/slots⌉ rounds of one a slot."""
     return work_seconds * -(-tasks // slots) / max(1, tasks)

@@ -1,8 +1,7 @@
 """Tiles, slabs and budgets: pure integer planning, no arrays.
 
-A map cuts rows (and columns) into tiles; a reduction cuts rows into slabs whose partial sums are combined in a fixed
-binary tree. Sizes follow from the data and the stated budget, never from the number of workers, so that a run gives
-equal bits on any cluster.
+A map cuts rows (and columns) into tiles; a reduction cuts rows into slabs whose partial sums are combined in a fixed binary tree.
+Sizes follow from the data and the stated budget, never from the number of workers, so that a run gives equal bits on any cluster.
 """
 
 from __future__ import annotations
@@ -14,15 +13,28 @@ from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.wording import format_bytes
 
 SLAB_ROWS = 4096
-"""Least rows of a slab: below, committing its m²/2 sums costs more than a tenth of accumulating them."""
+"""Least rows of a slab: with fewer, committing its m²/2 sums costs more than a tenth of accumulating them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to cut a computation; None lets the planner choose.
+    """How to cut a computation; the planner chooses what is None.
 
-    tile_rows, tile_cols: rows (and columns) of a stored tile; for reductions tile_rows is the slab. memory_bytes: budget
-    of one task. dtype: "float32" or "float64" of the numerics.
+    Parameters
+    ----------
+    tile_rows : int, optional
+        Rows of a stored tile; of a slab for reductions.
+    tile_cols : int, optional
+        Columns of a stored tile.
+    memory_bytes : int, optional
+        Budget of one task.
+    dtype : {"float32", "float64"}, optional
+        Of the numerics.
+
+    Raises
+    ------
+    InputError
+        For sizes that are not integers >= 1, and for another dtype.
     """
 
     tile_rows: int | None = None
@@ -61,7 +73,17 @@ class Tile:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """An (n, m) matrix cut into tiles, the last of each axis ragged; `symmetric` keeps one triangle (n == m)."""
+    """An (n, m) matrix cut into tiles, the last of each axis ragged.
+
+    Parameters
+    ----------
+    n, m : int
+        Rows and columns of the matrix.
+    tile_rows, tile_cols : int
+        Rows and columns of a tile.
+    symmetric : bool
+        Keep the tiles on and below the diagonal; then n = m and tile_rows = tile_cols.
+    """
 
     n: int
     m: int
@@ -90,7 +112,7 @@ def row_tiles(n: int, tile_rows: int) -> list[Tile]:
 
 
 def slab_rows(n: int) -> int:
-    """Rows of a slab for n rows: 2^i slabs of 4 096 to 8 192 rows; at most 8, of at least 512 rows, when n is small."""
+    """Rows of a slab for n rows: 2^i slabs of 4 096 to 8 192 rows; when n is small, at most 8 slabs of at least 512 rows."""
     least = SLAB_ROWS if n >= 8 * SLAB_ROWS else max(512, -(-n // 8))
     count = 1
     while n // (2 * count) >= least:
@@ -98,14 +120,34 @@ def slab_rows(n: int) -> int:
     return -(-n // count)
 
 
-def largest_rows(budget: int, bytes_of: Callable[[int], int], limit: int, what: str, advice: str = "") -> int:
-    """The most rows <= limit, a multiple of 64 where over 64, with bytes_of(rows) <= budget.
+def largest_rows(budget: int, bytes_of: Callable[[int], int], limit: int, subject: str, advice: str = "") -> int:
+    """The most rows <= limit with bytes_of(rows) <= budget, a multiple of 64 where over 64 (or the limit).
 
-    bytes_of must not decrease. Raises MemoryBudgetError with the numbers when not even one row fits.
+    Parameters
+    ----------
+    budget : int
+        Bytes of a task.
+    bytes_of : callable
+        Bytes that a task needs for a number of rows; must not decrease.
+    limit : int
+        The most rows that are useful.
+    subject : str
+        What needs the bytes, as the subject of the message.
+    advice : str
+        What the message advises to do; by default to give the workers more memory.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    MemoryBudgetError
+        With the numbers, when not even one row fits.
     """
     if bytes_of(1) > budget:
         raise MemoryBudgetError(
-            f"{what} needs {format_bytes(bytes_of(1))} for one row, but a task has {format_bytes(budget)}. "
+            f"{subject} needs {format_bytes(bytes_of(1))} for one row, but a task has {format_bytes(budget)}. "
             + (advice or "Give the workers more memory.")
         )
     low, high = 1, max(1, limit)

@@ -84,7 +84,7 @@ def test_four_times_the_rows_never_make_fewer_slabs():
 @pytest.mark.parametrize("per_row", [1, 7, 1000])
 @pytest.mark.parametrize("budget", [1000, 64_000, 10**6])
 def test_largest_rows_fits_and_the_next_step_does_not(budget, per_row):
-    rows = largest_rows(budget, lambda r: per_row * r, limit=10_000, what="task")
+    rows = largest_rows(budget, lambda r: per_row * r, limit=10_000, subject="task")
     assert per_row * rows <= budget
     assert rows <= 10_000
     if rows < 10_000:
@@ -93,9 +93,9 @@ def test_largest_rows_fits_and_the_next_step_does_not(budget, per_row):
 
 
 def test_largest_rows_may_be_the_limit():
-    assert largest_rows(10**9, lambda r: r, limit=1001, what="task") == 1001
-    assert largest_rows(10**9, lambda r: r, limit=1, what="task") == 1
-    assert largest_rows(10**9, lambda r: 10**9, limit=77, what="task") == 77
+    assert largest_rows(10**9, lambda r: r, limit=1001, subject="task") == 1001
+    assert largest_rows(10**9, lambda r: r, limit=1, subject="task") == 1
+    assert largest_rows(10**9, lambda r: 10**9, limit=77, subject="task") == 77
 
 
 def test_budget_errors_name_the_numbers():

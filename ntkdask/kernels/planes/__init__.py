@@ -1,1 +1,1 @@
-"""Convolutional kernels on offset planes: general arrays, compiled loops on the CPU, CUDA on the GPU."""
+"""Convolutional kernels on planes of equal offset: for any network on arrays, compiled for the CPU, and in CUDA for the GPU."""

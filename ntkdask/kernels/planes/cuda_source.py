@@ -1,8 +1,8 @@
 """CUDA C++ for the stages of convolutional networks: each stage's constants, generated, before folded.cu or general.cu.
 
-`folded.cu` runs a warp a slab in registers; it takes convolutions of stride 1 with "same" or "circular" padding on images of at
-most 32×32, without residuals. `general.cu` runs a block a plane in shared memory and takes the rest. Pure text and
-arithmetic, no arrays; `plane_device` launches what comes out.
+`folded.cu` gives each slab a warp and its registers; it takes convolutions of stride 1 with "same" or "circular" padding on images of
+at most 32×32, without residuals. `general.cu` gives each plane a block and its shared memory, and takes the rest. Pure text and
+arithmetic, no arrays; `planes.device` launches the result.
 """
 
 from __future__ import annotations
@@ -17,22 +17,44 @@ from ntkdask.kernels.planes.program import Add, Convolve, Exchange, Normalise, O
 LANES = 32
 GENERAL_THREADS = 256
 FOLDED_THREADS = {4: 128, 8: 128}
-"""Threads of a block of the last stage, by the item size: a warp's slab is 64 registers in float32 and 128 in float64."""
+"""Threads of a block of the last stage, by the item size: a slab takes 64 registers of each thread in float32 and 128 in float64."""
 FOLDED_BLOCKS = {4: 4, 8: 2}
-"""Such blocks that a multiprocessor should hold, which caps their registers."""
+"""Blocks of the last stage that a multiprocessor should hold, by the item size; this caps their registers."""
 POOLED_THREADS = {4: 512, 8: 256}
 REALS = {4: "float", 8: "double"}
 
 
 @dataclass(frozen=True)
 class StageCode:
-    """A stage as CUDA C++ `source` and how to launch it.
+    """A stage as CUDA C++, and how to launch it.
 
-    itemsize: of the planes' floats. folded: by folded.cu. offsets: the output planes (dy, dx) to compute, residues
-    modulo the output image where the planes are slabs. nodes, first_node: shapes of the stage's variance maps, and where they begin
-    among the program's. shared_bytes: dynamic shared memory of a block. addends: how many arrays add up to the pooled one (2 of
-    slab_pools: what stays in a block and what it carries to the next). gain: by what the mean of |T| grows in the stage at most,
-    but for its `divisors`, the nodes of its LayerNorms.
+    Parameters
+    ----------
+    stage : Stage
+        The stage.
+    source : str
+        Its CUDA C++.
+    itemsize : int
+        4 for planes of float32, 8 for float64.
+    folded : bool
+        Whether it is for folded.cu; otherwise for general.cu.
+    offsets : tuple of (dy, dx)
+        The output planes to compute; residues modulo the output image where the planes are slabs.
+    nodes : tuple of (H, W)
+        Shapes of the stage's variance maps.
+    first_node : int
+        Where they begin among those of the program.
+    threads : int
+        Of a block.
+    shared_bytes : int
+        Dynamic shared memory of a block.
+    addends : int
+        How many arrays add up to the pooled one: 2 for folded.cu, where each block writes its own planes and what it carries to the
+        next.
+    gain : float
+        The most by which the mean of |T| grows in the stage, apart from its `divisors`.
+    divisors : tuple of int
+        Numbers of the variance maps of its LayerNorms.
     """
 
     stage: Stage
@@ -56,7 +78,7 @@ class StageCode:
 
     @property
     def seen(self) -> int:
-        """Entries of the output planes that are computed."""
+        """Number of entries of the output planes that are computed."""
         h, w = self.stage.shape_out
         if _foldable(self.stage):
             return len(self.offsets) * h * w
@@ -74,7 +96,7 @@ def cuda_text(name: str) -> str:
 
 
 def refusal(program: Program, itemsize: int, tangent: bool, shared_limit: int) -> str | None:
-    """Why the passes of this module cannot take the program, in one line; None where they can.
+    """Why the code of this module cannot run the program, in one line; None where it can.
 
     shared_limit: bytes of shared memory that a block may have.
     """
@@ -91,9 +113,9 @@ def refusal(program: Program, itemsize: int, tangent: bool, shared_limit: int) -
 
 
 def stage_codes(program: Program, itemsize: int, tangent: bool, shared_limit: int) -> tuple[StageCode, ...]:
-    """The stages of a program for planes of float32 (itemsize 4) or float64 (8); T is left out unless `tangent`.
+    """The stages of a program for planes of float32 (itemsize 4) or float64 (8), without T unless `tangent`.
 
-    Stages whose pooled planes exceed `shared_limit` bytes go to general.cu.
+    Stages whose pooled planes take more than `shared_limit` bytes go to general.cu.
     """
     codes, state, first = [], _Flow(False, False), 0
     for stage in program.stages:
@@ -110,14 +132,14 @@ def stage_codes(program: Program, itemsize: int, tangent: bool, shared_limit: in
 
 @dataclass(frozen=True)
 class _Flow:
-    """What is known of S and T. positive: S ≥ 0. live: T is not zero everywhere."""
+    """What is known of S and T at a point of the program. positive: S ≥ 0. live: T is not zero everywhere."""
 
     positive: bool
     live: bool
 
 
 def _foldable(stage: Stage) -> bool:
-    """Whether the stage's planes can be slabs modulo the image: no "valid", and every stride divides its image."""
+    """Whether the stage's planes can be slabs modulo the image: no "valid" padding, and every stride divides its image."""
     convs = [op for op in stage.ops if isinstance(op, Convolve)]
     return all(
         op.conv.padding != "valid" and all(n % s == 0 for n, s in zip(op.shape_in, op.conv.strides, strict=True))
@@ -126,7 +148,7 @@ def _foldable(stage: Stage) -> bool:
 
 
 def _offsets(stage: Stage) -> tuple[Shape, ...]:
-    """The wanted output planes; residues modulo the image where they are slabs, each once."""
+    """The output planes to compute; where they are slabs, their residues modulo the image, each once."""
     axes = []
     for n, reach in zip(stage.shape_out, stage.reach, strict=True):
         around = range(-reach, reach + 1)
@@ -135,7 +157,7 @@ def _offsets(stage: Stage) -> tuple[Shape, ...]:
 
 
 class _StepWriter:
-    """Walks the steps of a stage and writes the `Step`s of planes.cuh, and the compiled forms that they ask for."""
+    """Walks through a stage and writes the `Step`s of planes.cuh, and a list of the compiled forms that they use."""
 
     def __init__(self, stage: Stage, flow: _Flow, nodes: tuple[Shape, ...], first_node: int) -> None:
         self.stage, self.flow, self.nodes, self.first_node = stage, flow, nodes, first_node
@@ -150,12 +172,12 @@ class _StepWriter:
         self.divisors: list[int] = []
 
     def write(self) -> None:
-        """Fill `steps`, `boxes`, `rectifiers`; leave `flow` as it is after the stage."""
+        """Fill `steps`, `boxes` and `rectifiers`; afterwards `flow` holds for the end of the stage."""
         for op in self.stage.ops:
             _WRITERS[type(op)](self, op)
 
     def code(self, source: str, itemsize: int, folded: bool, threads: int, shared_bytes: int) -> StageCode:
-        """The stage with what was walked."""
+        """The `StageCode` of the stage that was written."""
         nodes = (self.nodes, self.first_node)
         launch = (threads, shared_bytes, 2 if folded else 1)
         return StageCode(
@@ -163,13 +185,13 @@ class _StepWriter:
         )
 
     def _times(self) -> Shape:
-        """Offset here of the output's offset 1."""
+        """How many times the offset of the stage's output the offset at this point is."""
         return self.stage.stride[0] // self.done[0], self.stage.stride[1] // self.done[1]
 
     def _add(
         self, kind: str, numbers: tuple[int, int, int] = (0, 0, 0), floats: tuple[float, float, float] = (0.0, 0.0, 1.0)
     ) -> None:
-        """A step that keeps shapes. numbers: variant, trainable, live; floats: first, second, gain."""
+        """Write a step that keeps shapes. numbers: variant, trainable, live. floats: first, second, gain."""
         self._add_step(kind, numbers, floats, (self.shape, self._times()), (0,) * 7)
 
     def _add_step(
@@ -180,7 +202,7 @@ class _StepWriter:
         before: tuple[Shape, Shape],
         geometry: tuple[int, ...],
     ) -> None:
-        """The fields in the order of `Step`. before: shape and times before the step; geometry: filter, strides, l, wraps."""
+        """Write a step, its fields in the order of `Step`. before: shape and times before it. geometry: filter, strides, l, wraps."""
         variant, trainable, live = numbers
         fields = [
             kind,
@@ -198,11 +220,12 @@ class _StepWriter:
         self.steps.append("{" + ", ".join(map(str, fields)) + "}")
 
     def _convolve(self, op: Convolve) -> None:
+        """Write a convolution; T is live after it where it trains."""
         conv, before = op.conv, (self.shape, self._times())
         taps, wraps = math.prod(conv.filter), conv.padding == "circular"
         box = f"{conv.filter[0]}, {conv.filter[1]}, {op.before[0]}, {op.before[1]}, {str(wraps).lower()}"
         numbers = (_variant(self.boxes, box), int(conv.trainable), int(self.flow.live))
-        # a sum over entries, not a mean: a stride leaves fewer of them
+        # of a sum over entries, not of a mean: a stride leaves fewer entries
         gain = conv.weight_variance * math.prod(op.shape_out) / math.prod(op.shape_in)
         self.shape = op.shape_out
         self.done = (self.done[0] * conv.strides[0], self.done[1] * conv.strides[1])
@@ -213,35 +236,41 @@ class _StepWriter:
         self.gain *= conv.weight_variance
 
     def _rectify(self, op: Rectify) -> None:
+        """Write an activation."""
         plain = op.curve == 1.0 and op.line == 0.0
         variant = _variant(self.rectifiers, f"{str(plain).lower()}, {str(self.flow.positive).lower()}")
         gain = max(abs(op.curve - op.line), abs(op.line))
         self._add("RECTIFY", (variant, 0, int(self.flow.live)), (op.curve, op.line, gain))
-        # κ₁ ≥ 0 and κ₁(c) ≥ c: negative values need a line that is negative and a c < 0
+        # κ₁ ≥ 0 and κ₁(c) ≥ c: S becomes negative only where line < 0 and c < 0
         self.flow = _Flow(self.flow.positive or op.line >= 0, self.flow.live)
         self.gain *= gain
         self._next_node()
 
     def _normalise(self, op: Normalise) -> None:
+        """Write a LayerNorm."""
         self._add("NORMALISE", floats=(0.0, 0.0, float(math.prod(self.shape)) ** 2))
         self.divisors.append(self.node)
         self._next_node()
 
     def _next_node(self) -> None:
+        """Go on to the next variance map."""
         self.map, self.node = self.map + math.prod(self.nodes[self.node]), self.node + 1
 
     def _save(self, op: Save) -> None:
+        """Write the beginning of a Residual."""
         self._add("SAVE")
         self.saved.append((self.flow, self.shape, self.done))
         self.deepest = max(self.deepest, len(self.saved))
 
     def _exchange(self, op: Exchange) -> None:
+        """Write the change from the branch to the shortcut."""
         self._add("EXCHANGE")
         now = (self.flow, self.shape, self.done)
         self.flow, self.shape, self.done = self.saved[-1]
         self.saved[-1] = now
 
     def _end(self, op: Add) -> None:
+        """Write the end of a Residual."""
         other = self.saved.pop()[0]
         self.flow = _Flow(self.flow.positive and other.positive, self.flow.live or other.live)
         self._add("ADD")
@@ -258,19 +287,21 @@ _WRITERS: dict[type[Op], Callable] = {
 
 
 def _variant(forms: list[str], form: str) -> int:
+    """The number of a compiled form, which is added where it is new."""
     if form not in forms:
         forms.append(form)
     return forms.index(form)
 
 
 def _text(name: str, writer: _StepWriter, itemsize: int, tangent: bool, macros: Mapping[str, object]) -> str:
+    """The source of a stage: macros, planes.cuh and the file `name`."""
     forms = {"PLANE_BOXES(F)": writer.boxes, "PLANE_RECTIFIERS(F)": writer.rectifiers}
-    steps = writer.steps or ["{SAVE}"]  # an array of no elements is no C++; none of it is run
+    steps = writer.steps or ["{SAVE}"]  # C++ has no empty arrays; with PLANE_STEP_COUNT 0 the element is not run
     all_macros = {
         "PLANE_REAL": REALS[itemsize],
         "PLANE_TANGENT": int(tangent),
         **macros,
-        **{name: " ".join(f"F({k}, {form})" for k, form in enumerate(found)) for name, found in forms.items()},
+        **{macro: " ".join(f"F({k}, {form})" for k, form in enumerate(used)) for macro, used in forms.items()},
         "PLANE_STEPS": ", ".join(steps),
         "PLANE_STEP_COUNT": len(writer.steps),
     }
@@ -279,7 +310,7 @@ def _text(name: str, writer: _StepWriter, itemsize: int, tangent: bool, macros: 
 
 
 def _folded(writer: _StepWriter, itemsize: int, tangent: bool) -> StageCode | None:
-    """The stage for folded.cu; None where it is not for it."""
+    """The stage for folded.cu; None where it cannot take it."""
     stage = writer.stage
     (h, w), window = stage.shape_in, stage.window
     full = stage.reach == (h - 1, w - 1)
@@ -315,6 +346,7 @@ def _folded(writer: _StepWriter, itemsize: int, tangent: bool) -> StageCode | No
 
 
 def _general(writer: _StepWriter, itemsize: int, tangent: bool) -> StageCode:
+    """The stage for general.cu."""
     stage, saved, parts = writer.stage, writer.deepest, 1 + tangent
     macros = {
         "PLANE_FOLDED": int(_foldable(stage)),

@@ -1,12 +1,12 @@
-// Exact convolutional kernels, a warp a slab: stages of convolutions of stride 1 on images of at most 32 columns and 32 rows.
+// Exact convolutional kernels, one warp for each slab: convolutions of stride 1 on images of at most 32 columns and 32 rows.
 //
 // A slab (dy, dx) holds the entries p = (h, w), p' = ((h + dy) mod H, (w + dx) mod W): the plane of offset (dy, dx) and, folded into
-// the rest of the image, its wrapped partners (MATH.md §3), so that no lane idles. Lane w of a warp is column w, the rows of S and T are
-// registers; a box sum is register arithmetic down the rows and shuffles along them, cut where the fold wraps ("same") or not
-// ("circular"). Nothing of the slab leaves the registers until the readout or the pooling. Images narrower than 32 share a warp.
+// the rest of the image, its wrapped partners (MATH.md §3), so that no lane idles. Lane w of a warp holds column w, and each of its rows
+// of S and T is a register. Sums over a filter are register arithmetic down the rows and shuffles along them; with "same" padding they
+// stop where the fold wraps. The slab stays in registers until the readout or the pooling. Several narrow images share a warp.
 //
-// plane_device.py writes the macros before this text and launches it; no float is added atomically, so equal launches give equal bits.
-// Those below make the file compile by itself. The tests run it as host C++.
+// planes/cuda_source.py writes macros before this text, and planes/device.py launches it. The macros below let the file compile by
+// itself. No float is added atomically, so equal launches give equal bits. The tests run it as host C++.
 
 #ifndef PLANES_CUH
 #include "planes.cuh"
@@ -36,9 +36,9 @@ typedef OfLanes<int>::type Integers;
 
 __constant__ Step STEPS[] = {PLANE_STEPS};
 
-// Where the lanes of a warp stand: lane l is column l mod SEGMENT of the slab (dy, first + (l / SEGMENT)·apart).
+// Where the lanes of a warp are: lane l is column l mod SEGMENT of the slab (dy, first + (l / SEGMENT)·apart).
 struct Frame {
-    int dy, first, apart, limit;  // offsets of columns >= limit are not wanted
+    int dy, first, apart, limit;  // slabs with column offsets >= limit are not computed
     LANE_CODE int column(int lane) const { return lane % SEGMENT; }
     LANE_CODE int offset(int lane) const { return first + (lane / SEGMENT) * apart; }
     LANE_CODE bool valid(int lane) const { return column(lane) < W && offset(lane) < limit; }
@@ -46,13 +46,13 @@ struct Frame {
     LANE_CODE int right(int lane) const { return (left(lane) + offset(lane)) % W; }
 };
 
-// Whether the fold before row `cut` lies between rows low < high.
+// Whether the fold, which is before row `cut`, lies between rows low < high.
 LANE_CODE bool is_cut(int cut, int low, int high) {
     return high - low == 1 ? cut == high : (unsigned)(cut - low - 1) < (unsigned)(high - low);
 }
 
-// Sums over the rows of the filter. A row h + a counts if no fold lies between: below row H − 1, and between rows H − 1 − dy and H − dy.
-// Weights 0 and 1 are arithmetic, no branches; S and T share them.
+// Sums over the rows of the filter. A row h + a counts unless a fold lies between it and h: after row H − 1, and before row H − dy.
+// Weights 0 and 1, which S and T share, take the place of branches.
 template <int QH, int LH, bool WRAP, bool BOTH>
 LANE_CODE void sum_columns(const Values (&s)[H], const Values (&t)[H], Values (&sums)[H], Values (&sums_t)[H], int cut) {
     #pragma unroll
@@ -135,7 +135,7 @@ LANE_CODE void convolve(const Step& step, Values (&s)[H], Values (&t)[H], const 
     }
 }
 
-// √v of either side at a node, from the row where the lanes' slab begins; those of y are stored twice, so that h + dy needs no fold.
+// √v of both sides at a node. Those of y begin at row dy of the slab; they are stored twice, so that row h + dy exists.
 struct Roots {
     const Real *x, *y;
     LANE_CODE Roots(const Real* roots_x, const Real* roots_y, const Step& step, const Frame& frame)
@@ -164,7 +164,7 @@ LANE_CODE void normalise_rows(Values (&s)[H], Values (&t)[H], const Roots& roots
     }
 }
 
-// All steps of the stage; the doubt in T, lane by lane. shares: 1/Σ√v of x's and y's image at every node.
+// All steps of the stage; returns the doubt in T of each lane. shares: 1/Σ√v of x's and y's image at every node.
 LANE_CODE Values run_steps(Values (&s)[H], Values (&t)[H], const Real* roots_x, const Real* roots_y, const float* shares_x,
                            const float* shares_y, const Frame& frame) {
     Values total = per_lane<Real>([&](int) { return Real(0); });
@@ -194,8 +194,8 @@ LANE_CODE Values run_steps(Values (&s)[H], Values (&t)[H], const Real* roots_x, 
     return total;
 }
 
-// What a stage reads: x (n, channels, H, W) and y (m, channels, 2H, W), or, channels = 0, the sums of `addends` pooled arrays
-// (pairs, S and T, addends, H, W, H, W), offset planes first. pairs_x, pairs_y: rows of x and of y, one a pair of the batch.
+// The inputs of a stage: x (n, channels, H, W) and y (m, channels, 2H, W), or, with channels = 0, the sums of `addends` pooled arrays x
+// (pairs, S and T, addends, H, W, H, W), offsets before pixels. scale: a factor on products of images.
 struct Source {
     const Real *x, *y;
     int channels, addends;
@@ -240,8 +240,8 @@ struct Inputs {
     Source source;
     const Real *roots_x, *roots_y;
     const float *shares_x, *shares_y;
-    const int *pairs_x, *pairs_y;
-    int nodes;  // of the stage
+    const int *pairs_x, *pairs_y;  // the row of x and the row of y of each pair of the batch
+    int nodes;  // number of the stage's variance maps
 };
 
 LANE_CODE Values run_slab(const Inputs& in, index_t pair, Values (&s)[H], Values (&t)[H], const Frame& frame) {
@@ -272,9 +272,9 @@ LANE_CODE double sum_lanes(const Values& v, const Frame& frame) {
 #if PLANE_POOL_H
 constexpr int PH = PLANE_POOL_H, PW = PLANE_POOL_W, HP = H / PH, WP = W / PW, TARGET = HP * WP;
 
-// Adds a slab to the pooled planes. Its offset is (ey, ex) beyond that of a pooled plane times the window; row r of a window then
-// meets a row of the same window of p' + 1 if r + ey >= PH and belongs to the next plane (carry), columns alike (next). One phase adds to
-// the warp's own planes, the other to its neighbours', with a barrier in between.
+// Adds a slab to the pooled planes. Its offset is that of a pooled plane times the window, plus (ey, ex). So row r of a window belongs to
+// the next pooled plane (carry) if r + ey >= PH, and columns alike (next). One phase adds to the warp's own planes and another to those
+// of its neighbour, with a barrier in between.
 LANE_CODE void pool_rows(const Values (&s)[H], Real* sums, const Frame& frame, int ey, int ex, bool next) {
     const Integers first = per_lane<int>([&](int lane) { return frame.offset(lane) / PW; });
     #pragma unroll
@@ -307,9 +307,10 @@ LANE_CODE void pool_rows(const Values (&s)[H], Real* sums, const Frame& frame, i
     }
 }
 
-// A stage before a pooling: (pairs, S and T, 2, HP, WP, HP, WP) means whose sum over the third axis is the pooled array, planes first;
-// doubt of every warp (pairs, HP, warps, 3), the first two zero. A block makes the planes (Δy, ·) of a pair and what it carries to Δy + 1.
-// Shared memory: (S and T, 2, WP, HP, WP).
+// A stage before a pooling. A block makes the pooled planes (Δy, ·) of a pair, and the part of the planes (Δy + 1, ·) that it carries.
+//   pooled (pairs, S and T, 2, HP, WP, HP, WP): means; their sum over the third axis is the pooled array, offsets before pixels
+//   doubts (pairs, HP, warps, 3): zero, zero and the doubt of every warp
+//   shared memory: (S and T, 2, WP, HP, WP)
 ENTRY __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS) slab_pools(INPUTS, Real* pooled, double* doubts) {
     constexpr int PARTS = PLANE_TANGENT ? 2 : 1, SUMS = 2 * WP * TARGET;
     extern __shared__ double shared[];
@@ -357,7 +358,7 @@ ENTRY __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS) slab_pools(INPUTS, Real* po
 }
 #else
 LANE_CODE double sum_rows(const Values (&s)[H], const Frame& frame) {
-    // float64 from four rows on: float32 alone would lose a digit
+    // float64 beyond four rows: float32 alone would lose a digit
     OfLanes<double>::type sums = per_lane<double>([&](int lane) {
         double sum = 0;
         #pragma unroll
@@ -372,8 +373,10 @@ LANE_CODE double sum_rows(const Values (&s)[H], const Frame& frame) {
     return lane_total(sums);
 }
 
-// The last stage: Σ S, Σ T and doubt of every warp, (pairs, blocks of a pair · warps, 3) float64. Blocks: pairs of the batch on the
-// second axis, dy and groups of dx on the first. wanted: W, or 1 where only the slab (0, 0) is.
+// The last stage.
+//   blocks: on the first axis dy and groups of dx, on the second the pairs of the batch
+//   wanted: how many dx to compute: W, or 1 for the slab (0, 0) alone
+//   out (pairs, blocks of a pair · warps, 3), float64: Σ S, Σ T and doubt of every warp
 ENTRY __launch_bounds__(PLANE_THREADS, PLANE_BLOCKS) slab_sums(INPUTS, int wanted, double* out) {
     const Inputs in = TAKE_INPUTS;
     const int warps = blockDim.x / 32, warp = threadIdx.x / 32, groups = (wanted + warps * SEGMENTS - 1) / (warps * SEGMENTS);

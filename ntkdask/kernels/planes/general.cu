@@ -1,10 +1,10 @@
-// Exact convolutional kernels, a block a plane: any stage that `stages` knows, the planes in shared memory.
+// Exact convolutional kernels, one block for each plane: any stage of planes/program.py, with the planes in shared memory.
 //
-// A plane of offset δ is an array over p, with p' = p + δ: modulo the image where PLANE_FOLDED (a slab, folded.cu), otherwise
-// the entries with p' outside the image are zero. A step reads one array and writes the other; residual branches put arrays by.
-// Slower than folded.cu, for what that cannot take: strides, "valid", residuals, wide images.
+// A plane of offset δ is an array over p, with p' = p + δ: modulo the image with PLANE_FOLDED (a slab, as in folded.cu); otherwise
+// the entries with p' outside the image are zero. A step reads one array and writes the other; residual branches save arrays.
+// Slower than folded.cu, for stages that folded.cu cannot take: with strides, "valid" padding, residuals or wide images.
 //
-// plane_device.py writes the macros before this text and launches it. Those below make the file compile by itself.
+// planes/cuda_source.py writes macros before this text, and planes/device.py launches it. The macros below let the file compile by itself.
 
 #ifndef PLANES_CUH
 #include "planes.cuh"
@@ -38,7 +38,7 @@ LANE_CODE int modulo(int k, int n) { return (k % n + n) % n; }
 // Offset of a plane and the size of its image; entry e is the pixel p = (e / columns, e % columns).
 struct Plane {
     int dy, dx, rows, columns;
-    // p' of an entry as a number; -1 outside the image
+    // The number of the pixel p' of an entry; -1 outside the image.
     LANE_CODE int partner(int e) const {
         int h = e / columns + dy, w = e % columns + dx;
         if (PLANE_FOLDED) return modulo(h, rows) * columns + modulo(w, columns);
@@ -46,7 +46,7 @@ struct Plane {
     }
 };
 
-// S and T of a plane, each PLANE_LARGEST long
+// S and T of a plane, with room for PLANE_LARGEST entries each.
 struct Pair {
     Real *s, *t;
 };
@@ -82,7 +82,7 @@ LANE_CODE void convolve(const Step& step, const Pair& from, const Pair& to, cons
     }
 }
 
-// x and y: √v maps of the node
+// An activation or LayerNorm on the plane `now`; x, y: √v of either image at its node. Returns this thread's doubt.
 LANE_CODE Real apply(const Step& step, const Pair& now, const Plane& plane, const Real* x, const Real* y) {
     Real doubt = 0;
     for (int e = threadIdx.x; e < plane.rows * plane.columns; e += blockDim.x) {
@@ -127,7 +127,8 @@ LANE_CODE void exchange(Pair& a, Pair& b) {
     b = c;
 }
 
-// The steps on the plane `now`, whose result is left there. arrays: 2 + PLANE_SAVED of them; the last PLANE_SAVED are put by.
+// All steps on arrays[0], which holds the result in the end; arrays[1] is scratch, the last PLANE_SAVED are for residual branches.
+// Returns this thread's doubt in T. plane: becomes that of the result.
 LANE_CODE double run_steps(Pair (&arrays)[2 + PLANE_SAVED], int dy, int dx, const Real* roots_x, const Real* roots_y,
                            const float* shares_x, const float* shares_y, Plane& plane) {
     int saved = 2, node = 0;
@@ -157,7 +158,8 @@ LANE_CODE double run_steps(Pair (&arrays)[2 + PLANE_SAVED], int dy, int dx, cons
     return total;
 }
 
-// Of x (n, channels, H, W) and y alike, or, channels = 0, of the sums of `addends` pooled arrays (pairs, S and T, addends, H, W, H, W).
+// Read the plane `now` of images x (n, channels, H, W) and y alike, or, with channels = 0, of the sums of `addends` pooled arrays x
+// (pairs, S and T, addends, H, W, H, W).
 LANE_CODE void read(const Real* x, const Real* y, int channels, int addends, Real scale, index_t i, index_t j, index_t pair,
                     const Pair& now, const Plane& plane) {
     const int pixels = PLANE_H * PLANE_W;
@@ -181,7 +183,7 @@ LANE_CODE void read(const Real* x, const Real* y, int channels, int addends, Rea
     }
 }
 
-// The same total in every run: each thread's, then a tree.
+// Sum of the values of all threads by a binary tree, so that every run adds in the same order.
 LANE_CODE double block_total(double value, double* room) {
     room[threadIdx.x] = value;
     __syncthreads();
@@ -194,9 +196,12 @@ LANE_CODE double block_total(double value, double* room) {
     return total;
 }
 
-// One plane of one pair. Blocks: offsets (count, 2) of wanted planes on the first axis, pairs of the batch on the second.
-// sums (pairs, count, 3): Σ S, Σ T, doubt; arrays (pairs, S and T, OUT_H·OUT_W offsets, OUT_H·OUT_W), unless null, the plane itself.
-// Threads: a power of two. Shared memory: threads doubles, then 2 + PLANE_SAVED arrays of S and T.
+// Run the stage on one plane of one pair.
+//   blocks: on the first axis the `offsets` (count, 2) of the planes to compute, on the second the pairs of the batch
+//   threads: a power of two
+//   sums (pairs, count, 3): Σ S, Σ T and doubt of each plane
+//   planes (pairs, S and T, OUT_H·OUT_W offsets, OUT_H·OUT_W), or null: the planes themselves
+//   shared memory: a double for each thread, then 2 + PLANE_SAVED arrays of S and T
 ENTRY plane_steps(const Real* x, const Real* y, int channels, int addends, Real scale, const Real* roots_x, const Real* roots_y,
                   const float* shares_x, const float* shares_y, const int* pairs_x, const int* pairs_y, int nodes,
                   const int* offsets, double* sums, Real* planes) {
@@ -217,7 +222,7 @@ ENTRY plane_steps(const Real* x, const Real* y, int channels, int addends, Real 
     for (int e = threadIdx.x; e < pixels; e += blockDim.x) {
         s += arrays[0].s[e];
         if (PLANE_TANGENT) t += arrays[0].t[e];
-        // two planes share a slab; where the entries are not of this one they are the other's
+        // two planes share a slab: entries that do not belong to this one belong to the other
         if (planes && plane.partner(e) >= 0) {
             for (int part = 0; part < PARTS; ++part)
                 planes[((pair * PARTS + part) * pixels + slab) * pixels + e] = part ? arrays[0].t[e] : arrays[0].s[e];
@@ -234,8 +239,8 @@ ENTRY plane_steps(const Real* x, const Real* y, int channels, int addends, Real 
     }
 }
 
-// Means over windows of both pixels: planes (pairs, S and T, H·W offsets, H·W pixels) to pooled (pairs, S and T, HP·WP, HP·WP), offsets
-// modulo the image. One thread an entry, in a fixed order. Entries whose planes were not wanted are means of what stands there.
+// Means over the windows of both pixels, from planes (pairs, S and T, H·W offsets, H·W pixels) to pooled (pairs, S and T, HP·WP, HP·WP);
+// offsets are modulo the image. One thread sums an entry, in a fixed order. Entries of planes that were not computed have no meaning.
 ENTRY pool_planes(const Real* planes, Real* pooled, index_t arrays, int rows, int columns, int window_rows, int window_columns) {
     const int hp = rows / window_rows, wp = columns / window_columns, pixels = hp * wp;
     const index_t size = (index_t)pixels * pixels, full = (index_t)rows * columns * rows * columns;

@@ -1,52 +1,50 @@
-"""S and T of pairs of images at the readout of a convolutional network, on the CPU: stages of compiled loops over folded slabs.
+"""S and T of pairs of images at the readout of a convolutional network, on the CPU: compiled stages on folded slabs.
 
-For networks of activations with one kink at 0 (`takes`); the rest goes through `planes`.
-The first stage runs in the images' dtype; of float32 slabs in which too many correlations are near ±1, where κ₀ turns an error ε
-into ε/√(1 − c²), and all later stages, which are small, are float64. Sums over pixels are float64. Called by `convolutional`.
+For networks of activations with one kink at 0 (`takes`); other networks go through `planes.reference`.
+The first stage runs in the dtype of the images. Later stages, which are small, run in float64. So do those float32 slabs of the first
+stage in which too many correlations are near ±1, where κ₀ turns an error ε into ε/√(1 − c²). Sums over pixels are float64. Called by
+`kernels.convolutional`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 import numpy as np
 
 from ntkdask import threads
-from ntkdask.kernels.planes import stage as codes
+from ntkdask.kernels.planes.layout import SideArrays, aligned, lay_out, row_stride
 from ntkdask.kernels.planes.program import Program
+from ntkdask.kernels.planes.stage import Scratch, Slabs, Sums, run_stage
 from ntkdask.kernels.planes.tables import CompiledStage, compiled_stages, foldable
 
 ROWS, POOLED_ROWS, FLAT_COLUMNS = 16, 4, 64
-"""Images x that meet one image z at a time: their maps stay in a core's second cache, beside pooled slabs where there are any. For a
-Flatten readout, where one slab of a pair is all there is, as many images z one after the other."""
+"""Images x that meet one image z at a time, so that their maps stay in a core's second cache: ROWS, or POOLED_ROWS where pooled slabs
+share it. FLAT_COLUMNS: images z that follow one another in a block with a Flatten readout, which takes one slab of a pair."""
 
 LIMIT = 100.0
 """Mean of 1/√(1 − c²) in a slab above which float32 is not enough: the error of κ₀ is up to 1.5e-7/π times that, 5e-6."""
 
 LATER_LIMIT = 0.01
-"""Share of a later slab's entries near ±1 above which a pair that began in float32 is done again in float64."""
+"""Share of entries near ±1 in a slab of a later stage above which a pair that began in float32 is done again in float64."""
 
 ALONE = 4
 """Images that a thread lets meet themselves at a time: their maps are all that `diagonal` holds."""
 
-SIDE_ROWS = 16
-"""Images that a thread lays out at a time, in a core's second cache."""
-
 FEW_PIXELS = 4
-"""Of windows over which sums stay in float32 where pairs began in it."""
+"""Pixels of a pooling window up to which the sums of pairs that began in float32 stay in float32."""
 
-ALIGNED = 64
-"""Bytes of a vector and of a cache line."""
+FLOAT64 = np.dtype(np.float64)
 
 Block: TypeAlias = tuple[slice, slice]
+"""Rows and columns of pairs (x_i, z_j)."""
 
 
 def takes(program: Program) -> bool:
-    """Whether the passes can run it: all but circular convolutions of what strides do not divide."""
+    """Whether the compiled stages can run the program: not circular convolutions of images that their strides do not divide."""
     return foldable(program)
 
 
@@ -59,38 +57,55 @@ def readout(
     divisor: float,
     tangent: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(S, T) float64 (n, m) at the readout of images (n, H, W, C), (m, H, W, C), float32 or float64; without `tangent` T is 0.
+    """S and T of all pairs of images at the readout.
 
-    maps: variances (n, H_k, W_k) float64 before every activation and LayerNorm. y None: x with itself; the diagonal: anything finite.
-    divisor: of the inputs' products.
+    Parameters
+    ----------
+    program : Program
+        One that `takes` accepts.
+    x : array (n, H, W, C), float32 or float64
+        Images on the left.
+    y : array (m, H, W, C), float32 or float64, or None
+        Images on the right; None for x with itself, where the diagonal may be anything finite.
+    maps_x, maps_y : list of arrays (n, H_k, W_k), float64
+        Variances of x and of y before every activation and LayerNorm; maps_y is not read where y is None.
+    divisor : float
+        What products of images are divided by.
+    tangent : bool
+        Whether T is computed; otherwise it is 0.
+
+    Returns
+    -------
+    tuple of two arrays (n, m), float64
+        S and T.
     """
     tables = compiled_stages(program)
-    left = _side(tables, x, maps_x, divisor, True)
-    right = _side(tables, x if y is None else y, maps_x if y is None else maps_y, 1.0, False)
-    found = np.zeros((2, x.shape[0], right.images.shape[0]))
+    left = lay_out(tables, x, maps_x, divisor, True)
+    right = lay_out(tables, x if y is None else y, maps_x if y is None else maps_y, 1.0, False)
+    totals = np.zeros((2, x.shape[0], right.images.shape[0]))
     size = _block_size(program)
     blocks: SimpleQueue[Block] = SimpleQueue()
     count = 0
     for block in _blocks(x.shape[0], right.images.shape[0], *size, y is None):
         blocks.put(block)
         count += 1
-    run = [_Worker(tables, left, right, size, tangent).run for _ in range(min(threads.current(), count))]
+    workers = [_Worker(tables, left, right, size, tangent) for _ in range(min(threads.current(), count))]
 
-    def work(pair_block: Callable[[Block, np.ndarray], None]) -> None:
+    def work(worker: _Worker) -> None:
         while True:
             try:
                 block = blocks.get_nowait()
             except Empty:
                 return
-            pair_block(block, found)
+            worker.run(block, totals)
 
-    threads.on_threads(work, run)
+    threads.on_threads(work, workers)
     pixels = math.prod(program.stages[-1].shape_out)
-    found /= pixels**2 if program.gap else pixels
+    totals /= pixels**2 if program.gap else pixels
     if y is None:
-        below = np.tril(np.ones(found.shape[1:], bool), -1)
-        found[:, below] = found.transpose(0, 2, 1)[:, below]
-    return found[0], found[1]
+        below = np.tril(np.ones(totals.shape[1:], bool), -1)
+        totals[:, below] = totals.transpose(0, 2, 1)[:, below]
+    return totals[0], totals[1]
 
 
 def diagonal(
@@ -98,22 +113,22 @@ def diagonal(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(S, T) float64 (n,) at the readout of every image (n, H, W, C) with itself, in float64, where equal patches have c = 1.
 
-    maps, divisor, tangent: as of `readout`.
+    maps, divisor and tangent are those of `readout`.
     """
     tables = compiled_stages(program)
-    found = np.empty((2, x.shape[0]))
+    totals = np.empty((2, x.shape[0]))
 
     def work(part: slice) -> None:
         images, own = x[part].astype(np.float64), [v[part] for v in maps]
-        sides = _side(tables, images, own, divisor, True), _side(tables, images, own, 1.0, False)
+        sides = lay_out(tables, images, own, divisor, True), lay_out(tables, images, own, 1.0, False)
         worker = _Worker(tables, *sides, (1, 1), tangent)
         for i in range(images.shape[0]):
             pair, _ = worker.pairs(slice(i, i + 1), slice(i, i + 1), images.dtype)
-            found[:, part.start + i] = pair[:, 0, 0]
+            totals[:, part.start + i] = pair[:, 0, 0]
 
     threads.on_threads(work, [slice(first, first + ALONE) for first in range(0, x.shape[0], ALONE)])
     pixels = math.prod(program.stages[-1].shape_out)
-    return tuple(found / (pixels**2 if program.gap else pixels))
+    return tuple(totals / (pixels**2 if program.gap else pixels))
 
 
 def _block_size(program: Program) -> tuple[int, int]:
@@ -124,7 +139,7 @@ def _block_size(program: Program) -> tuple[int, int]:
 
 
 def _blocks(n: int, m: int, rows: int, columns: int, symmetric: bool) -> Iterator[Block]:
-    """Rows and columns of blocks, those of many rows first; of a symmetric matrix those that hold something above the diagonal."""
+    """Blocks that cover the pairs, or of a symmetric matrix those above the diagonal, long columns first."""
     for start in reversed(range(0, m, columns)):
         stop = min(start + columns, m)
         last = stop - 1 if symmetric else n
@@ -132,187 +147,115 @@ def _blocks(n: int, m: int, rows: int, columns: int, symmetric: bool) -> Iterato
             yield slice(first, min(first + rows, last)), slice(start, stop)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """Images (n, C, HW) as given, and for each stage 1/√v and √v (n, nodes, HW) of its variance maps, float64."""
-
-    images: np.ndarray
-    inverse: list[np.ndarray]
-    root: list[np.ndarray]
-    single: tuple[np.ndarray, np.ndarray] | None
-
-    def maps(self, stage: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """(1/√v, √v) of a stage in `dtype`; float32 of the first only."""
-        if dtype == np.float32 and self.single:
-            return self.single
-        return self.inverse[stage], self.root[stage]
-
-
-def _side(
-    stages: tuple[CompiledStage, ...], x: np.ndarray, maps: list[np.ndarray], divisor: float, left: bool
-) -> _Side:
-    n, h, w, channels = x.shape
-    frame, size = stages[0].frame, stages[0].pixels
-    images = np.zeros((n, channels, _stride(size, x.dtype.itemsize)), x.dtype)
-    root = [np.zeros((n, len(stage.curves), _stride(stage.pixels, 4))) for stage in stages]
-    inverse = [np.zeros_like(s) for s in root]
-
-    def fill(part: slice) -> None:
-        given = images[part, :, :size].reshape(-1, channels, *frame)[:, :, :h, :w]
-        np.divide(x[part].transpose(0, 3, 1, 2), x.dtype.type(divisor), out=given)
-        for stage, every, over in zip(stages, root, inverse, strict=True):
-            s = every[part]
-            for k, (node, (rows, columns)) in enumerate(zip(maps[stage.nodes], stage.node_frames, strict=True)):
-                v = s[:, k, : rows * columns].reshape(-1, rows, columns)
-                np.divide(node[part], stage.units[k], out=v[:, : node.shape[1], : node.shape[2]])
-            np.sqrt(s, out=s)
-            np.divide(1.0, s, out=over[part], where=s > 0)
-            if left:
-                s *= np.array(stage.curves)[:, None]
-
-    threads.on_threads(fill, [slice(first, first + SIDE_ROWS) for first in range(0, n, SIDE_ROWS)])
-    single = None
-    if x.dtype == np.float32:
-        single = (inverse[0].astype(np.float32), root[0].astype(np.float32))
-    return _Side(images, inverse, root, single)
-
-
 class _Worker:
-    """A thread's scratch, and the stages run in it on one block of pairs after the other."""
+    """One thread's scratch, in which the stages run on one block of pairs after another."""
 
     def __init__(
-        self, stages: tuple[CompiledStage, ...], left: _Side, right: _Side, size: tuple[int, int], tangent: bool
+        self,
+        stages: tuple[CompiledStage, ...],
+        left: SideArrays,
+        right: SideArrays,
+        size: tuple[int, int],
+        tangent: bool,
     ) -> None:
         self.stages, self.left, self.right, self.tangent = stages, left, right, tangent
         self.dtype = left.images.dtype
-        self.scratch: dict[tuple[int, np.dtype], tuple[np.ndarray, ...]] = {}
+        self.scratch: dict[tuple[int, np.dtype], Scratch] = {}
         rows, columns = size
         self.pooled = {
             dtype: [np.empty((rows, 2, stage.pooled), _slab_dtype(stages, dtype)) for stage in stages]
-            for dtype in {self.dtype, np.dtype(np.float64)}
+            for dtype in {self.dtype, FLOAT64}
         }
         self.sums = np.empty(columns * rows * 2)
 
-    def run(self, block: Block, found: np.ndarray) -> None:
-        """S and T of the pairs of a block into found (2, n, m), summed over the readout's pixels."""
-        found[:, *block], doubtful = self.pairs(*block, self.dtype)
+    def run(self, block: Block, totals: np.ndarray) -> None:
+        """S and T of a block's pairs into totals (2, n, m), summed over the pixels of the readout."""
+        totals[:, *block], doubtful = self.pairs(*block, self.dtype)
         for row, column in np.argwhere(doubtful) + [side.start for side in block]:
             alone = slice(row, row + 1), slice(column, column + 1)
-            found[:, *alone] = self.pairs(*alone, np.dtype(np.float64))[0]
+            totals[:, *alone] = self.pairs(*alone, FLOAT64)[0]
 
     def pairs(self, rows: slice, columns: slice, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """(2, rows, columns) S and T after all stages, the first of them in `dtype`; which pairs a later stage leaves in doubt."""
-        count = columns.stop - columns.start, rows.stop - rows.start
+        """Run all stages on a block, the first of them in `dtype`.
+
+        Returns S and T (2, rows, columns), and for each pair (rows, columns) whether a later stage leaves it in doubt.
+        """
+        shape = columns.stop - columns.start, rows.stop - rows.start
         single = dtype == np.float32
-        doubtful = np.zeros(count, bool)
+        doubtful = np.zeros(shape, bool)
         slabs = self.pooled[dtype]
-        nothing = slabs[0][: count[1], :, :0]
+        nothing = slabs[0][: shape[1], :, :0]
         inputs, scale = nothing, 1.0
-        # whole, also of a ragged block: for arrays with gaps the stage would be compiled once more
-        sums = self.sums[: 2 * count[0] * count[1]].reshape(*count, 2)
-        sums[:] = 0
+        # contiguous also for a ragged block: for arrays with gaps the stage would be compiled once more
+        readout_sums = self.sums[: 2 * shape[0] * shape[1]].reshape(*shape, 2)
+        readout_sums[:] = 0
         for index, stage in enumerate(self.stages):
             outputs = nothing
             if stage.window:
-                outputs = slabs[index][: count[1]]
+                outputs = slabs[index][: shape[1]]
                 outputs[...] = 0
-            todo = np.broadcast_to(stage.wanted, (*count, *stage.wanted.shape)).copy()
-            call = (index, rows, columns, inputs, scale, todo, outputs, sums)
+            sums = Sums(outputs, readout_sums)
+            todo = np.broadcast_to(stage.wanted, (*shape, *stage.wanted.shape)).copy()
             if index == 0 and single:
-                self._stage(dtype, LIMIT, *call)
+                self._stage(index, (rows, columns), Slabs(inputs, dtype.type(scale)), todo, LIMIT, sums)
             if todo.any():
-                self._stage(np.dtype(np.float64), LATER_LIMIT if index and single else 1.0, *call)
+                limit = LATER_LIMIT if index and single else 1.0
+                self._stage(index, (rows, columns), Slabs(inputs, FLOAT64.type(scale)), todo, limit, sums)
                 doubtful |= todo.any(axis=(2, 3))
             inputs = outputs
             scale = stage.unit / math.prod(stage.window or (1, 1)) ** 2
-        return stage.unit * sums.transpose(2, 1, 0), doubtful.T
+        return stage.unit * readout_sums.transpose(2, 1, 0), doubtful.T
 
-    def _stage(
-        self,
-        dtype: np.dtype,
-        limit: float,
-        index: int,
-        rows: slice,
-        columns: slice,
-        inputs: np.ndarray,
-        scale: float,
-        todo: np.ndarray,
-        outputs: np.ndarray,
-        sums: np.ndarray,
-    ) -> None:
-        stage = self.stages[index]
+    def _stage(self, index: int, block: Block, before: Slabs, todo: np.ndarray, limit: float, sums: Sums) -> None:
+        """Run a stage on a block, in the dtype of the inputs' scale; arguments as of `run_stage`."""
+        dtype, (rows, columns) = before.scale.dtype, block
         channels = 0 if index else self.left.images.shape[1]
-        x = self.left.images[rows, :channels].astype(dtype, copy=False)
-        z = self.right.images[columns, :channels].astype(dtype, copy=False)
-        rx, sx = (part[rows] for part in self.left.maps(index, dtype))
-        rz, sz = (part[columns] for part in self.right.maps(index, dtype))
-        codes.run_stage(
-            stage.ops,
-            stage.constants.astype(dtype),
-            stage.levels,
-            stage.ends,
-            self.tangent,
-            x,
-            z,
-            rx,
-            rz,
-            sx,
-            sz,
-            inputs,
-            dtype.type(scale),
+        run_stage(
+            self.stages[index].tables(dtype),
+            self.left.rows(rows, index, channels, dtype),
+            self.right.rows(columns, index, channels, dtype),
+            before,
             todo,
             limit,
-            outputs,
             sums,
-            *self._scratch(index, dtype, channels),
+            self._scratch(index, dtype, channels),
+            self.tangent,
         )
 
-    def _scratch(self, index: int, dtype: np.dtype, channels: int) -> tuple[np.ndarray, ...]:
+    def _scratch(self, index: int, dtype: np.dtype, channels: int) -> Scratch:
+        """The scratch of a stage in `dtype`, made at its first use."""
         key = (index, dtype)
         if key not in self.scratch:
             stage = self.stages[index]
             n = stage.pixels
-            planes = _aligned(4, n + 2, dtype)
-            saved = np.empty((2 * stage.depth, n), dtype)
-            columns = _aligned(channels + 2 * len(stage.curves), 2 * n, dtype, 0)
-            strips = np.empty((2, stage.strips), dtype)
-            self.scratch[key] = planes, saved, columns, strips, np.empty((2 * len(stage.levels), n), np.uint8)
+            self.scratch[key] = Scratch(
+                aligned(4, n + 2, dtype),
+                np.empty((2 * stage.depth, n), dtype),
+                aligned(channels + 2 * len(stage.curves), 2 * n, dtype, 0),
+                np.empty((2, stage.strips), dtype),
+                np.empty((2 * len(stage.levels), n), np.uint8),
+            )
         return self.scratch[key]
 
 
 def _slab_dtype(stages: tuple[CompiledStage, ...], dtype: np.dtype) -> np.dtype:
-    """Of pooled slabs of pairs that begin in `dtype`: sums over few pixels need no more, and half the traffic of float64."""
+    """Dtype of the pooled slabs of pairs that begin in `dtype`: that dtype, with half the traffic, where sums are over few pixels."""
     small = all(math.prod(stage.window or (1, 1)) <= FEW_PIXELS for stage in stages)
-    return dtype if small else np.dtype(np.float64)
-
-
-def _stride(length: int, size: int) -> int:
-    """Entries from one array of `length` to the next, so that equal places of several do not meet in one set of the first cache."""
-    lines = -(-(length * size) // ALIGNED)
-    return (lines + (5 - lines) % 64) * ALIGNED // size
-
-
-def _aligned(rows: int, length: int, dtype: np.dtype, lead: int = 1) -> np.ndarray:
-    """(rows, ≥ length) of which entry `lead` of every row begins a cache line."""
-    size = dtype.itemsize
-    stride = _stride(length, size) * size
-    raw = np.zeros(rows * stride + 2 * ALIGNED, np.uint8)
-    start = (-raw.ctypes.data - lead * size) % ALIGNED
-    return raw[start : start + rows * stride].view(dtype).reshape(rows, stride // size)
+    return dtype if small else FLOAT64
 
 
 def workspace_bytes(program: Program, n: int, m: int, itemsize: int, channels: int) -> int:
-    """S and T of (n, m), both sides' images and maps, and each thread's scratch; bytes."""
+    """Bytes of S and T of (n, m), of both sides' images and maps, and of each thread's scratch."""
     rows, columns = _block_size(program)
     rows, columns = min(rows, n), min(columns, m)
     stages = compiled_stages(program)
     pixels, nodes = [stage.pixels for stage in stages], [len(stage.curves) for stage in stages]
-    apart = [_stride(p, 4) for p in pixels]
-    maps = sum(2 * 8 * k * p for k, p in zip(nodes, apart, strict=True)) + 2 * itemsize * nodes[0] * apart[0]
-    # while roots and inverses are made two more of the maps
-    images = channels * itemsize * _stride(pixels[0], itemsize)
-    sides = (n + m) * (images + maps) + 2 * 8 * max(n, m) * max(k * p for k, p in zip(nodes, apart, strict=True))
-    # of the two dtypes that a block may run in
+    strides = [row_stride(p, 4) for p in pixels]
+    maps = sum(2 * 8 * k * p for k, p in zip(nodes, strides, strict=True)) + 2 * itemsize * nodes[0] * strides[0]
+    # making roots and inverses takes two more of the largest map
+    images = channels * itemsize * row_stride(pixels[0], itemsize)
+    sides = (n + m) * (images + maps) + 2 * 8 * max(n, m) * max(k * p for k, p in zip(nodes, strides, strict=True))
+    # a block may run in two dtypes, and has scratch for both
     planes = sum((6 + 4 * k + 4) * p * (8 + itemsize) for k, p in zip(nodes, pixels, strict=True))
     planes += sum(2 * stage.strips * (8 + itemsize) for stage in stages)
     block = (
@@ -326,6 +269,6 @@ def workspace_bytes(program: Program, n: int, m: int, itemsize: int, channels: i
 
 
 def diagonal_bytes(program: Program, n: int, channels: int) -> int:
-    """Bytes of `diagonal` on n images: each thread's sides and scratch."""
+    """Bytes of `diagonal` on n images: both sides and the scratch of each thread."""
     images = min(n, ALONE)
     return min(threads.current(), -(-n // ALONE)) * workspace_bytes(program, images, images, 8, channels) + 4 * 8 * n

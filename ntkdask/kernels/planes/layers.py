@@ -1,9 +1,9 @@
 """What each layer does to offset planes of S and T, in float64: sources of planes that read from one another.
 
-Plane δ = (dy, dx) of a batch of image pairs holds the entries (p, p + δ) with both pixels in the image: rows max(0, −dy) to
-min(H, H − dy) of p, columns alike, after the batch's leading axes. A source's `get(δ)` gives (S, T) of that shape; T is None where
-it is 0 or not asked for. Arrays that a source gives are read, never written to. Every entry is summed in one order, whatever its
-plane and its image, so that equal patches have equal S to the last bit. MATH.md §1, §3. Built and swept by `planes`.
+Plane δ = (dy, dx) of a batch of image pairs holds the entries (p, p + δ) with both pixels in the image: rows max(0, −dy) to min(H, H
+− dy) of p, columns alike, after the batch's leading axes. A source's `get(δ)` gives (S, T) of that shape; T is None where it is 0 or
+not asked for. Nobody writes to an array that a source gives. Every entry is summed in one order, whatever its plane and its image,
+so that equal patches have equal S to the last bit. MATH.md §1, §3. Built and swept by `planes.reference`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Shape: TypeAlias = tuple[int, int]
 Plane: TypeAlias = tuple[Array, Array | None]
 
 CERTAIN = 1e-15
-"""Correlations this close to ±1 are ±1: κ₀ would turn the four roundings that they are made of into an error of 1e-8."""
+"""Correlations this close to ±1 count as ±1: κ₀ would turn their four roundings into an error of 1e-8."""
 REMEMBERED, REMEMBERED_AROUND = 1, 4
-"""Planes that a second path may read again: the last, or with circular convolutions all of one offset modulo the image."""
+"""Planes that the second path of a Residual may read again: the last one, or with circular convolutions all planes whose offsets are
+equal modulo the image."""
 
 
 class PlaneSource(Protocol):
@@ -37,25 +38,26 @@ class PlaneSource(Protocol):
 
 
 def span(length: int, d: int) -> tuple[int, int]:
-    """First and last + 1 of the positions p with p and p + d in [0, length)."""
+    """The range of positions p for which p and p + d are in [0, length): first, and last + 1."""
     return max(0, -d), min(length, length - d)
 
 
 def around(d: int, length: int) -> list[int]:
-    """The offsets within (−length, length) that are d modulo the length: one (0) or two."""
+    """The offsets within (−length, length) that are equal to d modulo the length: one (0) or two."""
     r = d % length
     return [r - length, r] if r else [0]
 
 
 def sweep(offsets: Iterable[int], length: int, wraps: bool) -> list[int]:
-    """The offsets in the order in which they are read: ascending, or where circular layers read them those that are equal modulo the
-    image one after the other.
-    """
+    """The offsets in the order in which planes are read: ascending, or, where layers wrap, by their value modulo the length."""
     return sorted(offsets, key=lambda d: (d % length, d) if wraps else (0, d))
 
 
 class Inputs:
-    """S(p, p') = Σ_channels x_p·y_p' / divisor, T = 0. x, y: (channels, *batch, H, W), batches that broadcast."""
+    """The planes of the images: S(p, p') = Σ_channels x_p·y_p' / divisor, T = 0.
+
+    x, y: (channels, *batch, H, W), batches that broadcast.
+    """
 
     def __init__(self, x: Array, y: Array, divisor: float) -> None:
         self.shape: Shape = x.shape[-2:]
@@ -72,7 +74,10 @@ class Inputs:
 
 
 class Convolved:
-    """S ← σ_w²·A[S] + σ_b², T ← σ_w²·A[T] + (S if trainable): plane δ reads plane sδ, or all planes that are sδ modulo the image."""
+    """After a convolution: plane δ reads plane sδ, or with circular padding all planes that are sδ modulo the image.
+
+    S ← σ_w²·A[S] + σ_b², T ← σ_w²·A[T] + (S if trainable).
+    """
 
     def __init__(self, source: PlaneSource, conv: Conv, tangent: bool) -> None:
         self.shape = conv.output_shape(source.shape)
@@ -99,7 +104,7 @@ class Convolved:
         return s, t
 
     def _gathered(self, plane: Array, delta: Offset, first: Offset) -> Array:
-        """σ_w²·A of a plane whose rows and columns begin at the pixels `first`, or of all planes around the image."""
+        """σ_w²·A of a plane that begins at the pixels `first`, or, with circular padding, of all planes around the image."""
         conv = self._conv
         for axis in (0, 1):
             wanted = span(self.shape[axis], delta[axis])
@@ -130,9 +135,23 @@ class Convolved:
         return self._wrapped[1]
 
 
-def _box(plane: Array, axis: int, start: int, wanted: tuple[int, int], q: int, s: int, before: int) -> Array:
-    """Σ_a plane(sP + a − before) along one axis for P in [wanted), 0 where outside; the plane begins at pixel `start`."""
-    low, high = wanted
+def _box(plane: Array, axis: int, start: int, outputs: tuple[int, int], q: int, s: int, before: int) -> Array:
+    """Σ_a plane(sP + a − before) along one axis, for outputs P in [low, high); the sum is 0 where it has no term.
+
+    Parameters
+    ----------
+    plane : array
+        Begins at pixel `start` of the axis; pixels outside it count as 0.
+    axis : int
+        Negative.
+    start : int
+        The first pixel.
+    outputs : tuple of 2 int
+        low, high.
+    q, s, before : int
+        Length of the filter, stride, and how much of the filter lies before its pixel.
+    """
+    low, high = outputs
     shape = list(plane.shape)
     stop = start + shape[axis]
     shape[axis] = high - low
@@ -150,8 +169,20 @@ def _box(plane: Array, axis: int, start: int, wanted: tuple[int, int], q: int, s
 
 
 class Activated:
-    """S ← k_σ(√v, √v', c), T ← T·k_σ'(√v, √v', c), c = S/√(vv'). left, right: variances, (*batch, H, W) each; own: of images with
-    themselves, where c = 1 on plane 0.
+    """After an activation: S ← k_σ(√v, √v', c), T ← T·k_σ'(√v, √v', c), c = S/√(vv').
+
+    Parameters
+    ----------
+    source : PlaneSource
+        The planes before it.
+    layer : Activation
+        The layer.
+    left, right : array (*batch, H, W)
+        Variances of the images on either side.
+    own : bool
+        Whether images meet themselves, so that c = 1 on plane 0.
+    tangent : bool
+        Whether T is wanted.
     """
 
     def __init__(
@@ -182,7 +213,7 @@ class Activated:
 
 
 class Normalised:
-    """S ← S/√(vv'), T alike, 0 where a variance is 0. left, right: variances, (*batch, H, W) each."""
+    """After a LayerNorm: S ← S/√(vv'), T alike, 0 where a variance is 0. left, right: variances, (*batch, H, W) each."""
 
     def __init__(self, source: PlaneSource, left: Array, right: Array) -> None:
         self.shape = source.shape
@@ -200,8 +231,9 @@ class Normalised:
 
 
 class Pooled:
-    """Means over both windows of a pair. One sweep over the source's planes, at the first `get`, makes every plane that will be
-    wanted: those with offsets in `rows` × `columns`. They are held until the source goes.
+    """After a pooling: means over both windows of a pair, for planes with offsets in `rows` × `columns`.
+
+    The first `get` sweeps over the planes of the source and makes all of these planes, which are held as long as this object lives.
     """
 
     def __init__(
@@ -220,6 +252,7 @@ class Pooled:
         return s, t
 
     def _sweep(self) -> None:
+        """Read every plane of the source once, and add it to the pooled planes."""
         (h, w), (a, b) = self._source.shape, self._window
         rows, columns = (pooled_from(d, s, n) for d, s, n in zip(self._wanted, (a, b), (h, w), strict=True))
         for dy in sweep(rows, h, self._wraps):
@@ -236,18 +269,19 @@ class Pooled:
                     part /= (a * b) ** 2
 
     def _targets(self, d: int, axis: int) -> list[tuple[int, slice]]:
-        """(pooled offset, rows or columns of plane d that go there) for every position in a window that has a wanted one."""
-        s, found = self._window[axis], []
+        """For every position in a window whose pooled offset is wanted: that offset, and the part of plane d that goes there."""
+        s, targets = self._window[axis], []
         start = span(self._source.shape[axis], d)[0]
         for a in range(s):
             target = (a + d) // s
             if target in self._wanted[axis] and abs(target) < self.shape[axis]:
                 first, last = span(self.shape[axis], target)
                 begin = first * s + a - start
-                found.append((target, slice(begin, begin + (last - first - 1) * s + 1, s)))
-        return found
+                targets.append((target, slice(begin, begin + (last - first - 1) * s + 1, s)))
+        return targets
 
     def _add(self, plane: Plane, delta: Offset, rows: slice, columns: slice) -> None:
+        """Add some rows and columns of a plane to the pooled plane `delta`."""
         held = self._planes.setdefault(delta, [None, None])
         for k, part in enumerate(plane):
             if part is not None:
@@ -259,13 +293,13 @@ class Pooled:
 
 
 def pooled_from(offsets: Iterable[int], window: int, length: int) -> frozenset[int]:
-    """Offsets of pixels whose windows are `offsets` apart, along an axis of `length`."""
-    near = range(1 - window, window)
-    return frozenset(window * d + e for d in offsets for e in near if abs(window * d + e) < length)
+    """Offsets between pixels of an axis of `length` whose windows are at any of `offsets`."""
+    within = range(1 - window, window)
+    return frozenset(window * d + e for d in offsets for e in within if abs(window * d + e) < length)
 
 
 class Summed:
-    """S and T of the two paths of a Residual, added."""
+    """After a Residual: S and T of its two paths, added."""
 
     def __init__(self, branch: PlaneSource, shortcut: PlaneSource) -> None:
         self.shape = branch.shape
@@ -280,7 +314,7 @@ class Summed:
 
 
 class Remembered:
-    """The same planes, of which the last `count` are kept: for a source that two paths read."""
+    """The planes of a source that two paths read: the last `count` are kept."""
 
     def __init__(self, source: PlaneSource, count: int) -> None:
         self.shape = source.shape
@@ -297,14 +331,14 @@ class Remembered:
 
 
 def _sides(left: Array, right: Array, shape: Shape, delta: Offset) -> tuple[Array, Array]:
-    """left at the pixels p of plane delta, right at p + delta."""
+    """`left` at the pixels p of plane delta, and `right` at p + delta."""
     (top, bottom), (west, east) = (span(n, d) for n, d in zip(shape, delta, strict=True))
     there = slice(top + delta[0], bottom + delta[0]), slice(west + delta[1], east + delta[1])
     return left[..., top:bottom, west:east], right[(..., *there)]
 
 
 def _correlations(s: Array, v: Array, w: Array) -> Array:
-    """c = S/√(vw), within ±1 and exactly there when it is so to rounding; 0 where a variance is 0, since S is 0 there.
+    """c = S/√(vw), clipped to [−1, 1] and rounded to ±1 within `CERTAIN` of it; 0 where a variance is 0, since S is 0 there.
 
     Of equal variances the root of their product is the variance itself, so that equal patches have c = 1.
     """

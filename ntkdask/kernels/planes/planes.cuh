@@ -1,7 +1,7 @@
-// What the passes over offset planes on a GPU share: steps of a stage, ReLU-type maps, and the lanes of a warp as one value.
+// What folded.cu and general.cu share: the steps of a stage, activations with one kink, and the lanes of a warp as one value.
 //
-// Code for a warp is written on values that hold one number a lane: on a GPU that is the thread's own scalar, and the tests, which
-// compile this file as host C++ with PLANES_HOST, bring a type of 32 numbers with the same operations. No includes.
+// Code for a warp works on values that hold one number for each lane. On a GPU such a value is the thread's own scalar. The tests compile
+// this file as host C++ with PLANES_HOST and supply a type of 32 numbers with the same operations. No includes.
 
 #ifndef PLANES_CUH
 #define PLANES_CUH
@@ -14,7 +14,7 @@ typedef long long index_t;
 
 template <typename R> struct OfLanes { typedef R type; };
 
-// f(lane) in every lane
+// The value whose number in every lane is f(lane).
 template <typename R, typename F> LANE_CODE R per_lane(F f) { return f((int)(threadIdx.x & 31)); }
 template <typename F> LANE_CODE void for_each_lane(F f) { f((int)(threadIdx.x & 31)); }
 template <typename R> LANE_CODE R lane_value(R value, int) { return value; }
@@ -26,7 +26,7 @@ LANE_CODE double lane_total(double value) {
 }
 #endif
 
-// Compiled with --prec-sqrt=false --prec-div=false --ftz=true: one instruction of the special function unit each.
+// With --prec-sqrt=false --prec-div=false --ftz=true, reciprocal, reciprocal_root and root are one instruction of the special function unit.
 LANE_CODE float reciprocal(float x) { return 1.0f / x; }
 LANE_CODE float reciprocal_root(float x) { return rsqrtf(x); }
 LANE_CODE float root(float x) { return sqrtf(x); }
@@ -44,10 +44,16 @@ LANE_CODE double select_above(double x, double limit, double then, double otherw
 
 enum Kind { CONVOLVE, RECTIFY, NORMALISE, SAVE, EXCHANGE, ADD };
 
-// One step of a stage. variant: which compiled form of it. first, second: σ_w²/q², σ_b² of CONVOLVE; curve, line of RECTIFY.
-// map: where the roots of the node's variances begin among an image's; trainable: T grows by S; live: T is not all zeros yet.
-// gain: by what a sum of |T| over the entries grows at most (NORMALISE: over the share of the images). The rest is for general.cu:
-// shapes, filter, stride, l, whether indices wrap, and how many times the offset of the stage's output the offset before and after is.
+// One step of a stage.
+//   variant: the number of its compiled form
+//   map: where √v of its variance map begins among those of an image
+//   trainable: whether S is added to T
+//   live: whether T is not zero everywhere before it
+//   first, second: σ_w²/q², σ_b² of CONVOLVE; curve, line of RECTIFY
+//   gain: the most by which a sum of |T| over the entries grows (NORMALISE: to be multiplied by the shares of both images)
+// The rest is for general.cu:
+//   rows, columns: sides of the image, `_in` before the step; filter; stride; before: l; wraps: whether indices wrap
+//   times: how many times the offset of the stage's output the offset of a plane is, `_in` before the step
 struct Step {
     int kind, variant, map, trainable, live;
     double first, second, gain;
@@ -55,11 +61,11 @@ struct Step {
     int before_rows, before_columns, wraps, times_rows_in, times_columns_in, times_rows, times_columns;
 };
 
-// 1/d where d > 0. Where d = 0 any finite number will do, as S is exactly 0 there.
+// 1/d where d > 0. Where d = 0 it may be any finite number, because S is exactly 0 there.
 template <typename V> LANE_CODE V inverse_of(V d, float) { return reciprocal(larger(d, 1e-30f)); }
 template <typename V> LANE_CODE V inverse_of(V d, double) { return 1.0 / larger(d, 1e-290); }
 
-// In float64 cosines this near ±1 count as ±1: sums of S and of v round differently by less, and κ₀ would show √ of that.
+// In float64, cosines within SNAP of ±1 count as ±1: the sums S and v differ by less from rounding, and κ₀ would show its square root.
 #define SNAP 4e-15
 // The largest float32 below 1: keeps 1/r finite, and costs κ₁ 6e-8.
 #define LARGEST_COSINE 0.99999994f
@@ -109,8 +115,8 @@ LANE_CODE void arc(V& c, V& kappa0, V& sine, V& inverse, double) {
     inverse = 0.0 * a;
 }
 
-// S <- curve d kappa1(c) - line S, T <- T (curve kappa0(c) - line), c = S/d; adds |T|/sqrt(1 - c^2) to doubt (float32): by ε/pi of
-// that an error of ε in c shows in T/curve.
+// S <- curve d kappa1(c) - line S, T <- T (curve kappa0(c) - line), c = S/d. In float32 |T|/sqrt(1 - c^2) is added to doubt: an error ε
+// of c becomes ε/pi times that in T/curve.
 // PLAIN: curve = 1, line = 0.
 template <bool PLAIN, bool POSITIVE, bool TANGENT, typename R, typename V>
 LANE_CODE void rectify(V& s, V& t, V d, R curve, R line, V& doubt) {

@@ -1,8 +1,8 @@
 """Average pooling of folded slabs, in compiled loops: where a slab's entries go in the slabs of the pooled image.
 
 A pixel p = window·P + (b, a) and its partner p' of slab (dy, dx) lie in windows at the offset ((b + dy)//rows, (a + dx)//columns),
-modulo the pooled image's frame (`plane_tables`). Rows are pooled slab by slab, columns once for all slabs of one dx. Called by
-`plane_stage`; arrays are flat.
+modulo the frame of the pooled image (`planes.tables`). Rows are pooled slab by slab, columns once for all slabs of one dx. Called by
+`planes.stage`; arrays are flat.
 """
 
 from __future__ import annotations
@@ -13,9 +13,24 @@ from ntkdask.kernels.planes.lanes import LANES, add_apart, add_every_second, add
 
 @inlined_on_views
 def pool_rows(src, out, h, w, dy, rows, inside, high):
-    """Add a slab (hw,) to the sums over `rows` rows of all slabs of one dx, (high · high · w,): offsets, rows, columns.
+    """Add a slab to the sums over the rows of the windows, which all slabs of one dx share.
 
-    inside: rows of the frame that are the image's; high: rows of the pooled image's frame.
+    Parameters
+    ----------
+    src : array (h·w,)
+        The slab.
+    out : array (high · high · w,)
+        The sums: offsets of rows, rows of windows, columns of pixels.
+    h, w : int
+        Rows and columns of the slab's frame.
+    dy : int
+        The slab's offset of rows.
+    rows : int
+        Rows of a window.
+    inside : int
+        Rows of the frame that belong to the image.
+    high : int
+        Rows of the frame of the pooled image.
     """
     pairs = rows == 2 and dy % 2 == 0 and high * 2 == h
     for b in range(1 if pairs else rows):
@@ -34,9 +49,27 @@ def pool_rows(src, out, h, w, dy, rows, inside, high):
 
 @inlined_on_views
 def pool_columns(sums, out, w, dx, columns, inside, high, wide):
-    """Add the row sums (high · high · w,) of dx to the slabs (high · wide · high · wide,) of the pooled image's frame."""
+    """Add the sums over rows for one dx to the slabs of the pooled image.
+
+    Parameters
+    ----------
+    sums : array (high · high · w,)
+        The output of `pool_rows`.
+    out : array (high · wide · high · wide,)
+        Slabs of the pooled image: offsets, then pixels.
+    w : int
+        Columns of the slab's frame.
+    dx : int
+        The slabs' offset of columns.
+    columns : int
+        Columns of a window.
+    inside : int
+        Columns of the frame that belong to the image.
+    high, wide : int
+        Rows and columns of the frame of the pooled image.
+    """
     slab = high * wide
-    # in two passes: what the second one divides by is not prepared in every row of the first
+    # two passes, so that the first one's rows do not prepare the divisions of the second
     whole = w - w % LANES if columns == 2 and wide * 2 == w else 0
     if whole:
         one, two = dx // 2 % wide * slab, (dx + 1) // 2 % wide * slab

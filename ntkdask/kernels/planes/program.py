@@ -1,8 +1,9 @@
 """The part of a network that works on images, as a program for the passes over offset planes: pure planning, no arrays.
 
 Between poolings, entries of S and T with the offset δ = p' − p only meet entries with the same δ (with a stride s, output plane δ
-reads input plane sδ), so a stage, all layers up to the next pooling, runs plane by plane. MATH.md §3. The passes on the CPU
-(`plane_pass`) and on a GPU (`plane_device`) follow these stages; networks that they cannot take give None and go through `planes`.
+reads input plane sδ). So a stage, which is all layers up to the next pooling, runs plane by plane. MATH.md §3. The passes on the CPU
+(`planes.host`) and on a GPU (`planes.device`) follow these stages; networks that they cannot run have no program and go through
+`planes.reference`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ Shape: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Convolve:
-    """S ← σ_w²·A[S] + σ_b², T ← σ_w²·A[T] + (S if trainable). before: l of MATH.md §1, rows and columns."""
+    """S ← σ_w²·A[S] + σ_b², T ← σ_w²·A[T] + (S if trainable).
+
+    Parameters
+    ----------
+    conv : Conv
+        The layer.
+    shape_in, shape_out : (H, W)
+        Of the images before and after it.
+    before : (rows, columns)
+        l of MATH.md §1: how much of the filter lies above and before the pixel it stands on.
+    """
 
     conv: Conv
     shape_in: Shape
@@ -27,9 +38,20 @@ class Convolve:
 
 @dataclass(frozen=True)
 class Rectify:
-    """S ← curve·√(vv')·κ₁(c) − line·S, T ← T·(curve·κ₀(c) − line), c = S/√(vv'), from σ = −A·min(t, 0) + B·max(t, 0).
+    """An activation σ = −A·min(t, 0) + B·max(t, 0): S ← curve·√(vv')·κ₁(c) − line·S, T ← T·(curve·κ₀(c) − line), c = S/√(vv').
 
-    curve = gain·(A + B)²/2, line = gain·A·B. node: which of the variance maps v is; 0 where a variance is 0.
+    Both are 0 where a variance is 0.
+
+    Parameters
+    ----------
+    curve : float
+        gain·(A + B)²/2.
+    line : float
+        gain·A·B.
+    node : int
+        The number of the variance map that v is.
+    shape : (H, W)
+        Of the images.
     """
 
     curve: float
@@ -40,7 +62,7 @@ class Rectify:
 
 @dataclass(frozen=True)
 class Normalise:
-    """S ← S/√(vv'), T alike; 0 where a variance is 0. node: which of the variance maps v is."""
+    """A LayerNorm: S ← S/√(vv'), T alike; 0 where a variance is 0. node: the number of the variance map that v is."""
 
     node: int
     shape: Shape
@@ -48,17 +70,17 @@ class Normalise:
 
 @dataclass(frozen=True)
 class Save:
-    """Put a copy of S and T by: the branch of a Residual begins."""
+    """The branch of a Residual begins: copy S and T onto a stack."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Change S and T for those put by last: the branch has ended, the shortcut begins with what the branch began with."""
+    """The branch ends and the shortcut begins: exchange S and T with the top of the stack."""
 
 
 @dataclass(frozen=True)
 class Add:
-    """Add S and T put by last: the Residual ends."""
+    """The Residual ends: take S and T from the stack and add them."""
 
 
 Op: TypeAlias = Convolve | Rectify | Normalise | Save | Exchange | Add
@@ -66,9 +88,22 @@ Op: TypeAlias = Convolve | Rectify | Normalise | Save | Exchange | Add
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers up to the next pooling. stride: of all its layers together, so that output plane δ reads input plane stride·δ.
+    """Layers up to the next pooling.
 
-    reach: output planes with |δ| ≤ reach, rows and columns, are wanted. window: of the pooling after it; None after the last.
+    Parameters
+    ----------
+    shape_in : (H, W)
+        Of the images before the stage.
+    ops : tuple of operations
+        What the layers do, in order.
+    shape_out : (H, W)
+        Of the images before the pooling.
+    stride : (rows, columns)
+        Of all layers together: output plane δ reads input plane stride·δ.
+    reach : (rows, columns)
+        Output planes with |δ| ≤ reach will be read.
+    window : (rows, columns) or None
+        Of the pooling after the stage; None after the last.
     """
 
     shape_in: Shape
@@ -81,8 +116,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Program:
-    """Stages, the variance maps (n, *shape) that they read, one a node, and the layers after the readout. gap: the readout is a
-    GlobalAvgPool, otherwise a Flatten.
+    """The image part of a network.
+
+    Parameters
+    ----------
+    stages : tuple of Stage
+        In order.
+    nodes : tuple of (H, W)
+        Shapes of the variance maps that the stages read, in order.
+    gap : bool
+        Whether the readout is a GlobalAvgPool; otherwise it is a Flatten.
+    tail : tuple of layers
+        The layers after the readout.
     """
 
     stages: tuple[Stage, ...]
@@ -92,8 +137,14 @@ class Program:
 
 
 def program(network: Network, shape: Shape) -> Program | None:
-    """The stages for images of (H, W); None where a layer is not for the passes: an activation without slopes, a pooling within a
-    Residual. InputError, naming the layer, where the images do not fit.
+    """The program of a network for images of (H, W); None where the passes cannot run it.
+
+    They cannot run an activation without `slopes` or a pooling within a Residual.
+
+    Raises
+    ------
+    InputError
+        Naming the layer, where the images do not fit.
     """
     network.image_shapes(shape)
     readout = network.readout_position
@@ -107,6 +158,8 @@ def program(network: Network, shape: Shape) -> Program | None:
 
 
 class _Builder:
+    """Collects the stages of a network, layer by layer."""
+
     def __init__(self, shape: Shape) -> None:
         self.stages: list[Stage] = []
         self.nodes: list[Shape] = []
@@ -115,7 +168,7 @@ class _Builder:
         self.ops: list[Op] = []
 
     def add(self, layers: tuple[Layer, ...], within: bool = False) -> bool:
-        """Append the layers; False at the first that the passes cannot take. within: inside a Residual."""
+        """Append the layers; False at the first that the passes cannot run. within: inside a Residual."""
         for layer in layers:
             if isinstance(layer, Conv):
                 out = layer.output_shape(self.shape)
@@ -144,6 +197,7 @@ class _Builder:
         return True
 
     def _add_residual(self, layer: Residual) -> bool:
+        """Append a Residual; False where the passes cannot run it."""
         shape, stride = self.shape, self.stride
         self.ops.append(Save())
         if not self.add(layer.branch, within=True):
@@ -157,6 +211,7 @@ class _Builder:
         return True
 
     def end(self, window: Shape | None) -> None:
+        """End the stage, at a pooling with `window` or at the readout."""
         self.stages.append(Stage(self.start, tuple(self.ops), self.shape, self.stride, (0, 0), window))
         if window:
             self.shape = (self.shape[0] // window[0], self.shape[1] // window[1])
@@ -164,8 +219,8 @@ class _Builder:
 
 
 def _with_reach(stages: list[Stage], gap: bool) -> tuple[Stage, ...]:
-    """The stages with the planes that later ones want, from the last on."""
-    found: list[Stage] = []
+    """The stages with their `reach`, from the last on: the planes that later stages read."""
+    extended: list[Stage] = []
     wanted = stages[-1].shape_out if gap else (1, 1)
     reach = (wanted[0] - 1, wanted[1] - 1)
     for stage in reversed(stages):
@@ -173,6 +228,6 @@ def _with_reach(stages: list[Stage], gap: bool) -> tuple[Stage, ...]:
             # windows at an offset of Δ hold pixels at offsets sΔ − (s − 1) to sΔ + (s − 1)
             reach = tuple(s * r + s - 1 for s, r in zip(stage.window, reach, strict=True))  # type: ignore[assignment]
         reach = tuple(min(r, n - 1) for r, n in zip(reach, stage.shape_out, strict=True))  # type: ignore[assignment]
-        found.append(Stage(stage.shape_in, stage.ops, stage.shape_out, stage.stride, reach, stage.window))
+        extended.append(Stage(stage.shape_in, stage.ops, stage.shape_out, stage.stride, reach, stage.window))
         reach = (reach[0] * stage.stride[0], reach[1] * stage.stride[1])
-    return tuple(reversed(found))
+    return tuple(reversed(extended))

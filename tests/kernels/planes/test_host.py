@@ -145,7 +145,8 @@ def test_ragged_blocks_run_in_the_code_of_whole_ones():
     x = np.random.default_rng(0).standard_normal((plane_pass.FLAT_COLUMNS + 3, 3, 2, 3))
     maps = planes.variance_maps(network, x)
     plane_pass.readout(program(network, (3, 2)), x, None, maps, maps, 1.0)
-    arrays = [
-        kind for signature in plane_stage.run_stage.signatures for kind in signature if isinstance(kind, types.Array)
-    ]
+    arguments = [kind for signature in plane_stage.run_stage.signatures for kind in signature]
+    fields = [kind for group in arguments if isinstance(group, types.BaseNamedTuple) for kind in group]
+    arrays = [kind for kind in (*arguments, *fields) if isinstance(kind, types.Array)]
+    assert len(arrays) > 10
     assert {kind.layout for kind in arrays} == {"C"}
