@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.arrays import as_array, to_host
+from ntkdask.arrays import as_array, is_dask, to_host
 from ntkdask.datasets.dataset import Dataset, open_dataset
 from ntkdask.datasets.targets import LabelEncoder
 from ntkdask.datasets.writer import CHUNK_BYTES, DatasetWriter, replacing, stored_dtype
@@ -76,14 +76,9 @@ def write_dataset(
     return open_dataset(url)
 
 
-def _is_lazy(x: Any) -> bool:
-    """Whether `x` is a dask array."""
-    return hasattr(x, "dask") and hasattr(x, "blocks")
-
-
 def _column(values: Any, name: str) -> Any:
     """`values` as an object with shape, dtype and row slices, on the device where it lies; InputError for what has no rows."""
-    if _is_lazy(values) or (hasattr(values, "chunks") and hasattr(values, "dtype")):
+    if is_dask(values) or (hasattr(values, "chunks") and hasattr(values, "dtype")):
         column = values
     else:
         try:
@@ -124,7 +119,7 @@ def _row_blocks(columns: dict[str, Any]) -> Iterator[Rows]:
 
 def _x_blocks(x: Any) -> Iterator[np.ndarray]:
     """The rows of x in blocks, on the host."""
-    if _is_lazy(x):
+    if is_dask(x):
         for i in range(x.numblocks[0]):
             yield to_host(x.blocks[i].compute())
         return
@@ -138,7 +133,7 @@ def _rows(values: Any, block: int, start: int, stop: int) -> np.ndarray | None:
     """Rows [start, stop) of targets or weights; block number `block` of a dask array whose length is not known."""
     if values is None:
         return None
-    if not _is_lazy(values):
+    if not is_dask(values):
         return to_host(values[start:stop])
     lazy = values.blocks[block] if np.isnan(values.shape[0]) else values[start:stop]
     return to_host(lazy.compute())
