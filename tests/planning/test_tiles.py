@@ -110,12 +110,12 @@ def test_budget_errors_name_the_numbers():
     ("n", "text"),
     [
         (0, "0 B"),
-        (1023, "1023 B"),
+        (1023, "1,023 B"),
         (1024, "1 KiB"),
         (1536, "1.5 KiB"),
         (65.7 * 2**30, "65.7 GiB"),
         (2**40, "1 TiB"),
-        (5000 * 2**40, "5e+03 TiB"),
+        (5000 * 2**40, "4.88 PiB"),
     ],
 )
 def test_bytes_in_binary_units(n, text):
