@@ -19,16 +19,18 @@ from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
 from ntkdask.estimators.inputs import numerics_dtype
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
 from ntkdask.execution.progress import NUMERICS, Record
+from ntkdask.execution.site import Site
 from ntkdask.files import require_disk
 from ntkdask.kernels import NTK, Kernel
-from ntkdask.kernels.base import is_slow
+from ntkdask.kernels.base import completed
 from ntkdask.networks import fully_connected
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Plan
+from ntkdask.workflows.kernel_ridge.costs import kernel_costs
 from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import convergence_note
-from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, kernel_costs, measured, plan_kernel_ridge
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, measured, plan_kernel_ridge
 from ntkdask.workflows.model import KernelRidgeModel, RidgeFit
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
@@ -104,8 +106,8 @@ class _KernelRidge(RidgeBase):
         record = Record.open(folder, fingerprint)
         found = found_resources(self.client, source.x)
         shape, asked = _shape(source.rows, k), Plan(dtype=dtype)
-        if folder is not None and is_slow(kernel) and "plan" not in record.stages:
-            found = measured(found, kernel, shape, options, (), plan=asked, client=self.client)
+        if folder is not None and completed(kernel).is_slow and "plan" not in record.stages:
+            found = measured(found, kernel, shape, options, (), plan=asked, site=Site(client=self.client))
         plan = plan_kernel_ridge(shape, kernel, options, (), plan=asked, resources=found, stored=folder is not None)
         if folder is not None:
             require_disk(
@@ -121,9 +123,7 @@ class _KernelRidge(RidgeBase):
             plan,
             kernel=kernel,
             n_classes=n_classes,
-            url=folder,
-            client=self.client,
-            record=record,
+            site=Site(folder, self.client, record=record, threads=plan.threads),
         )
         self.solver_, self.fit_facts_ = plan.solver, fit.facts
         note = convergence_note(fit.facts)
@@ -139,8 +139,8 @@ class _KernelRidge(RidgeBase):
         dtype = model.preprocessor.dtype
         # the sizes of predictions do not depend on how the model was solved
         options, asked = KernelRidgeOptions(solver="cg"), Plan(dtype=dtype)
-        if self.client is not None and is_slow(model.kernel):
-            found = measured(found, model.kernel, shape, options, (), plan=asked, client=self.client)
+        if self.client is not None and completed(model.kernel).is_slow:
+            found = measured(found, model.kernel, shape, options, (), plan=asked, site=Site(client=self.client))
         return plan_kernel_ridge(shape, model.kernel, options, (), plan=asked, resources=found)
 
     def _coefficients(self, values: np.ndarray) -> Any:

@@ -85,7 +85,7 @@ def resources(client: Client) -> Resources:
         min(limits, default=None),
         min(devices, default=0),
         _threads_per_task(facts),
-        min(len(cores) for cores in hosts.values()),
+        min((len(cores) for cores in hosts.values()), default=1),
         sum(f["slots"] for f in facts),
     )
 

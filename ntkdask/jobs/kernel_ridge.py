@@ -7,21 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ntkdask import registry
+from ntkdask.execution import site as execution
 from ntkdask.jobs.training import Fold, Site, TrainingJob
 from ntkdask.kernels import Kernel
-from ntkdask.kernels.base import is_slow
+from ntkdask.kernels.base import completed
 from ntkdask.planning.resources import Costs, Resources, RidgePlan
 from ntkdask.wording import duration
+from ntkdask.workflows.kernel_ridge.costs import kernel_costs, kernel_times
 from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
-from ntkdask.workflows.kernel_ridge.plan import (
-    KernelRidgePlan,
-    KernelShape,
-    kernel_costs,
-    kernel_times,
-    measured,
-    plan_kernel_ridge,
-)
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, measured, plan_kernel_ridge
 from ntkdask.workflows.model import RidgeFit
 
 
@@ -79,18 +74,15 @@ class KernelRidgeJob(TrainingJob):
             kernel=self.kernel,
             steps=self.steps,
             n_classes=self.n_classes,
-            url=site.url,
-            client=site.client,
-            listener=site.listener,
-            record=site.record,
-            name=site.name,
+            site=execution.Site(site.url, site.client, site.listener, site.record, site.name, plan.threads),
         )
 
     def measured(self, resources: Resources, client: Any = None, *, always: bool = False) -> Resources:
         """With the pace of the kernel where it is slow: that bounds tiles and tasks of predictions."""
-        if not (always or is_slow(self.kernel)):
+        if not (always or completed(self.kernel).is_slow):
             return resources
-        return measured(resources, self.kernel, self.shape(), self.options, self.steps, plan=self.plan, client=client)
+        where = execution.Site(client=client)
+        return measured(resources, self.kernel, self.shape(), self.options, self.steps, plan=self.plan, site=where)
 
     def time_words(self, plan: RidgePlan, resources: Resources) -> dict[str, str]:
         """Seconds of tiles, matrix and predictions; solving is not among them."""

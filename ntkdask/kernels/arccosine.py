@@ -9,7 +9,7 @@ from ntkdask.activations.rectified import angular_moment
 from ntkdask.arrays import Array, namespace
 from ntkdask.errors import InputError
 from ntkdask.kernels import general
-from ntkdask.kernels.base import flat_pair, flat_rows, set_diagonal
+from ntkdask.kernels.base import KernelBase, flat_pair, flat_rows, set_diagonal
 from ntkdask.kernels.blocks import Block
 from ntkdask.kernels.correlations import row_squares, unit_rows
 from ntkdask.registry import register
@@ -23,7 +23,7 @@ BLOCK_ARRAYS = 8
 
 @register("kernel")
 @dataclass(frozen=True)
-class ArcCosine:
+class ArcCosine(KernelBase):
     """(‖x‖‖y‖)ⁿ κ_n(cos), κ_n(c) = J_n(c)/(π (2n−1)!!), so κ_n(1) = 1: κ₀(cos) for order n = 0, ‖x‖‖y‖κ₁(cos) for order 1.
 
     E[σ(⟨w, x⟩)σ(⟨w, y⟩)] for standard normal w and σ(t) = max(t, 0)ⁿ over the root of its second moment: the NNGP of

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ntkdask.arrays import Array
 from ntkdask.errors import InputError
+from ntkdask.kernels.base import KernelBase
 from ntkdask.modules.optional import require_torch
 from ntkdask.registry import register
 
@@ -22,9 +23,9 @@ OUTPUTS = ("full", "trace")
 
 
 @dataclass(frozen=True)
-class _EmpiricalKernel:
+class _EmpiricalKernel(KernelBase):
     passes_over_rows: ClassVar[bool] = True
-    """A tile takes time for its entries, and for a network's passes over the rows of both sides (see workflows/pace.py)."""
+    """A tile takes time for its entries, and for a network's passes over the rows of both sides (see planning/pace.py)."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__

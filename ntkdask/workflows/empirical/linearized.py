@@ -23,6 +23,7 @@ from ntkdask.datasets import Dataset
 from ntkdask.datasets.rows import Rows
 from ntkdask.errors import InputError
 from ntkdask.execution.progress import Listener, Record, Silent
+from ntkdask.execution.site import Site
 from ntkdask.files import local_path
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.matrices.stored import PANEL_BYTES, StoredMatrix
@@ -311,9 +312,8 @@ def _solve_stored(
     name = f"{registry.digest([content_digest(right), solver, alpha])} "
 
     def solve() -> dict[str, Any]:
-        fit = solve_stored(
-            Path(matrix.url), Gathered("", labels), options, sizes, folder, client, listener, record, name
-        )
+        site = Site(folder, client, listener, record, name, sizes.threads)
+        fit = solve_stored(Path(matrix.url), Gathered("", labels), options, sizes, site)
         kept = save_state(folder / "state", {"coefficients": fit.solution.coefficients})
         return {"coefficients": kept, "solver": sizes.solver, "facts": {"solver_reason": sizes.reason, **fit.facts}}
 
@@ -336,19 +336,19 @@ def _plan(
         whole = -(-n * n * itemsize // PANEL_BYTES) * PANEL_BYTES
         cache = whole if limit is None else min(whole, max(0, int(SHARE_CACHED * (limit - best.bytes))))
     return KernelRidgePlan(
-        matrix.dtype.name,
-        tile,
-        tile,
-        tile,
-        resources.threads,
-        resources.solve_threads,
-        False,
-        tile,
-        best.solver,
-        reason,
-        max(1, rank_for_bytes(n, RANK_BYTES, min(MAX_RANK, n // RANK_SHARE))),
-        cache,
-        limit,
+        dtype=matrix.dtype.name,
+        slab_rows=tile,
+        batch_rows=tile,
+        tile_rows=tile,
+        threads=resources.threads,
+        solve_threads=resources.solve_threads,
+        device=False,
+        matrix_tile=tile,
+        solver=best.solver,
+        reason=reason,
+        rank=max(1, rank_for_bytes(n, RANK_BYTES, min(MAX_RANK, n // RANK_SHARE))),
+        cache_bytes=cache,
+        memory_bytes=limit,
     )
 
 

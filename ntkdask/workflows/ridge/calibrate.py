@@ -13,11 +13,11 @@ from typing import Any
 
 from ntkdask import seeds, threads
 from ntkdask.arrays import Array, to_device, to_host
+from ntkdask.execution.site import Site
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import learns
 from ntkdask.planning.pace import RowPace
 from ntkdask.solvers.gram import GramSums
-from ntkdask.workflows.kernel_matrix.calibrate import on_slots
 
 SECONDS = 1.0
 """Of measuring the map, what the first call compiles and draws not counted."""
@@ -96,7 +96,7 @@ def calibrate_features(
     if learns(features):
         return None
     task = _CalibrateTask(features, tuple(row_shape), dtype, batch_rows, n_components, device)
-    found = on_slots(task, client, slots, n_threads)
+    found = Site(client=client, threads=n_threads).on_slots(task, slots)
     count = len(found)
     return RowPace(
         sum(p.row_seconds for p in found) / count,

@@ -13,7 +13,8 @@ from sklearn.kernel_ridge import KernelRidge
 from ntkdask.cache import shared
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import InputError
-from ntkdask.execution.progress import Record
+from ntkdask.execution.progress import Record, Silent
+from ntkdask.execution.site import Site
 from ntkdask.kernels import NTK, RBF
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.networks import fully_connected
@@ -25,13 +26,14 @@ from ntkdask.solvers.traces import inverse_trace, sign_probes
 from ntkdask.states import load_state, save_state
 from ntkdask.store import TileStore
 from ntkdask.workflows.kernel_ridge import systems as dual_systems
-from ntkdask.workflows.kernel_ridge.fit import SCORE_NAMES, fit_kernel_ridge
+from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
 from ntkdask.workflows.kernel_ridge.options import PROBES, KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import convergence_note
 from ntkdask.workflows.kernel_ridge.plan import KernelShape, plan_kernel_ridge
 from ntkdask.workflows.model import KernelRidgeModel, load_model
 from ntkdask.workflows.predict import predict
 from ntkdask.workflows.ridge.fit import RidgeOptions, fit_ridge
+from ntkdask.workflows.selection import SELECTION_SCORES
 from ntkdask.workflows.split import state_of
 
 N, ALPHAS = 83, (1e-3, 0.1, 10.0)
@@ -74,7 +76,20 @@ def plan_of(choices, n=N, k=2, tile=45, rank=20, dtype="float64", batch_rows=30,
 
 
 def fitted(
-    choices, place, folder, client, *, x=X, y=Y, weights=None, groups=None, kernel=KERNEL, plan=None, **keywords
+    choices,
+    place,
+    folder,
+    client,
+    *,
+    x=X,
+    y=Y,
+    weights=None,
+    groups=None,
+    kernel=KERNEL,
+    plan=None,
+    listener=None,
+    record=None,
+    **keywords,
 ):
     """fit_kernel_ridge here in memory, here with tiles, or with tiles on a cluster; groups: part of every row, dealt to 0, 1, ..."""
     parts = () if groups is None else tuple((int(g),) for g in np.unique(groups))
@@ -90,8 +105,7 @@ def fitted(
         choices,
         plan,
         kernel=kernel,
-        url=folder / "run",
-        client=client if place == "cluster" else None,
+        site=Site(folder / "run", client if place == "cluster" else None, listener or Silent(), record or Record()),
         **keywords,
     )
 
@@ -309,7 +323,7 @@ def test_folds_and_holdout_are_refits(tmp_path, client, solver, place, selection
     assert_equals_naive(
         fit.model, KERNEL(X[order]), Y[order], fit.model.alpha, None if weights is None else weights[order]
     )
-    assert fit.score_name == SCORE_NAMES[selection]
+    assert fit.score_name == SELECTION_SCORES[selection]
 
 
 @pytest.mark.parametrize("solver", ["eigh", "cholesky"])
@@ -652,7 +666,12 @@ def test_rows_with_nan_are_named(tmp_path):
         plan = plan_of(options("eigh"), dtype="float32")
         with pytest.raises(InputError, match="in row 7"):
             fit_kernel_ridge(
-                rows, (), options("eigh"), plan, kernel=KERNEL, url=None if place == "memory" else tmp_path / "run"
+                rows,
+                (),
+                options("eigh"),
+                plan,
+                kernel=KERNEL,
+                site=Site(None if place == "memory" else tmp_path / "run"),
             )
 
 
