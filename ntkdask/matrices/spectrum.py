@@ -245,7 +245,7 @@ def _is_dense(operand: Any, method: str, budget: int | None) -> bool:
 
 
 def _require_products(operator: StoredKernel, columns: int, cache_bytes: int, offered: Resources) -> None:
-    """MemoryBudgetError when a product with so many vectors does not fit the smallest worker's share, where that is known."""
+    """MemoryBudgetError when a product with so many vectors does not fit the smallest worker's share, if it is known."""
     share = offered.memory_bytes
     if share is None:
         return

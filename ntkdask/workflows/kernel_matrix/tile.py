@@ -19,8 +19,8 @@ def compute_tile(kernel: Kernel, x: Array, y: Array | None = None) -> tuple[tupl
     """(matrices, halvings): kernel(x, y), y=None for x itself, one C-ordered host matrix for each part of the kernel.
 
     Entries that are k × k matrices, (n, m, k, k), become (n·k, m·k) in the order i·k + o. Where the device is out of memory the longer
-    side is halved until the pieces fit; halvings is how often the smallest piece was. A piece of LEAST_ROWS rows that does not fit raises
-    the device's error.
+    side is halved until the pieces fit; halvings is how often the smallest piece was. A piece of LEAST_ROWS rows that does not fit
+    raises the device's error.
     """
     values = _attempt(lambda: kernel(x) if y is None else kernel(x, y))
     if values is not None:
