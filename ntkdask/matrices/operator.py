@@ -38,16 +38,16 @@ Piece = tuple[int, Any, np.ndarray]
 
 
 class Action(Protocol):
-    """What a pass over the tiles computes; small, since it travels with every task."""
+    """The computation of one pass over the tiles; small, since it travels with every task."""
 
     def wants(self, matrix: StoredMatrix, index: Index) -> bool:
         """Whether tile `index` contributes."""
 
     def begin(self, device: bool) -> Action:
-        """The action with what it needs loaded, once per task."""
+        """The action with its arrays loaded, once per task."""
 
     def pieces(self, matrix: StoredMatrix, index: Index, tile: Array) -> list[Piece]:
-        """What one tile contributes."""
+        """The contributions of one tile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class _Product:
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """Columns of M, by number: pieces carry the places of the columns among those asked for."""
+    """Columns of M by number; a piece carries the places of its columns in `numbers`."""
 
     numbers: np.ndarray
 
@@ -87,19 +87,21 @@ class _Columns:
 
     def pieces(self, matrix: StoredMatrix, index: Index, tile: Array) -> list[Piece]:
         rows, columns = matrix.store.slices(index)
-        found = []
+        pieces: list[Piece] = []
         here = np.flatnonzero((self.numbers >= columns.start) & (self.numbers < columns.stop))
         if here.size:
-            found.append((index[0], here, to_host(tile[:, self.numbers[here] - columns.start])))
+            pieces.append((index[0], here, to_host(tile[:, self.numbers[here] - columns.start])))
         if matrix.is_symmetric and index[0] != index[1]:
             mirrored = np.flatnonzero((self.numbers >= rows.start) & (self.numbers < rows.stop))
             if mirrored.size:
-                found.append((index[1], mirrored, to_host(tile[self.numbers[mirrored] - rows.start].T)))
-        return found
+                pieces.append((index[1], mirrored, to_host(tile[self.numbers[mirrored] - rows.start].T)))
+        return pieces
 
 
 @dataclass(frozen=True)
 class _Diagonal:
+    """The diagonal of M."""
+
     def wants(self, matrix: StoredMatrix, index: Index) -> bool:
         return index[0] == index[1]
 
@@ -138,8 +140,8 @@ class _PanelTask:
         def contribution(index: Index) -> list[Piece]:
             return action.pieces(self.matrix, index, self._tile(index, walk.keep))
 
-        found = [contribution(i) for i in walk.tiles] if self.device else on_threads(contribution, walk.tiles)
-        pieces = [piece for of_tile in found for piece in of_tile]
+        by_tile = [contribution(i) for i in walk.tiles] if self.device else on_threads(contribution, walk.tiles)
+        pieces = [piece for contributed in by_tile for piece in contributed]
         return _summed(pieces) if isinstance(action, _Product) else pieces
 
     def _tile(self, index: Index, keep: bool) -> Array:
@@ -150,6 +152,7 @@ class _PanelTask:
 
 
 def _summed(pieces: list[Piece]) -> list[Piece]:
+    """One piece for each block of rows, the sum of its pieces in their order."""
     sums: dict[int, np.ndarray] = {}
     for block, _, values in pieces:
         sums[block] = sums[block] + values if block in sums else values

@@ -253,9 +253,9 @@ def _require_products(operator: StoredKernel, columns: int, cache_bytes: int, of
     if needed > share:
         rows, width = operator.matrix.tile_shape
         raise MemoryBudgetError(
-            f"spectrum: kernel-product needs {format_bytes(needed)} (the process itself {format_bytes(BASE_BYTES)}, cache_bytes "
-            f"{format_bytes(cache_bytes)}, tiles of {rows} x {width}, {columns} vectors) but a worker has {format_bytes(share)}. Use a "
-            "smaller cache_bytes, k or n_probes, store the matrix in smaller tiles (Plan.tile_rows), or give each worker more memory."
+            f"spectrum: kernel-product needs {format_bytes(needed)} (the process itself {format_bytes(BASE_BYTES)}, cache "
+            f"{format_bytes(cache_bytes)}, tiles of {rows} x {width}, {columns} vectors) but a worker has {format_bytes(share)}. Use "
+            "a smaller cache_bytes, k or n_probes, store the matrix in smaller tiles (Plan.tile_rows), or give workers more memory."
         )
 
 

@@ -67,7 +67,14 @@ class StoredMatrix:
         token = registry.digest([store.fingerprint, checksums])
         n, m = store.shape
         rows, columns = store.tile_shape
-        return cls(str(store.path), (n, m), (rows, columns), store.dtype, store.triangle, token)
+        return cls(
+            url=str(store.path),
+            shape=(n, m),
+            tile_shape=(rows, columns),
+            dtype=store.dtype,
+            triangle=store.triangle,
+            token=token,
+        )
 
     @property
     def store(self) -> TileStore:

@@ -1,6 +1,6 @@
 """How long an entry of a kernel takes here, measured in about a second, where and with the threads that tiles will be computed.
 
-Rows are seeded normal ones of the data's shape: at planning time preprocessing is not fitted, and what a kernel costs hardly depends
+Rows are seeded normal ones of the data's shape: at planning time preprocessing is not fitted, and the cost of a kernel hardly depends
 on the rows. With a client every slot measures at the same time, as they share caches and memory. The number chooses tiles
 (`planning.pace`) and predicts time. It enters no fingerprint; the tiles that it chose are stored with the run.
 """
@@ -45,7 +45,7 @@ class _CalibrateTask:
         # a few entries for every thread
         rows = min(self.most_rows, max(2, math.isqrt(4 * threads.current())))
         x, y = self._rows(rows)
-        # what is compiled at the first call
+        # the first calls compile
         self._seconds(self.kernel, x, y)
         self._seconds(self.kernel, x)
         self._seconds(self.kernel.diagonal, x)

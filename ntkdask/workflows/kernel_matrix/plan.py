@@ -250,7 +250,13 @@ def plan_matrix(
         For tiles of a symmetric matrix that are not square.
     """
     whole = completed(kernel)
-    costs = _Costs(whole, shape, whole.entry_size(shape.row_shape), parts_of(kernel), device_budget > 0)
+    costs = _Costs(
+        kernel=whole,
+        shape=shape,
+        entry=whole.entry_size(shape.row_shape),
+        parts=parts_of(kernel),
+        on_device=device_budget > 0,
+    )
     rows, columns = _wanted_tile(costs, tile_rows, tile_cols, pace, slots)
     limits = []
     if budget is not None:

@@ -1,4 +1,4 @@
-"""What kernel ridge solves for, what it needs in memory, and which solver the plan's cost chooses.
+"""Which solver kernel ridge uses: what each one needs in memory, how long it takes by an estimate, and the cheapest that fits.
 
 Pure arithmetic. A solver is a candidate when it can score alphas as asked. Of those whose tasks fit a worker, the one that the
 estimate below says is cheapest runs, and the plan and the report tell why.

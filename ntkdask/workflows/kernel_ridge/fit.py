@@ -123,18 +123,20 @@ def _model(
     n_classes: int | None,
     plan: KernelRidgePlan,
 ) -> KernelRidgeModel:
+    """The model of a fit, its coefficients on the host; points: the gathered rows, or the dataset that holds them."""
     solution = fit.solution
     return KernelRidgeModel(
-        preprocessor,
-        kernel,
-        points,
-        np.ascontiguousarray(to_host(solution.coefficients)),
-        to_host(solution.intercept),
-        solution.alpha,
-        n_classes,
-        plan.block_rows,
+        preprocessor=preprocessor,
+        kernel=kernel,
+        points=points,
+        coefficients=np.ascontiguousarray(to_host(solution.coefficients)),
+        intercept=to_host(solution.intercept),
+        alpha=solution.alpha,
+        n_classes=n_classes,
+        block_rows=plan.block_rows,
     )
 
 
 def _facts(fit: DualFit, plan: KernelRidgePlan) -> dict[str, Any]:
+    """The solver, why it was chosen, and the facts of its solves, for a fold's metrics."""
     return {"solver": plan.solver, "solver_reason": plan.reason, **fit.facts}

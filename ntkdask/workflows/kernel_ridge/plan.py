@@ -84,7 +84,15 @@ def plan_kernel_ridge(
             "number of a logit, or kernel_matrix for the whole matrix."
         )
     dtype, limit = plan.dtype or "float32", plan.memory_bytes or resources.memory_bytes
-    run = _Run(shape, kernel, options, steps, dtype, replace(resources, memory_bytes=limit), stored)
+    run = _Run(
+        shape=shape,
+        kernel=kernel,
+        options=options,
+        steps=steps,
+        dtype=dtype,
+        resources=replace(resources, memory_bytes=limit),
+        stored=stored,
+    )
     matrix = plan_matrix(
         kernel, shape.matrix(dtype), limit, tile_rows=plan.tile_cols, pace=resources.pace, slots=resources.slots
     )
@@ -101,7 +109,7 @@ def plan_kernel_ridge(
 
 @dataclass(frozen=True)
 class _Run:
-    """A run to be planned: what it fits and how, and what its tasks may count on (memory_bytes: the bound that was asked for)."""
+    """A run to be planned, and the resources of its tasks; their memory_bytes are the caller's bound where there is one."""
 
     shape: KernelShape
     kernel: Kernel

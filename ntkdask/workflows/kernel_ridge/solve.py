@@ -94,6 +94,7 @@ def _by_cholesky(matrix: Array, labels: Labels, options: KernelRidgeOptions, dty
 
 
 def _held_out(matrix: Array, labels: Labels, group: int, solution: DualSolution) -> float:
+    """Mean squared error on a group of a solution without it."""
     rows = labels.rows(group)
     return labels.error(group, to_host(solution.predict(matrix[rows].astype("float64"))))
 
@@ -116,7 +117,7 @@ class _DenseTask:
     states: str
 
     def __call__(self, tile: int) -> dict[str, Any]:
-        # alone on its worker, which may need what it kept for other tasks
+        # alone on its worker: it may need the memory of the rows and tiles that are cached there
         shared.clear()
         matrix = StoredKernel(self.url).read_dense("float64")
         fit = solve_in_memory(matrix, self.gathered.load(), self.options, self.plan)
