@@ -373,6 +373,18 @@ def test_planning_for_a_cluster(client):
     assert plan_kernel_matrix(RBF(0.1), np.zeros((300, 10)), client=client, workers=6).slots == 6
 
 
+def test_a_cluster_is_asked_once_what_it_offers(client, monkeypatch):
+    asked, offered = [], Resources(2**30, 10 * 2**20, 1, 1, 4)
+    monkeypatch.setattr("ntkdask.execution.workers.resources", lambda c: asked.append(c) or offered)
+    found = plan_kernel_matrix(RBF(0.1), np.zeros((3000, 10)), client=client, calibrate=False)
+    assert (asked, found.slots) == ([client], 4)
+    assert found.memory_bytes <= 2**30
+    # tiles are for the GPU that every worker has, and leave a tenth of it
+    assert 0 < found.device_bytes <= 9 * 2**20
+    # four slots of two workers are two of each
+    assert plan_kernel_matrix(RBF(0.1), np.zeros((30, 10)), client=client, calibrate=False, workers=5).slots == 10
+
+
 def test_a_stored_matrix_takes_the_tiles_that_time_allows(tmp_path, monkeypatch):
     x = images(80)
     calls = counted(monkeypatch, pace(0.2))
