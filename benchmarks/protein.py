@@ -21,13 +21,13 @@ from ntkdask.errors import UserError
 from ntkdask.execution import cluster
 from ntkdask.execution.workers import resources
 from ntkdask.features import NTKRandomFeatures
-from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import SplitRule
+from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.networks import fully_connected
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Standardize
 from ntkdask.workflows.ridge.fit import RidgeOptions
+from ntkdask.workflows.ridge.recipe import RidgeRecipe
 
 
 def import_rmsd(source: str, url: str) -> None:
@@ -57,14 +57,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, cluster.connect(cuda=False) as client:
         for sampling in a.sampling:
             features = NTKRandomFeatures(fully_connected(1), a.components, sampling=sampling)
-            job = RidgeJob(
+            job = TrainingJob(
                 f"protein-{sampling}",
                 data,
                 None,
                 SplitRule(folds=4),
                 (Standardize(),),
-                features,
-                RidgeOptions(tuple(np.logspace(-6, 3, 19))),
+                RidgeRecipe(features, RidgeOptions(tuple(np.logspace(-6, 3, 19)))),
                 plan=Plan(dtype="float32"),
             )
             metrics = run_job(job, Path(folder) / sampling, resources=resources(client), client=client)

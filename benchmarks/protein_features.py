@@ -26,15 +26,15 @@ from ntkdask import features, open_dataset, threads
 from ntkdask.errors import UserError
 from ntkdask.features.alignment import Alignment
 from ntkdask.features.fitting import learns
-from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import SplitRule
+from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import RBF
 from ntkdask.networks import fully_connected
 from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Standardize
 from ntkdask.workflows.ridge.fit import RidgeOptions
+from ntkdask.workflows.ridge.recipe import RidgeRecipe
 
 PUBLISHED = {"ntkrf": 20.51, "gaussian": 20.51, "gibbs": 20.51, "ntksketch": 21.19, "rff": 19.72}
 BATCH = 2048
@@ -82,7 +82,9 @@ def measure(name: str, feature_map: Any, data: Any, a: argparse.Namespace) -> st
     # a subset is tested on a quarter of it, all the rows in 4 folds
     split = SplitRule(test=0.25) if a.rows else SplitRule(folds=4)
     size = {"train_rows": 3 * a.rows // 4, "test_rows": a.rows // 4} if a.rows else {}
-    job = RidgeJob(name, data, None, split, (Standardize(),), feature_map, options, plan=Plan(dtype="float32"), **size)
+    job = TrainingJob(
+        name, data, None, split, (Standardize(),), RidgeRecipe(feature_map, options), plan=Plan(dtype="float32"), **size
+    )
     with tempfile.TemporaryDirectory() as folder:
         metrics = run_job(job, Path(folder) / "run", resources=Resources.here())
     mse = [f["test"]["mse"] for f in metrics["folds"]]

@@ -19,14 +19,14 @@ from ntkdask import write_dataset
 from ntkdask.execution import cluster
 from ntkdask.execution.workers import resources
 from ntkdask.features import NTKRandomFeatures
-from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import SplitRule
+from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.networks import fully_connected
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Standardize
 from ntkdask.wording import format_bytes
 from ntkdask.workflows.ridge.fit import RidgeOptions
+from ntkdask.workflows.ridge.recipe import RidgeRecipe
 
 
 def one_run(folder: Path, n: int, d: int, m: int) -> dict:
@@ -35,14 +35,13 @@ def one_run(folder: Path, n: int, d: int, m: int) -> dict:
     x = rng.standard_normal((n, d), dtype=np.float32)
     y = np.sin(x[:, :8].sum(axis=1)).astype(np.float64)
     data = write_dataset(str(folder / f"data-{n}"), x, y, kind="regression")
-    job = RidgeJob(
+    job = TrainingJob(
         f"scaling-{n}",
         data,
         None,
         SplitRule(test=0.1),
         (Standardize(),),
-        NTKRandomFeatures(fully_connected(1), m),
-        RidgeOptions(tuple(np.logspace(-2, 4, 7))),
+        RidgeRecipe(NTKRandomFeatures(fully_connected(1), m), RidgeOptions(tuple(np.logspace(-2, 4, 7)))),
         plan=Plan(dtype="float32"),
     )
     with cluster.connect(cuda=False) as client:

@@ -169,5 +169,5 @@ def flatten_rows(x: Array) -> Array:
 
 
 def is_dask(x: Any) -> bool:
-    """Whether x is a dask collection; imports nothing."""
-    return type(x).__module__.startswith("dask.")
+    """Whether x is a dask array; imports nothing."""
+    return type(x).__module__.startswith("dask.array")

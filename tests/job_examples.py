@@ -11,14 +11,16 @@ import numpy as np
 
 from ntkdask.datasets import Dataset, write_dataset
 from ntkdask.execution.map_reduce import Done
+from ntkdask.execution.progress import Record, Silent
+from ntkdask.execution.site import Site
 from ntkdask.features import NTKRandomFeatures
-from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import SplitRule
+from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.networks import fully_connected
 from ntkdask.planning.resources import Resources, RidgePlan
 from ntkdask.store import TileStore
 from ntkdask.workflows.ridge.fit import RidgeOptions
+from ntkdask.workflows.ridge.recipe import RidgeRecipe
 
 ONE_THREAD = Resources(memory_bytes=None, threads=1, solve_threads=1, slots=1)
 
@@ -51,15 +53,29 @@ def stored(folder: Path, x: Any, targets: Any, name: str = "data.zarr", **keywor
     return write_dataset(folder / name, x, targets, **keywords)
 
 
-def ridge_job(data: Dataset, test: Dataset | None = None, **changes: Any) -> RidgeJob:
-    """A job with one held-out quarter and three alphas, unless `changes` say otherwise."""
-    options = {
-        "split": None if test else SplitRule(test=0.25),
-        "steps": (),
-        "features": feature_map(),
-        "options": RidgeOptions((0.01, 1.0, 100.0)),
-    }
-    return RidgeJob("tiny", data, test, **{**options, **changes})
+def ridge_job(data: Dataset, test: Dataset | None = None, **changes: Any) -> TrainingJob:
+    """Ridge on features with one held-out quarter and three alphas, unless `changes` say otherwise."""
+    given = {"split": None if test else SplitRule(test=0.25), "steps": (), **changes}
+    options = given.pop("options", RidgeOptions((0.01, 1.0, 100.0)))
+    return TrainingJob("tiny", data, test, recipe=RidgeRecipe(given.pop("features", feature_map()), options), **given)
+
+
+def site_of(
+    url: Path | None = None,
+    client: Any = None,
+    listener: Any = None,
+    record: Record | None = None,
+    name: str = "",
+    threads: int = 1,
+) -> Site:
+    """A site of one thread a task."""
+    return Site(url, client, listener or Silent(), record or Record(), name, threads)
+
+
+def sited(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of a fit, those of a site put into one."""
+    own = {k: v for k, v in keywords.items() if k in ("url", "client", "listener", "record", "name")}
+    return {k: v for k, v in keywords.items() if k not in own} | {"site": site_of(**own)}
 
 
 COMMAND = [sys.executable, "-m", "ntkdask", "run"]

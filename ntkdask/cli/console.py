@@ -16,6 +16,7 @@ from rich.table import Table
 from ntkdask.errors import DiskSpaceError, UserError, nearest
 from ntkdask.execution import cluster, workers
 from ntkdask.execution.map_reduce import Done
+from ntkdask.execution.site import Site
 from ntkdask.files import free_bytes
 from ntkdask.jobs.run import run_job
 from ntkdask.jobs.spec import Job, memory_bytes
@@ -136,17 +137,19 @@ def print_plan(
     calibrate: measure its kernel, on the client's workers or here, and predict time. slots: plan for so many tasks at once, on workers
     like those that `resources` describe.
     """
+    request, recipe = job.request(), job.recipe
     if calibrate:
-        resources = job.measured(resources, client, always=True)
+        resources = recipe.measured(request, resources, Site(client=client), always=True)
     resources = replace(resources, slots=slots or resources.slots)
-    plan, costs = job.plan_for(resources)
+    plan = recipe.plan(request, resources)
+    costs = recipe.costs(request, plan)
     table = Table(title=f"plan of {job.name}", show_header=False)
     rows = {
         "rows": f"{job.train.n:,} ({job.n_train:,} train a fit), {job.train.row_shape}",
-        **job.size_words(plan),
+        **recipe.size_words(request, plan),
         "tasks": f"{costs.tasks:,} on {resources.slots} slots, {plan.threads} threads each (solve: {plan.solve_threads})",
         "flops": f"{costs.flops:.3g}",
-        **job.time_words(plan, resources),
+        **recipe.time_words(request, plan, resources),
         "disk": f"{format_bytes(costs.disk_bytes)} at most, {format_bytes(free_bytes(folder))} free",
     }
     budget = "unbounded" if resources.memory_bytes is None else format_bytes(resources.memory_bytes)

@@ -1,14 +1,14 @@
-"""Addresses of rows: which rows of which dataset a task reads. Small enough to travel; arrays in place without a cluster.
+"""Addresses of rows: which rows of which dataset a task reads. They are small enough to send; without a cluster they hold arrays.
 
-A selection is an int16 part number per row, stored once as a state (`split.py` makes it); rows whose part is not wanted are
-skipped after reading. Row numbers always are those of the whole dataset, so errors name rows that the user can find.
+A selection is an int16 part number per row, stored once as a state (`workflows/split.py` makes it); rows whose part is not selected
+are skipped after reading. Row numbers are always those of the whole dataset, so errors name rows that the user can find.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ntkdask.errors import InputError
 from ntkdask.states import load_state
 
 PART = "part"
+"""Name of the array of part numbers in their state."""
 
 
 class Batch(NamedTuple):
@@ -34,7 +35,7 @@ class Rows(Protocol):
 
     @property
     def n_total(self) -> int:
-        """Rows of the whole dataset, selected or not: what tiles and slabs cut."""
+        """Number of rows of the whole dataset, selected or not; tiles and slabs are ranges of these."""
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -44,24 +45,45 @@ class Rows(Protocol):
     def dtype(self) -> str:
         """Stored dtype."""
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The parts that are selected, where rows have part numbers."""
+
     def part_numbers(self) -> np.ndarray | None:
-        """(n_total,) int16 part of each row; None when all are selected."""
+        """(n_total,) int16 part of each row; None when all rows are selected."""
+
+    def select(self, *parts: int) -> Self:
+        """The same rows with other parts selected."""
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[Batch]:
-        """Selected rows of [start, stop) in batches of at most `size`; empty batches are left out."""
+        """Yield the selected rows of [start, stop) in batches of at most `size` rows; empty batches are left out."""
 
 
-def selected_count(rows: Rows, parts: tuple[int, ...]) -> int:
+def rows_of_groups(rows: Rows, groups: Sequence[tuple[int, ...]]) -> Rows:
+    """The rows with the parts of all groups selected; as they are where there are no groups."""
+    return rows.select(*sorted({part for group in groups for part in group})) if groups else rows
+
+
+def selected_count(rows: Rows) -> int:
     """How many rows are selected."""
     numbers = rows.part_numbers()
-    return rows.n_total if numbers is None else int(np.isin(numbers, parts).sum())
+    return rows.n_total if numbers is None else int(np.isin(numbers, rows.parts).sum())
 
 
 @dataclass(frozen=True)
 class DatasetRows:
-    """Rows of a stored dataset whose part (in the state at `parts_url`) is in `parts`; all rows without.
+    """Selected rows of a stored dataset.
 
-    digest: the dataset's, so that one written over the same url is not taken for what a process opened before.
+    Parameters
+    ----------
+    url : str
+        Of the dataset.
+    parts_url : str or None
+        Of the state with the part number of every row. None: all rows are selected.
+    parts : tuple of int
+        The parts that are selected.
+    digest : str
+        Digest of the dataset: a process that has opened an older dataset at the same url opens the new one.
     """
 
     url: str
@@ -90,11 +112,11 @@ class DatasetRows:
         return self.dataset.dtype
 
     def part_numbers(self) -> np.ndarray | None:
-        """(n,) int16 parts, through this process's cache."""
+        """(n,) int16 part of each row, from this process's cache."""
         return None if self.parts_url is None else load_state(self.parts_url)[0][PART]
 
     def select(self, *parts: int) -> DatasetRows:
-        """The same dataset, other parts."""
+        """The same dataset with other parts selected."""
         return replace(self, parts=parts)
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[Batch]:
@@ -112,7 +134,26 @@ class DatasetRows:
 
 @dataclass(frozen=True, eq=False)
 class MemoryRows:
-    """Rows in this process's memory, used in place: x (n, *s), targets (n,) or (n, k), weights (n,), parts (n,) int16."""
+    """Selected rows of arrays in this process's memory, used in place.
+
+    Parameters
+    ----------
+    x : array (n, *s)
+        Rows.
+    targets : array (n,) or (n, k), or None
+        Labels or targets.
+    weights : array (n,) or None
+        Weights of the rows.
+    numbers : array (n,) of int16, or None
+        Part of each row. None: all rows are selected.
+    parts : tuple of int
+        The parts that are selected.
+
+    Raises
+    ------
+    InputError
+        For other numbers of rows than those of x.
+    """
 
     x: np.ndarray
     targets: np.ndarray | None = None
@@ -142,11 +183,11 @@ class MemoryRows:
         return self.x.dtype.name
 
     def part_numbers(self) -> np.ndarray | None:
-        """(n,) int16 parts."""
+        """(n,) int16 part of each row."""
         return self.numbers
 
     def select(self, *parts: int) -> MemoryRows:
-        """The same arrays, other parts."""
+        """The same arrays with other parts selected."""
         return MemoryRows(self.x, self.targets, self.weights, self.numbers, parts)
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[Batch]:

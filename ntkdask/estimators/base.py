@@ -1,7 +1,7 @@
-"""What the estimators share: frozen parts in their parameters, where a fit keeps what it writes, checked inputs, folds.
+"""What the estimators share: parameters of frozen parts, the folder of a fit, checked inputs, folds.
 
-Nothing is computed here: `inputs.py` checks what comes in and puts it where tasks read it, `workflows/` compute. Without a
-client and a url everything happens in this process's memory and nothing is written.
+Nothing is computed here: `inputs.py` checks the inputs and puts them where tasks read them; `workflows/` computes. Without a client
+and a url everything happens in this process's memory and nothing is written.
 """
 
 from __future__ import annotations
@@ -21,33 +21,51 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from ntkdask import threads
-from ntkdask.arrays import device_memory_bytes, is_device_array
+from ntkdask.arrays import device_memory_bytes, is_dask, is_device_array
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.dataset import require_labels
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import InputError, nearest
-from ntkdask.estimators.inputs import as_input, check_targets, check_weights, check_x, is_lazy, locate, to_memory
-from ntkdask.execution.progress import Record
+from ntkdask.estimators.inputs import as_input, check_targets, check_weights, check_x, locate, numerics_dtype, to_memory
+from ntkdask.execution.progress import NUMERICS, Record
+from ntkdask.execution.site import Site
 from ntkdask.execution.workers import resources
-from ntkdask.files import exclusive, local_path, sweep
-from ntkdask.planning.resources import Resources, RidgePlan
+from ntkdask.files import exclusive, local_path, require_disk, sweep
+from ntkdask.planning.resources import Resources, RidgePlan, require_memory
 from ntkdask.states import save_state
 from ntkdask.workflows.model import RidgeFit
 from ntkdask.workflows.predict import predict
+from ntkdask.workflows.recipe import FitRequest, Recipe
 from ntkdask.workflows.ship import restored
-from ntkdask.workflows.split import HOLDOUT, deal_inner, group_rows, state_of
+from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS, deal_inner, group_rows, state_of
 
 SEED = 0
-"""Of the folds that selection="kfold" and "holdout" deal; features have their own."""
+"""Seed of the folds of selection="kfold" and "holdout"; features have seeds of their own."""
 
 
 class WithParts(BaseEstimator):
-    """An estimator with frozen parts (feature maps, kernels): `part__name` in set_params goes through the part's replace."""
+    """An estimator with frozen parts, such as feature maps and kernels: set_params(part__name=...) replaces the part."""
 
     _parts: tuple[str, ...] = ()
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters; `features__n_components=512` gives the features that number of components."""
+        """Set parameters of the estimator and of its parts.
+
+        Parameters
+        ----------
+        **params : dict
+            By name. `features__n_components=512` replaces the features by ones with that number of components.
+
+        Returns
+        -------
+        self
+            The estimator itself.
+
+        Raises
+        ------
+        InputError
+            For a parameter that the part does not have.
+        """
         nested: dict[str, dict[str, Any]] = defaultdict(dict)
         own = {}
         for name, value in params.items():
@@ -85,7 +103,7 @@ class WithParts(BaseEstimator):
 
 
 def _replaced(part: Any, changes: dict[str, Any]) -> Any:
-    """A kernel with other parameters; InputError naming those it has."""
+    """A part with other parameters; InputError with the nearest known name for an unknown one."""
     known = [f.name for f in dataclasses.fields(part) if f.init]
     unknown = [name for name in changes if name not in known]
     if unknown:
@@ -95,7 +113,25 @@ def _replaced(part: Any, changes: dict[str, Any]) -> Any:
 
 @dataclasses.dataclass
 class Source:
-    """Checked x and targets, the rows and digest they became, the folder of the fit, the cluster, and what to close after it."""
+    """The checked data of a fit, and where it runs.
+
+    Parameters
+    ----------
+    x : array, dask array or Dataset, (n, ...)
+        Checked rows.
+    targets : array or None
+        int64 labels or float64 targets. None: those of the dataset x.
+    rows : Rows
+        x and its targets as tasks read them.
+    digest : str
+        Digest of their content; "" where nothing is stored.
+    folder : Path or None
+        Where the fit keeps its results. None: nowhere.
+    client : distributed.Client or None
+        Whose workers compute. None: this process.
+    held : ExitStack
+        Closes, after the fit, what was opened for it: the lock of the folder, temporary folders.
+    """
 
     x: Any
     targets: Any
@@ -106,7 +142,10 @@ class Source:
     held: contextlib.ExitStack
 
     def dealt(self, selection: str, n_groups: int, record: Record) -> tuple[Rows, list[tuple[int, ...]]]:
-        """Rows with a part number each, and the parts as groups, when alpha is chosen by folds or a holdout; else no groups."""
+        """The rows with part numbers, and the groups of parts.
+
+        Where alpha is chosen by folds or by a holdout, every part is a group; else the rows are returned as they are, without groups.
+        """
         rows, folder = self.rows, self.folder
         if n_groups == 1:
             return rows, []
@@ -118,7 +157,7 @@ class Source:
         if isinstance(rows, MemoryRows):
             return replace(rows, numbers=numbers()), groups
         assert isinstance(rows, DatasetRows)
-        # tasks read a dataset's part numbers from a state; without a folder it goes with this fit
+        # tasks read a dataset's part numbers from a state; without a folder it is deleted after this fit
         states = (
             folder / "state"
             if folder
@@ -128,7 +167,7 @@ class Source:
 
 
 class RidgeBase(WithParts):
-    """What ridge on features and on kernels share; a subclass fits rows and plans predictions."""
+    """What ridge on features and ridge on kernels share; a subclass says which recipe is fitted and plans predictions."""
 
     client: Any
     url: Any
@@ -136,18 +175,44 @@ class RidgeBase(WithParts):
 
     @abstractmethod
     def _takes_images(self, fitted: bool) -> bool:
-        """Whether rows may have more than one axis: of the fitted model, or in a fit to come."""
+        """Whether rows may have more than one axis; fitted: for the fitted model, else for the next fit."""
 
     @abstractmethod
-    def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
-        """Fit to located rows; the source's folder is held."""
+    def _recipe(self, source: Source, dtype: str) -> Recipe[Any]:
+        """The recipe that is fitted, made from the estimator's parameters."""
 
     @abstractmethod
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
-        """Sizes for predicting `rows`."""
+        """Sizes for predicting `rows`, which hold the checked x."""
+
+    def _fitted(self, fit: RidgeFit, plan: Any) -> RidgeFit:
+        """Called with a finished fit: a subclass sets attributes and warns; returns the fit to keep."""
+        return fit
+
+    def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
+        """Fit to located rows, k columns of targets; the caller holds the lock of the source's folder."""
+        dtype, folder = numerics_dtype(source.x), source.folder
+        recipe = self._recipe(source, dtype)
+        request = FitRequest.of_rows(source.rows, k, dtype)
+        # in memory nothing is recorded, and a map or a kernel need not be describable
+        record = Record.open(folder, {} if folder is None else _fingerprint(recipe, source, n_classes, dtype))
+        site, found = Site(folder, self.client, record=record), found_resources(self.client, source.x)
+        if folder is None:
+            plan = recipe.plan(request, found, stored=False)
+        else:
+
+            def planned() -> dict[str, Any]:
+                first = recipe.plan(request, recipe.measured(request, found, site))
+                require_disk(folder, recipe.costs(request, first).disk_bytes, "the fit", "or choose another url")
+                return first.to_json()
+
+            plan = recipe.stored_plan(site.once("plan", planned))
+            require_memory(recipe.costs(request, plan), found)
+        rows, groups = source.dealt(recipe.selection(plan), recipe.n_groups(plan, INNER_FOLDS), record)
+        return self._fitted(recipe.fit(rows, groups, plan, site, n_classes=n_classes, n_targets=k), plan)
 
     def _fit(self, x: Any, targets: Any, weights: Any, n_classes: int | None, k: int) -> Self:
-        """Fit to checked x; targets None: those of the dataset x."""
+        """Fit to checked x and k columns of targets; targets None: those of the dataset x."""
         with _folder(self.client, self.url) as folder, contextlib.ExitStack() as held:
             if folder is not None:
                 held.enter_context(exclusive(folder))
@@ -155,7 +220,7 @@ class RidgeBase(WithParts):
             rows, digest = locate(x, targets, weights, folder=folder, client=self.client)
             fit = self._fit_rows(Source(x, targets, rows, digest, folder, self.client, held), n_classes, k)
             if self.url is None:
-                # its folder goes, and with it the weights that the model's addresses stand for
+                # the temporary folder is deleted, and with it the weights that the model holds by address
                 fit = replace(fit, model=restored(fit.model, getattr(self, self._parts[0])))
         self.model_, self.alpha_, self.alpha_path_ = fit.model, fit.model.alpha, fit.path
         return self
@@ -164,17 +229,18 @@ class RidgeBase(WithParts):
         """(n, k) float64 outputs of the model."""
         check_is_fitted(self)
         x = check_x(self, as_input(X), reset=False, allow_images=self._takes_images(fitted=True))
-        if is_lazy(x) and self.client is None:
+        if is_dask(x) and self.client is None:
             return np.concatenate([self._scores(x.blocks[i].compute()) for i in range(x.numblocks[0])])
         client = self.client
         with _folder(client, self.url) if client is not None else contextlib.nullcontext() as folder:
             rows, _ = locate(x, folder=folder, client=client)
             model = self.model_ if folder is None else self.model_.save(folder / "state", client)
-            scores = predict(model, rows, self._predict_plan(rows, x), k=self.model_.intercept.size, client=client)
+            plan = self._predict_plan(rows, x)
+            scores = predict(model, rows, plan, self.model_.intercept.size, Site(client=client, threads=plan.threads))
         return np.asarray(scores)
 
     def _truth(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
-        """y and sample_weight in memory; those of the dataset X when y is None."""
+        """Return y and sample_weight in memory; those of the dataset X when y is None."""
         x = as_input(X)
         if y is None and isinstance(x, Dataset):
             require_kind(self, x)
@@ -182,7 +248,7 @@ class RidgeBase(WithParts):
         return to_memory(y), to_memory(sample_weight)
 
     def _opened(self, X: Any, y: Any, sample_weight: Any, *, classes: bool) -> tuple[Any, Any, np.ndarray | None]:
-        """(x, targets, weights), checked; targets None: a dataset brings its own."""
+        """(x, targets, weights), checked; targets and weights are None for a dataset, which brings its own."""
         x = as_input(X)
         if isinstance(x, Dataset) and y is None:
             require_kind(self, x)
@@ -201,7 +267,7 @@ class RidgeBase(WithParts):
 
 @contextlib.contextmanager
 def _folder(client: Any, url: Any) -> Iterator[Path | None]:
-    """Where a fit keeps what it writes: url, with a client alone a temporary folder, else nowhere."""
+    """The folder of a fit: that of `url`; with a client alone a temporary one, deleted at the end; else None."""
     if url is not None:
         yield local_path(url)
     elif client is not None:
@@ -211,8 +277,26 @@ def _folder(client: Any, url: Any) -> Iterator[Path | None]:
         yield None
 
 
+def _fingerprint(recipe: Recipe[Any], source: Source, n_classes: int | None, dtype: str) -> dict[str, Any]:
+    """Everything that decides the result of a fit; one with another fingerprint is not resumed."""
+    config = recipe.config()
+    dealt = {"folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED}
+    return {
+        "data": source.digest,
+        "n_classes": n_classes,
+        **config,
+        "dtype": dtype,
+        "solver": {**config["solver"], **dealt},
+        "numerics": NUMERICS,
+    }
+
+
 def found_resources(client: Any, x: Any) -> Resources:
-    """What a plan may count on. Here: the threads BLAS has now (joblib lowers them), and the GPU when x lives there."""
+    """The resources that a plan may use.
+
+    Those of the client's cluster. Without a client those of this process: the threads that BLAS has now (joblib lowers them), and the
+    GPU when x is there.
+    """
     if client is not None:
         return resources(client)
     n_threads = threads.ambient()
@@ -221,7 +305,7 @@ def found_resources(client: Any, x: Any) -> Resources:
 
 
 def require_kind(estimator: Any, dataset: Dataset) -> None:
-    """InputError unless the dataset's targets are what the estimator learns."""
+    """Raise InputError unless the dataset is for the estimator's task, classification or regression."""
     require_labels(dataset)
     wanted = "classification" if isinstance(estimator, ClassifierMixin) else "regression"
     if dataset.kind != wanted:

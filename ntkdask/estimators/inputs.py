@@ -1,7 +1,7 @@
-"""What estimators take as X, y and sample_weight: checked as scikit-learn checks it, then put where tasks can read it.
+"""The inputs X, y and sample_weight of estimators: checked as scikit-learn checks them, then put where tasks can read them.
 
-X: whatever scikit-learn takes (2-d arrays, data frames, lists), images (n, h, w, c), CuPy arrays and torch tensors, dask
-arrays, a `Dataset` or its url. Rows keep their dtype: batches are cast on their way to the features.
+X is whatever scikit-learn takes (2-d arrays, data frames, lists), images (n, h, w, c), CuPy arrays, torch tensors, dask arrays, a
+`Dataset` or its url. Rows keep their dtype: each batch is cast before its features are computed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from ntkdask.arrays import Array, as_array, is_device_array, to_host
+from ntkdask.arrays import Array, as_array, is_dask, is_device_array, to_host
 from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import InputError
@@ -28,17 +27,11 @@ from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.states import content_digest
 from ntkdask.workflows.ridge.fit_features import fit_to_rows
-from ntkdask.workflows.sources import store_input
-
-
-def is_lazy(x: Any) -> bool:
-    """Whether x is a dask array; does not import dask.array."""
-    dask_array = sys.modules.get("dask.array")
-    return dask_array is not None and isinstance(x, dask_array.Array)
+from ntkdask.workflows.sources import row_shape_of, store_input
 
 
 def as_input(x: Any) -> Any:
-    """x with urls opened and torch tensors as arrays; everything else as it is."""
+    """A url as its opened Dataset, a torch tensor as an array, everything else as it is."""
     if isinstance(x, (str, os.PathLike)):
         return open_dataset(x)
     if hasattr(x, "__dlpack_device__") and not isinstance(x, np.ndarray):
@@ -47,33 +40,44 @@ def as_input(x: Any) -> Any:
 
 
 def to_memory(x: Any) -> Any:
-    """x on the host, computed when it is a dask array; lists and data frames as they are."""
-    x = as_input(x.compute() if is_lazy(x) else x)
+    """The values of x in host memory: dask arrays are computed, lists and data frames stay as they are."""
+    x = as_input(x.compute() if is_dask(x) else x)
     return to_host(x) if is_device_array(x) else x
 
 
-def row_shape_of(x: Any) -> tuple[int, ...]:
-    """Shape of one row of an array or a dataset."""
-    return x.row_shape if isinstance(x, Dataset) else tuple(x.shape[1:])
-
-
 def numerics_dtype(x: Any) -> str:
-    """dtype of the numerics for rows like x: float32 for float32, float16 and uint8 images, else float64."""
+    """The dtype in which rows like x are computed: float32 for float32, float16 and uint8 images, else float64."""
     stored = np.dtype(x.dtype)
     images = stored == np.uint8 and len(row_shape_of(x)) > 1
     return "float32" if images or stored.name in ("float16", "float32") else "float64"
 
 
 def check_x(estimator: Any, x: Any, *, reset: bool, allow_images: bool) -> Any:
-    """x (from `as_input`), checked for `estimator`: a dataset, a dask array, a CuPy array, or else a NumPy array.
+    """Check rows for an estimator.
 
-    reset: x is what the estimator is fitted to, so `n_features_in_` is set; else x must agree with it. For images it is the
-    product of a row's shape. allow_images: take rows of more than one axis. Raises ValueError as scikit-learn does: one
-    axis or too many, NaN, no rows, other features than in fit.
+    Parameters
+    ----------
+    estimator : WithParts
+        Its `n_features_in_` is set or compared; for images that is the product of a row's shape.
+    x : array, dask array, data frame, list or Dataset
+        From `as_input`.
+    reset : bool
+        True: the estimator is fitted to x. False: x must agree with the rows of the fit.
+    allow_images : bool
+        Whether rows may have more than one axis.
+
+    Returns
+    -------
+    Dataset, dask array, CuPy array or NumPy array, (n, *s)
+
+    Raises
+    ------
+    ValueError
+        As scikit-learn does: for one axis or too many, NaN, no rows, other features than in the fit.
     """
     if isinstance(x, Dataset):
         return _agreeing(estimator, x, reset, allow_images)
-    if not is_lazy(x) and not is_device_array(x):
+    if not is_dask(x) and not is_device_array(x):
         if getattr(x, "ndim", 2) <= 2 or not allow_images:
             x = validate_data(estimator, x, reset=reset, dtype="numeric")
             if reset:
@@ -85,12 +89,12 @@ def check_x(estimator: Any, x: Any, *, reset: bool, allow_images: bool) -> Any:
     elif is_device_array(x):
         check_finite_rows(x, name="X")
     x = _agreeing(estimator, x, reset, allow_images)
-    # the store keeps bool as uint8, which for images would mean 0 to 255
+    # the store keeps bool as uint8, and uint8 images are divided by 255
     return x.astype("float32") if x.dtype == bool and x.ndim > 2 else x
 
 
 def _agreeing(estimator: Any, x: Any, reset: bool, allow_images: bool) -> Any:
-    """x when its rows have the shape seen in fit (reset: set it)."""
+    """x, when its rows have the shape seen in the fit; reset: remember their shape."""
     shape = row_shape_of(x)
     if len(shape) > 1 and not allow_images:
         raise InputError(f"X has rows of shape {shape}, but expected 2-d X without features. Flatten the rows.")
@@ -105,7 +109,7 @@ def _agreeing(estimator: Any, x: Any, reset: bool, allow_images: bool) -> Any:
 
 
 def check_targets(estimator: Any, y: Any, *, classes: bool) -> np.ndarray:
-    """y for `estimator`: (n,) labels when `classes`, else float64 (n,) or (n, k); ValueError as scikit-learn raises it."""
+    """The checked targets: labels (n,) when `classes`, else float64 (n,) or (n, k); ValueError as scikit-learn raises it."""
     if classes:
         y = validate_data(estimator, y=to_memory(y))
         check_classification_targets(y)
@@ -115,7 +119,7 @@ def check_targets(estimator: Any, y: Any, *, classes: bool) -> np.ndarray:
 
 
 def check_weights(weights: Any, n: int) -> np.ndarray | None:
-    """Sample weights as (n,) float64, not negative; a number stands for n equal ones; None stays."""
+    """The checked sample weights (n,), float64 and not negative; a number stands for n equal ones, None stays None."""
     if weights is None:
         return None
     if isinstance(weights, numbers.Real):
@@ -133,16 +137,34 @@ def check_weights(weights: Any, n: int) -> np.ndarray | None:
 def locate(
     x: Any, targets: np.ndarray | None = None, weights: np.ndarray | None = None, *, folder: Path | None, client: Any
 ) -> tuple[Rows, str]:
-    """(rows that tasks can read, digest of the content) of checked x, int64 labels or float64 targets, weights.
+    """Put checked data where tasks can read it.
 
-    Arrays stay in place without a client. With one they are written once to folder/inputs/<digest>; so is a dask array when
-    there is a folder; without one it is computed into memory.
+    Arrays stay in place without a client. With one they are written once, to folder/inputs/<digest>. A dask array is written
+    there, too, with or without a client, when there is a folder; without a folder it is computed into memory.
+
+    Parameters
+    ----------
+    x : array, dask array or Dataset, (n, *s)
+        Checked rows.
+    targets : array or None
+        int64 labels (n,), or float64 targets (n,) or (n, k).
+    weights : array (n,) or None
+        Sample weights, float64.
+    folder : Path or None
+        Folder of the fit.
+    client : distributed.Client or None
+        Whose workers read the rows.
+
+    Returns
+    -------
+    (Rows, str)
+        The rows, and the digest of their content, "" where nothing is stored.
     """
     if isinstance(x, Dataset):
         return DatasetRows(x.url, digest=x.digest), x.digest
-    if is_lazy(x) and folder is None:
+    if is_dask(x) and folder is None:
         x = check_array(x.compute(), allow_nd=True, dtype="numeric", input_name="X")
-    if not is_lazy(x):
+    if not is_dask(x):
         x = to_host(x)
         if targets is not None:
             check_consistent_length(x, targets)
@@ -156,28 +178,30 @@ def locate(
     if keywords["kind"] == "classification" and targets is not None:
         keywords["class_names"] = [str(label) for label in range(int(targets.max()) + 1)]
     dataset = store_input(folder / "inputs", x, targets, weights=weights, **keywords)
-    return DatasetRows(dataset.url, digest=dataset.digest), dataset.digest if is_lazy(x) else Path(dataset.url).name
+    return DatasetRows(dataset.url, digest=dataset.digest), dataset.digest if is_dask(x) else Path(dataset.url).name
 
 
 def fitted_here(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -> FeatureMap | None:
-    """A user's own map with a `fit`, fitted to x when x is in memory; every other map as it is.
+    """A map of the user's own class that has a `fit`, fitted to x where x is in memory; every other map as it is.
 
-    Maps of the package that learn are not fitted here: `fit_ridge` streams the rows to them.
+    Maps of the package that depend on data are not fitted here: `fit_ridge` streams the rows to them.
     """
     fit = getattr(features, "fit", None)
-    if fit is None or isinstance(features, FeatureMapBase) or isinstance(x, Dataset) or is_lazy(x):
+    if fit is None or isinstance(features, FeatureMapBase) or isinstance(x, Dataset) or is_dask(x):
         return features
     return fit(prepared(x, dtype), targets)
 
 
 def fitted_map(features: FeatureMap | None, x: Any, targets: Any, dtype: str) -> FeatureMap | None:
-    """`features` fitted to x and targets where it depends on data: a dataset is streamed and brings its own targets, a dask array is
-    computed into memory. InputError for targets that are missing, or given beside a dataset.
+    """Fit a feature map to x and targets, where it depends on data.
+
+    A dataset is streamed and brings its own targets; a dask array is computed into memory. InputError for targets that are missing, or
+    that are given beside a dataset.
     """
     if not learns(features):
         return fitted_here(features, x, targets, dtype)
     if not isinstance(x, Dataset):
-        x = x.compute() if is_lazy(x) else x
+        x = x.compute() if is_dask(x) else x
         return cast(DataDependentMap, features).fit(prepared(x, dtype), None if targets is None else to_memory(targets))
     if targets is not None:
         raise InputError(f"dataset {x.url} brings its own targets: leave y out, or give arrays (dataset.x, y).")
@@ -187,5 +211,5 @@ def fitted_map(features: FeatureMap | None, x: Any, targets: Any, dtype: str) ->
 
 
 def prepared(x: Array, dtype: str) -> Array:
-    """x as features see it: of dtype, uint8 images divided by 255."""
+    """The rows as feature maps take them: cast to dtype, uint8 images divided by 255."""
     return FittedPreprocessor.for_rows(x.shape[1:], x.dtype, dtype)(x)

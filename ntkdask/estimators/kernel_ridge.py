@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from ntkdask import registry
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.rows import Rows
 from ntkdask.errors import InputError
-from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
-from ntkdask.estimators.inputs import numerics_dtype
+from ntkdask.estimators.base import RidgeBase, Source, found_resources
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
-from ntkdask.execution.progress import NUMERICS, Record
 from ntkdask.execution.site import Site
-from ntkdask.files import require_disk
 from ntkdask.kernels import NTK, Kernel
-from ntkdask.kernels.base import completed
 from ntkdask.networks import fully_connected
 from ntkdask.planning.resources import RidgePlan
-from ntkdask.planning.tiles import Plan
-from ntkdask.workflows.kernel_ridge.costs import kernel_costs
-from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import convergence_note
-from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, measured, plan_kernel_ridge
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
+from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe, predictions_plan
 from ntkdask.workflows.model import KernelRidgeModel, RidgeFit
-from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
 
 class _KernelRidge(RidgeBase):
-    """What the two kernel ridge estimators share; see their texts."""
+    """What the two kernel ridge estimators share; see their docstrings."""
 
     _parts = ("kernel",)
 
@@ -64,8 +56,9 @@ class _KernelRidge(RidgeBase):
 
     @property
     def dual_coef_(self) -> np.ndarray:
-        """Coefficients of the training rows, (n, n_targets) or, for one target (or two classes), (n,), float64; rows in the order
-        of the fit: with selection="kfold" or "holdout" group after group.
+        """Coefficients of the training rows, (n, n_targets) or, for one target or two classes, (n,), float64.
+
+        The rows are in the order of the fit: with selection="kfold" or "holdout" group after group.
         """
         check_is_fitted(self)
         return self._coefficients(self.model_.coefficients.T).T
@@ -79,7 +72,7 @@ class _KernelRidge(RidgeBase):
     def _takes_images(self, fitted: bool) -> bool:
         return True
 
-    def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
+    def _recipe(self, source: Source, dtype: str) -> KernelRidgeRecipe:
         kernel = NTK(fully_connected(1)) if self.kernel is None else self.kernel
         if isinstance(kernel, type) or not callable(kernel) or not hasattr(kernel, "workspace_bytes"):
             raise InputError(
@@ -89,59 +82,17 @@ class _KernelRidge(RidgeBase):
         options = KernelRidgeOptions(
             alphas, self.fit_intercept, self.selection, self.solver, self.tolerance, self.max_iterations
         )
-        dtype, folder = numerics_dtype(source.x), source.folder
-        # in memory nothing is recorded, and a kernel need not be describable
-        fingerprint = (
-            {}
-            if folder is None
-            else {
-                "data": source.digest,
-                "n_classes": n_classes,
-                "kernel": registry.to_config(kernel),
-                "dtype": dtype,
-                "solver": {**asdict(options), "folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED},
-                "numerics": NUMERICS,
-            }
-        )
-        record = Record.open(folder, fingerprint)
-        found = found_resources(self.client, source.x)
-        shape, asked = _shape(source.rows, k), Plan(dtype=dtype)
-        if folder is not None and completed(kernel).is_slow and "plan" not in record.stages:
-            found = measured(found, kernel, shape, options, (), plan=asked, site=Site(client=self.client))
-        plan = plan_kernel_ridge(shape, kernel, options, (), plan=asked, resources=found, stored=folder is not None)
-        if folder is not None:
-            require_disk(
-                folder, kernel_costs(shape, kernel, options, (), plan).disk_bytes, "the fit", "or choose another url"
-            )
-            plan = KernelRidgePlan(**record.once("plan", plan.to_json))
-        selection = options.selection_of(plan.solver)
-        rows, groups = source.dealt(selection, options.n_groups(plan.solver, INNER_FOLDS), record)
-        fit = fit_kernel_ridge(
-            rows,
-            groups,
-            options,
-            plan,
-            kernel=kernel,
-            n_classes=n_classes,
-            site=Site(folder, self.client, record=record, threads=plan.threads),
-        )
+        return KernelRidgeRecipe(kernel, options)
+
+    def _fitted(self, fit: RidgeFit, plan: KernelRidgePlan) -> RidgeFit:
         self.solver_, self.fit_facts_ = plan.solver, fit.facts
         note = convergence_note(fit.facts)
         if note:
-            warnings.warn(f"{type(self).__name__}: {note}", ConvergenceWarning, stacklevel=4)
+            warnings.warn(f"{type(self).__name__}: {note}", ConvergenceWarning, stacklevel=5)
         return fit if self.url is not None else _in_memory(fit)
 
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
-        model, found = self.model_, found_resources(self.client, x)
-        shape = KernelShape(
-            rows.n_total, len(model.coefficients), rows.row_shape, _row_bytes(rows), model.intercept.size
-        )
-        dtype = model.preprocessor.dtype
-        # the sizes of predictions do not depend on how the model was solved
-        options, asked = KernelRidgeOptions(solver="cg"), Plan(dtype=dtype)
-        if self.client is not None and completed(model.kernel).is_slow:
-            found = measured(found, model.kernel, shape, options, (), plan=asked, site=Site(client=self.client))
-        return plan_kernel_ridge(shape, model.kernel, options, (), plan=asked, resources=found)
+        return predictions_plan(self.model_, rows, found_resources(self.client, x), Site(client=self.client))
 
     def _coefficients(self, values: np.ndarray) -> Any:
         raise NotImplementedError
@@ -153,18 +104,75 @@ class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
     f(x) = Σ_i k(x, x_i) β_i + b with (K + αI)β = Y − 1b and Σβ = 0: the intercept is not penalised, as in `RidgeClassifier`, whose
     fit on features φ this is for k = ⟨φ, φ⟩. α multiplies the identity beside the unnormalised K; α = 0 interpolates.
 
-    kernel: such as `NTK(network)`, `RBF(gamma)`; None is NTK(fully_connected(1)). Its parameters are set as `kernel__gamma`.
-    alphas: one α >= 0, or several to choose from by `selection`: "gcv" (from a stochastic trace out of core), "loo" (not out of
-    core), "kfold" (5 folds), "holdout" (a fifth of the rows), by squared error; "auto" is GCV in one memory and a holdout out of
-    core. Rows that repeat share a fold.
-    solver: "eigh", "cholesky" (in one memory), "tiled_cholesky", "cg" (out of core, for a url or a client), or "auto", the cheapest
-    that fits the workers. tolerance: relative residual of "cg", within max_iterations; what it reached is in `fit_facts_`, and short
-    of it there is a ConvergenceWarning.
-    client, url, X, y, sample_weight: as in `RidgeClassifier`; with a url (or a client) the kernel matrix is stored in tiles there.
+    Parameters
+    ----------
+    kernel : Kernel or None
+        The kernel k, such as `NTK(network)` or `RBF(gamma)`. None: `NTK(fully_connected(1))`. Its parameters are set as
+        `kernel__gamma`.
+    alphas : float or sequence of float
+        One α >= 0, or several, of which `selection` chooses one. α = 0 interpolates.
+    fit_intercept : bool
+        Whether to fit the intercept b, which is not penalised. False: b = 0.
+    selection : {"auto", "gcv", "loo", "kfold", "holdout"}
+        How one of several alphas is chosen, by squared error: "gcv" generalised cross-validation (out of core from a stochastic
+        trace), "loo" exact leave-one-out (not out of core), "kfold" 5 folds, "holdout" a fifth of the rows. "auto": "gcv" where
+        the kernel matrix is in one memory, "holdout" out of core. Rows that repeat share a fold.
+    solver : {"auto", "eigh", "cholesky", "tiled_cholesky", "cg"}
+        "eigh" and "cholesky" hold the kernel matrix in one memory; "tiled_cholesky" and "cg" (preconditioned conjugate gradients) work
+        out of core, on the tiles that a url or a client stores. "auto": the cheapest that fits the workers.
+    tolerance : float
+        Relative residual at which "cg" stops, between 0 and 1.
+    max_iterations : int
+        Iterations of "cg", at most.
+    client : distributed.Client or None
+        The cluster that computes; see `connect`. None: everything happens in this process. With a client, X in memory is written
+        once to `<url>/inputs`; without a url, to a temporary folder of this machine for as long as `fit` or `predict` takes.
+        Workers must see that folder: those of a local cluster do. Pickles leave the client out; clones share it.
+    url : str, Path or None
+        Folder that keeps the kernel matrix in tiles and other partial results. An equal fit, even after a crash, goes on from
+        there. None: nothing is kept.
 
-    After fit: `alpha_`, `alpha_path_`, `classes_`, `dual_coef_`, `intercept_`, `model_`, `solver_`, `fit_facts_` (how it was solved).
-    Source: MATH.md §6; Arora et al. 2019 (NTK regression).
+    Attributes
+    ----------
+    alpha_ : float
+        The α of the model.
+    alpha_path_ : list of dict
+        A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, where `solver_` is "eigh",
+        "effective_dimension". Empty for one α.
+    classes_ : array (C,)
+        The labels, sorted; the number of a label is the column of its target. For a dataset 0 … C − 1.
+    dual_coef_ : array (n, C), float64
+        Coefficients β of the training rows; (n,) for two classes. The rows are in the order of the fit: with selection "kfold" or
+        "holdout" group after group.
+    intercept_ : array (C,), float64, or float
+        Intercept b; a number for two classes, 0 without an intercept.
+    model_ : KernelRidgeModel
+        Preprocessing, kernel, training rows and coefficients of the fit.
+    solver_ : str
+        The solver that was used, one of `solver` but not "auto".
+    fit_facts_ : dict
+        How it was solved: the solver, why it was taken, and its spectrum, or the iterations and the residual of every solve.
+    n_features_in_ : int
+        Numbers in a row of X; for images the product of a row's shape.
 
+    Notes
+    -----
+    X is (n, d) or (n, *row_shape), such as images (n, h, w, c): a NumPy or CuPy array, a torch tensor, a data frame, a dask
+    array, or a dataset or its url. A dataset brings its own labels 0 … C − 1 and weights: leave y and sample_weight out. Rows
+    that are float64, integers or bool are computed in float64; float32 and float16 in float32; uint8 images in float32 after
+    division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays. With a url, or a
+    client, the kernel matrix is stored in tiles there.
+
+    `fit` warns (ConvergenceWarning) where "cg" stops short of the tolerance. It raises InputError for data that it cannot use,
+    MemoryBudgetError where no tile or solver fits the workers, and FingerprintError where `url` holds a fit of other data or
+    parameters.
+
+    References
+    ----------
+    MATH.md §6; Arora et al. 2019 (NTK regression).
+
+    Examples
+    --------
     >>> X, y = np.array([[0.0, 1], [1, 1], [9, 1], [10, 1]]), np.array(["low", "low", "high", "high"])
     >>> print(*KernelRidgeClassifier(alphas=(0.1, 1.0)).fit(X, y).predict([[2.0, 1], [8, 1]]))
     low high
@@ -172,11 +180,81 @@ class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
 
 
 class KernelRidgeRegressor(RegressorPart, _KernelRidge):
-    """Kernel ridge regression onto one or several targets: f(x) = Σ_i k(x, x_i) β_i + b, (K + αI)β = Y − 1b, Σβ = 0.
+    """Kernel ridge regression onto one or several targets.
 
-    Parameters, inputs and attributes are those of `KernelRidgeClassifier`, without `classes_`; y is (n,) or (n, k), and predictions
-    have the shape of scikit-learn's KernelRidge. One α is chosen for all the targets.
+    f(x) = Σ_i k(x, x_i) β_i + b with (K + αI)β = Y − 1b and Σβ = 0: the intercept is not penalised, as in `RidgeRegressor`, whose
+    fit on features φ this is for k = ⟨φ, φ⟩. α multiplies the identity beside the unnormalised K; α = 0 interpolates. One α is chosen
+    for all the targets.
 
+    Parameters
+    ----------
+    kernel : Kernel or None
+        The kernel k, such as `NTK(network)` or `RBF(gamma)`. None: `NTK(fully_connected(1))`. Its parameters are set as
+        `kernel__gamma`.
+    alphas : float or sequence of float
+        One α >= 0, or several, of which `selection` chooses one. α = 0 interpolates.
+    fit_intercept : bool
+        Whether to fit the intercept b, which is not penalised. False: b = 0.
+    selection : {"auto", "gcv", "loo", "kfold", "holdout"}
+        How one of several alphas is chosen, by squared error: "gcv" generalised cross-validation (out of core from a stochastic
+        trace), "loo" exact leave-one-out (not out of core), "kfold" 5 folds, "holdout" a fifth of the rows. "auto": "gcv" where
+        the kernel matrix is in one memory, "holdout" out of core. Rows that repeat share a fold.
+    solver : {"auto", "eigh", "cholesky", "tiled_cholesky", "cg"}
+        "eigh" and "cholesky" hold the kernel matrix in one memory; "tiled_cholesky" and "cg" (preconditioned conjugate gradients) work
+        out of core, on the tiles that a url or a client stores. "auto": the cheapest that fits the workers.
+    tolerance : float
+        Relative residual at which "cg" stops, between 0 and 1.
+    max_iterations : int
+        Iterations of "cg", at most.
+    client : distributed.Client or None
+        The cluster that computes; see `connect`. None: everything happens in this process. With a client, X in memory is written
+        once to `<url>/inputs`; without a url, to a temporary folder of this machine for as long as `fit` or `predict` takes.
+        Workers must see that folder: those of a local cluster do. Pickles leave the client out; clones share it.
+    url : str, Path or None
+        Folder that keeps the kernel matrix in tiles and other partial results. An equal fit, even after a crash, goes on from
+        there. None: nothing is kept.
+
+    Attributes
+    ----------
+    alpha_ : float
+        The α of the model.
+    alpha_path_ : list of dict
+        A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, where `solver_` is "eigh",
+        "effective_dimension". Empty for one α.
+    dual_coef_ : array (n, n_targets), float64
+        Coefficients β of the training rows; (n,) for one target. The rows are in the order of the fit: with selection "kfold" or
+        "holdout" group after group.
+    intercept_ : array (n_targets,), float64, or float
+        Intercept b; a number for one target, 0 without an intercept.
+    model_ : KernelRidgeModel
+        Preprocessing, kernel, training rows and coefficients of the fit.
+    solver_ : str
+        The solver that was used, one of `solver` but not "auto".
+    fit_facts_ : dict
+        How it was solved: the solver, why it was taken, and its spectrum, or the iterations and the residual of every solve.
+    n_features_in_ : int
+        Numbers in a row of X; for images the product of a row's shape.
+
+    Notes
+    -----
+    y is (n,) or (n, k). Predictions have the shape of scikit-learn's KernelRidge, that of y, (n,) for a single column.
+
+    X is (n, d) or (n, *row_shape), such as images (n, h, w, c): a NumPy or CuPy array, a torch tensor, a data frame, a dask
+    array, or a dataset or its url. A dataset brings its own targets and weights: leave y and sample_weight out. Rows that are
+    float64, integers or bool are computed in float64; float32 and float16 in float32; uint8 images in float32 after division by
+    255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays. With a url, or a client, the
+    kernel matrix is stored in tiles there.
+
+    `fit` warns (ConvergenceWarning) where "cg" stops short of the tolerance. It raises InputError for data that it cannot use,
+    MemoryBudgetError where no tile or solver fits the workers, and FingerprintError where `url` holds a fit of other data or
+    parameters.
+
+    References
+    ----------
+    MATH.md §6; Arora et al. 2019 (NTK regression).
+
+    Examples
+    --------
     >>> from ntkdask.kernels import RBF
     >>> X = np.linspace(0, 3, 30)[:, None]
     >>> KernelRidgeRegressor(RBF(1.0), alphas=(1e-8,)).fit(X, np.sin(X[:, 0])).predict([[1.0]]).round(3)
@@ -185,16 +263,8 @@ class KernelRidgeRegressor(RegressorPart, _KernelRidge):
 
 
 def _in_memory(fit: RidgeFit) -> RidgeFit:
-    """The fit with its training rows in memory: without a url their folder goes with the call."""
+    """The fit with its training rows in memory: without a url the folder that holds them is deleted after the call."""
     model = fit.model
     if not isinstance(model, KernelRidgeModel) or not isinstance(model.points, Dataset):
         return fit
     return replace(fit, model=replace(model, points=model.points.rows(0, model.points.n)))
-
-
-def _row_bytes(rows: Rows) -> int:
-    return int(np.prod(rows.row_shape, dtype=int)) * np.dtype(rows.dtype).itemsize
-
-
-def _shape(rows: Rows, k: int) -> KernelShape:
-    return KernelShape(rows.n_total, rows.n_total, rows.row_shape, _row_bytes(rows), k, inner_folds=INNER_FOLDS)

@@ -1,4 +1,4 @@
-"""Classification and regression: what labels and targets become, and what scores are turned back into."""
+"""Classification and regression: how labels become targets, and how outputs become labels or predictions again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,33 @@ from ntkdask.preprocessing.targets import decode
 
 
 class ClassifierPart(ClassifierMixin, RidgeBase):
-    """Labels to zero-mean one-hot targets and back; beside `RidgeBase`."""
+    """A classifier: labels become zero-mean one-hot targets, and outputs labels again. A mixin beside a `RidgeBase`."""
 
     classes_: np.ndarray
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Fit to X (n, ...) and labels y (n,), any kind; sample_weight (n,) not negative."""
+        """Fit to rows and their labels.
+
+        Parameters
+        ----------
+        X : array, dask array, data frame, dataset or url, (n, ...)
+            Training rows.
+        y : array (n,) or None
+            Labels of any kind, of at least two classes. None: those of the dataset X.
+        sample_weight : array (n,), float or None
+            Weights of the rows, at least 0; a number stands for n equal ones. None: 1, or those of the dataset.
+
+        Returns
+        -------
+        self
+            Itself, fitted.
+
+        Raises
+        ------
+        InputError
+            For data that it cannot use: other numbers of rows, NaN, one class only, negative weights, or labels beside a dataset.
+            It is a ValueError.
+        """
         x, labels, weights = self._opened(X, y, sample_weight, classes=True)
         if labels is None:
             self.classes_ = np.arange(len(x.class_names or ()))
@@ -32,20 +53,55 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
         return self._fit(x, targets.astype(np.int64), weights, count, count)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """(n, C) outputs; for two classes (n,), the output of the second minus that of the first, positive for the second.
+        """Compute the outputs from which the class is chosen.
 
-        For two classes these are the values of scikit-learn's RidgeClassifier, whose targets are ±1.
+        Parameters
+        ----------
+        X : array, dask array, data frame, dataset or url, (n, ...)
+            Rows of the shape seen in `fit`.
+
+        Returns
+        -------
+        array (n, C), or (n,) for two classes, float64
+            The outputs of the classes. For two: the output of the second minus that of the first, positive for the second. These are
+            the values of scikit-learn's RidgeClassifier, whose targets are ±1.
         """
         scores = self._scores(X)
         return scores[:, 1] - scores[:, 0] if self.classes_.size == 2 else scores
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n,) classes; of equal outputs the first class."""
+        """Predict the classes of rows.
+
+        Parameters
+        ----------
+        X : array, dask array, data frame, dataset or url, (n, ...)
+            Rows of the shape seen in `fit`.
+
+        Returns
+        -------
+        array (n,)
+            The class with the largest output; of equal outputs the first class.
+        """
         scores = self._scores(X)
         return self.classes_[decode(scores)]
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy; X may be a dataset with its own labels."""
+        """Accuracy of the predictions.
+
+        Parameters
+        ----------
+        X : array, dask array, data frame, dataset or url, (n, ...)
+            Rows of the shape seen in `fit`.
+        y : array (n,) or None
+            True labels. None: those of the dataset X.
+        sample_weight : array (n,), float or None
+            Weights of the rows, at least 0; a number stands for n equal ones. None: 1, or those of the dataset.
+
+        Returns
+        -------
+        float
+            Share of rows, by weight, whose class is predicted.
+        """
         y, sample_weight = self._truth(X, y, sample_weight)
         return super().score(X, y, sample_weight)
 
@@ -54,26 +110,72 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
 
 
 class RegressorPart(RegressorMixin, RidgeBase):
-    """One or several targets; beside `RidgeBase`."""
+    """A regressor onto one or several targets. A mixin beside a `RidgeBase`."""
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Fit to X (n, ...) and numbers y (n,) or (n, k); sample_weight (n,) not negative."""
+        """Fit to rows and their targets.
+
+        Parameters
+        ----------
+        X : array, dask array, data frame, dataset or url, (n, ...)
+            Training rows.
+        y : array (n,) or (n, k), or None
+            Targets; they are cast to float64. None: those of the dataset X.
+        sample_weight : array (n,), float or None
+            Weights of the rows, at least 0; a number stands for n equal ones. None: 1, or those of the dataset.
+
+        Returns
+        -------
+        self
+            Itself, fitted.
+
+        Raises
+        ------
+        InputError
+            For data that it cannot use: other numbers of rows, NaN, negative weights, or targets beside a dataset. It is a ValueError.
+        """
         x, targets, weights = self._opened(X, y, sample_weight, classes=False)
         shape = tuple(x.target_shape or ()) if targets is None else targets.shape[1:]
         return self._fit(x, targets, weights, None, self._set_targets(shape))
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n,) or (n, k) float64, as y was; (n,) for a single column."""
+        """Predict the targets of rows.
+
+        Parameters
+        ----------
+        X : array, dask array, data frame, dataset or url, (n, ...)
+            Rows of the shape seen in `fit`.
+
+        Returns
+        -------
+        array (n,) or (n, k), float64
+            In the shape of the y of `fit`; (n,) for a single column.
+        """
         scores = self._scores(X)
         return scores.reshape(len(scores), *self._target_shape)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """R², for several targets the mean of theirs; X may be a dataset with its own targets."""
+        """Coefficient of determination R² of the predictions.
+
+        Parameters
+        ----------
+        X : array, dask array, data frame, dataset or url, (n, ...)
+            Rows of the shape seen in `fit`.
+        y : array (n,) or (n, k), or None
+            True targets. None: those of the dataset X.
+        sample_weight : array (n,), float or None
+            Weights of the rows, at least 0; a number stands for n equal ones. None: 1, or those of the dataset.
+
+        Returns
+        -------
+        float
+            R²; for several targets the mean of theirs.
+        """
         y, sample_weight = self._truth(X, y, sample_weight)
         return super().score(X, y, sample_weight)
 
     def _set_targets(self, shape: tuple[int, ...]) -> int:
-        """Remember a row's targets, a single one as (), as scikit-learn's Ridge does; returns their number."""
+        """Remember the shape of a row's targets, () for a single one as scikit-learn's Ridge does; return their number."""
         count = int(np.prod(shape, dtype=int))
         self._target_shape = () if count == 1 else shape
         return count

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ntkdask import registry
 from ntkdask.datasets.rows import Rows
-from ntkdask.estimators.base import SEED, RidgeBase, Source, found_resources
-from ntkdask.estimators.inputs import fitted_here, numerics_dtype
+from ntkdask.estimators.base import RidgeBase, Source, found_resources
+from ntkdask.estimators.inputs import fitted_here
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
-from ntkdask.execution.progress import NUMERICS, Record
 from ntkdask.features.base import FeatureMap
-from ntkdask.files import require_disk
-from ntkdask.planning.resources import Resources, RidgePlan
-from ntkdask.planning.tiles import Plan
-from ntkdask.workflows.model import RidgeFit
-from ntkdask.workflows.ridge.fit import RidgeOptions, fit_ridge
-from ntkdask.workflows.ridge.plan import RidgeShape, costs_of, plan_ridge
-from ntkdask.workflows.ship import shipped
-from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
+from ntkdask.planning.resources import RidgePlan
+from ntkdask.workflows.ridge.options import RidgeOptions
+from ntkdask.workflows.ridge.recipe import RidgeRecipe, predictions_plan
 
 
 class _Ridge(RidgeBase):
-    """What the two ridge estimators share; see their texts."""
+    """What the two ridge estimators share; see their docstrings."""
 
     _parts = ("features",)
 
@@ -52,7 +43,7 @@ class _Ridge(RidgeBase):
 
     @property
     def coef_(self) -> np.ndarray:
-        """Weights of the features, (n_targets, n_components) or, for one target, (n_components,), float64."""
+        """Weights of the features, (n_targets, n_components) or, for one target or two classes, (n_components,), float64."""
         check_is_fitted(self)
         return self._coefficients(self.model_.weights.T)
 
@@ -65,45 +56,12 @@ class _Ridge(RidgeBase):
     def _takes_images(self, fitted: bool) -> bool:
         return (self.model_.map if fitted else self.features) is not None
 
-    def _fit_rows(self, source: Source, n_classes: int | None, k: int) -> RidgeFit:
+    def _recipe(self, source: Source, dtype: str) -> RidgeRecipe:
         options = RidgeOptions(tuple(np.atleast_1d(self.alphas)), self.fit_intercept, self.selection, self.solver)
-        dtype, folder = numerics_dtype(source.x), source.folder
-        features = fitted_here(self.features, source.x, source.targets, dtype)
-        # in memory nothing is recorded, and a map need not be describable
-        fingerprint = (
-            {}
-            if folder is None
-            else {
-                "data": source.digest,
-                "n_classes": n_classes,
-                "features": registry.to_config(features),
-                "dtype": dtype,
-                "solver": {**asdict(options), "folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED},
-                "numerics": NUMERICS,
-            }
-        )
-        if folder is not None:
-            features = shipped(features, folder / "state", self.client)
-        record = Record.open(folder, fingerprint)
-        plan = _plan(source.rows, features, options, k, dtype, found_resources(self.client, source.x), record, folder)
-        rows, groups = source.dealt(options.selection, options.n_groups(INNER_FOLDS), record)
-        return fit_ridge(
-            rows,
-            groups,
-            options,
-            plan,
-            features=features,
-            n_classes=n_classes,
-            k=k,
-            url=folder,
-            client=self.client,
-            record=record,
-        )
+        return RidgeRecipe(fitted_here(self.features, source.x, source.targets, dtype), options)
 
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
-        model = self.model_
-        found = found_resources(self.client, x)
-        return _plan(rows, model.map, RidgeOptions(), model.intercept.size, model.preprocessor.dtype, found)
+        return predictions_plan(self.model_, rows, found_resources(self.client, x))
 
     def _coefficients(self, values: np.ndarray) -> Any:
         raise NotImplementedError
@@ -115,26 +73,64 @@ class RidgeClassifier(ClassifierPart, _Ridge):
     min_W ‖Y − Φ(x)W − 1bᵀ‖² + α‖W‖², Y = 1 − 1/C in the column of the class, −1/C elsewhere. α multiplies the identity
     beside the unnormalised ΦᵀΦ, as in scikit-learn.
 
-    features: a feature map such as `NTKRandomFeatures`; None takes X as it is.
-    alphas: one α > 0, or several to choose from by `selection`: "gcv" (generalised cross-validation), "loo" (exact
-    leave-one-out), "kfold" (5 folds) or "holdout" (a fifth of the rows), by squared error. Rows that repeat share a fold.
-    solver: "eigh", "tridiagonal" (not for "loo"), "cholesky" (one α, or folds), or "auto".
-    client: a Dask client, see `connect`; None computes here. With a client X is written once to `<url>/inputs`; without a
-    url to a temporary folder of this machine for as long as fit or predict takes, which the workers must see: local
-    clusters do. Pickles leave the client out, clones share it.
-    url: a folder that keeps partial results: an equal fit, even after a crash, goes on from there; one of other data or
-    parameters raises FingerprintError.
+    Parameters
+    ----------
+    features : FeatureMap or None
+        Feature map φ, such as `NTKRandomFeatures`. None: X as it is, (n, d). Its parameters are set as `features__n_components`.
+        A map that depends on data is fitted to X and y, batch by batch; a map that is fitted already is used as it is.
+    alphas : float or sequence of float
+        One α > 0, or several, of which `selection` chooses one.
+    fit_intercept : bool
+        Whether to fit the intercept b, which is not penalised. False: b = 0.
+    selection : {"gcv", "loo", "kfold", "holdout"}
+        How one of several alphas is chosen, by squared error: "gcv" generalised cross-validation, "loo" exact leave-one-out, "kfold"
+        5 folds, "holdout" a fifth of the rows. Rows that repeat share a fold.
+    solver : {"auto", "eigh", "tridiagonal", "cholesky"}
+        Factorisation of the Gram matrix: "eigh" the whole spectrum, "tridiagonal" (not for "loo"), "cholesky" (for one α, or with
+        folds). "auto": Cholesky for one α, tridiagonal where rows outnumber features, else the whole spectrum.
+    client : distributed.Client or None
+        The cluster that computes; see `connect`. None: everything happens in this process. With a client, X in memory is written
+        once to `<url>/inputs`; without a url, to a temporary folder of this machine for as long as `fit` or `predict` takes.
+        Workers must see that folder: those of a local cluster do. Pickles leave the client out; clones share it.
+    url : str, Path or None
+        Folder that keeps partial results. An equal fit, even after a crash, goes on from there. None: nothing is kept.
 
-    X: (n, d), images (n, h, w, c) when there are features, NumPy, CuPy, data frames, dask arrays, or a dataset or its url,
-    which brings its own labels 0..C−1 and weights (leave y out). float64, integers and bool compute in float64, float32 and
-    float16 in float32, uint8 images in float32 after division by 255. Without client and url, dask arrays are computed
-    into memory. Feature maps that depend on data are fitted to X and y, batch by batch; a map that is fitted already is used as it is.
-    What such a map learned from y makes "gcv" and "loo" too sanguine; for "kfold" and "holdout" it is fitted anew without each fold.
+    Attributes
+    ----------
+    alpha_ : float
+        The α of the model.
+    alpha_path_ : list of dict
+        A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, for "gcv" and "loo",
+        "effective_dimension". Empty for one α.
+    classes_ : array (C,)
+        The labels, sorted; the number of a label is the column of its target. For a dataset 0 … C − 1.
+    coef_ : array (C, n_components), float64
+        Weights of the features in the decision function; (n_components,) for two classes.
+    intercept_ : array (C,), float64, or float
+        Intercept of the decision function; a number for two classes, 0 without an intercept.
+    model_ : RidgeModel
+        Preprocessing, map and weights of the fit.
+    n_features_in_ : int
+        Numbers in a row of X; for images the product of a row's shape.
 
-    After fit: `alpha_`, `alpha_path_` (a dict with alpha and score per α, smaller is better; empty for one), `classes_`,
-    `coef_`, `intercept_` (of the decision function and the features, (m,) and a number for two classes), `model_`, `n_features_in_`.
-    Predictions are NumPy arrays. Source: Zandieh et al. 2021, §5.1.
+    Notes
+    -----
+    X is (n, d), or (n, *row_shape), such as images (n, h, w, c), when there are features: a NumPy or CuPy array, a torch tensor,
+    a data frame, a dask array, or a dataset or its url. A dataset brings its own labels 0 … C − 1 and weights: leave y and
+    sample_weight out. Rows that are float64, integers or bool are computed in float64; float32 and float16 in float32; uint8
+    images in float32 after division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy
+    arrays.
 
+    A map that learned from y makes the scores of "gcv" and "loo" too good; for "kfold" and "holdout" it is fitted anew without
+    each fold. `fit` raises InputError for data that it cannot use, and FingerprintError where `url` holds a fit of other data or
+    parameters.
+
+    References
+    ----------
+    Zandieh et al. 2021, §5.1.
+
+    Examples
+    --------
     >>> X, y = np.array([[0.0], [1.0], [9.0], [10.0]]), np.array(["low", "low", "high", "high"])
     >>> print(*RidgeClassifier(alphas=(0.1, 1.0)).fit(X, y).predict([[2.0], [8.0]]))
     low high
@@ -142,46 +138,69 @@ class RidgeClassifier(ClassifierPart, _Ridge):
 
 
 class RidgeRegressor(RegressorPart, _Ridge):
-    """Ridge regression of features onto one or several targets: min_W ‖Y − Φ(x)W − 1bᵀ‖² + α‖W‖².
+    """Ridge regression of features onto one or several targets.
 
-    Parameters, inputs and attributes are those of `RidgeClassifier`, without `classes_`; y is (n,) or (n, k), and `coef_`,
-    `intercept_` and predictions have the shapes of scikit-learn's Ridge. One α is chosen for all the targets.
+    min_W ‖Y − Φ(x)W − 1bᵀ‖² + α‖W‖². α multiplies the identity beside the unnormalised ΦᵀΦ, as in scikit-learn; one α is chosen for
+    all the targets.
 
+    Parameters
+    ----------
+    features : FeatureMap or None
+        Feature map φ, such as `NTKRandomFeatures`. None: X as it is, (n, d). Its parameters are set as `features__n_components`.
+        A map that depends on data is fitted to X and y, batch by batch; a map that is fitted already is used as it is.
+    alphas : float or sequence of float
+        One α > 0, or several, of which `selection` chooses one.
+    fit_intercept : bool
+        Whether to fit the intercept b, which is not penalised. False: b = 0.
+    selection : {"gcv", "loo", "kfold", "holdout"}
+        How one of several alphas is chosen, by squared error: "gcv" generalised cross-validation, "loo" exact leave-one-out, "kfold"
+        5 folds, "holdout" a fifth of the rows. Rows that repeat share a fold.
+    solver : {"auto", "eigh", "tridiagonal", "cholesky"}
+        Factorisation of the Gram matrix: "eigh" the whole spectrum, "tridiagonal" (not for "loo"), "cholesky" (for one α, or with
+        folds). "auto": Cholesky for one α, tridiagonal where rows outnumber features, else the whole spectrum.
+    client : distributed.Client or None
+        The cluster that computes; see `connect`. None: everything happens in this process. With a client, X in memory is written
+        once to `<url>/inputs`; without a url, to a temporary folder of this machine for as long as `fit` or `predict` takes.
+        Workers must see that folder: those of a local cluster do. Pickles leave the client out; clones share it.
+    url : str, Path or None
+        Folder that keeps partial results. An equal fit, even after a crash, goes on from there. None: nothing is kept.
+
+    Attributes
+    ----------
+    alpha_ : float
+        The α of the model.
+    alpha_path_ : list of dict
+        A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, for "gcv" and "loo",
+        "effective_dimension". Empty for one α.
+    coef_ : array (n_targets, n_components), float64
+        Weights of the features; (n_components,) for one target, as in scikit-learn's Ridge.
+    intercept_ : array (n_targets,), float64, or float
+        Intercept of every target; a number for one target, 0 without an intercept.
+    model_ : RidgeModel
+        Preprocessing, map and weights of the fit.
+    n_features_in_ : int
+        Numbers in a row of X; for images the product of a row's shape.
+
+    Notes
+    -----
+    y is (n,) or (n, k). Predictions have the shape of y, (n,) for a single column, and are float64.
+
+    X is (n, d), or (n, *row_shape), such as images (n, h, w, c), when there are features: a NumPy or CuPy array, a torch tensor,
+    a data frame, a dask array, or a dataset or its url. A dataset brings its own targets and weights: leave y and sample_weight
+    out. Rows that are float64, integers or bool are computed in float64; float32 and float16 in float32; uint8 images in float32
+    after division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays.
+
+    A map that learned from y makes the scores of "gcv" and "loo" too good; for "kfold" and "holdout" it is fitted anew without
+    each fold. `fit` raises InputError for data that it cannot use, and FingerprintError where `url` holds a fit of other data or
+    parameters.
+
+    References
+    ----------
+    Zandieh et al. 2021, §5.1.
+
+    Examples
+    --------
     >>> X = np.array([[0.0], [1.0], [2.0]])
     >>> RidgeRegressor(alphas=(1e-9,)).fit(X, 2 * X[:, 0] + 1).predict([[3.0]]).round(3)
     array([7.])
     """
-
-
-def _plan(
-    rows: Rows,
-    features: FeatureMap | None,
-    options: RidgeOptions,
-    k: int,
-    dtype: str,
-    found: Resources,
-    record: Record | None = None,
-    folder: Path | None = None,
-) -> RidgePlan:
-    """Sizes that fit; those of the first run when the record has them."""
-    d = int(np.prod(rows.row_shape, dtype=int))
-    shape = RidgeShape(
-        rows.n_total,
-        rows.n_total,
-        rows.row_shape,
-        d * np.dtype(rows.dtype).itemsize,
-        d if features is None else features.n_components,
-        k,
-        options.n_groups(INNER_FOLDS),
-        options.selection,
-    )
-    plan = plan_ridge(shape, features, (), plan=Plan(dtype=dtype), resources=found)
-    if folder is None or record is None:
-        return plan
-    require_disk(
-        folder,
-        costs_of(shape, features, (), plan).disk_bytes,
-        "the fit",
-        "choose another url, or use fewer n_components",
-    )
-    return RidgePlan(**record.once("plan", plan.to_json))

@@ -1,8 +1,7 @@
-"""A Dask client: local processes on CPU cores or GPUs, or attached to a running scheduler; errors come before work.
+"""A Dask client of a new local cluster, on CPU cores or GPUs, or of a running scheduler; errors come before work.
 
-`connect` starts or finds the cluster and checks that its workers can run this package's tasks; `workers.py` says what it is
-made of. Nothing here schedules: `execution.py` does. Estimators,
-workflows and the command line take the client that `connect` returns.
+`connect` starts or finds the cluster and checks that its workers can run this package's tasks; `workers.py` says what it is made of.
+Nothing here schedules: `map_reduce.py` does. Estimators, workflows and the command line take the client that `connect` returns.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ TlsFiles = tuple[str | os.PathLike[str], str | os.PathLike[str], str | os.PathLi
 
 # Numba is not among them: its pool may be set once per process, and `threads.limited` sets how much of it a task uses.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# Results are receipts of a few bytes: a worker near its limit is busy computing, and spilling them would not help.
+# Results are receipts of a few bytes: spilling them frees nothing when a task fills a worker's memory.
 _NO_SPILLING = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
 _GUARD = "In a script, call it below `if __name__ == '__main__':`, since worker processes import the script."
 
@@ -53,23 +52,48 @@ def connect(
     timeout: float = 10.0,
     local_directory: str | os.PathLike[str] | None = None,
 ) -> Client:
-    """A client of the scheduler at `address` or in `scheduler_file`; of a new local cluster when neither is given.
+    """Connect to a running cluster, or start one on this machine when neither address nor scheduler file is given.
 
-    A local cluster listens on 127.0.0.1 alone and ends with its client (`client.close()`, or the `with` block).
-    n_workers: processes; default one per GPU, else one per core up to 4 cores, else a quarter of them (BLAS takes the
-    rest). threads_per_worker: task slots of each. worker_memory: bytes or text such as "2 GiB" per worker; default an
-    equal share of the host's. cuda: None takes the GPUs where they are usable, True insists, False leaves them alone.
-    dashboard_port: any free one where this one is taken. local_directory: workers' scratch; default the system's
-    temporary folder. These describe a local cluster; an existing one is as it is.
+    Parameters
+    ----------
+    address : str or None
+        Of a running scheduler, "tcp://HOST:PORT" or "tls://HOST:PORT".
+    scheduler_file : str, Path or None
+        The file that a running scheduler wrote its address to.
+    n_workers : int or None
+        Processes of a local cluster. None: one per GPU, else one per core up to 4 cores, else a quarter of them (BLAS takes the rest).
+    threads_per_worker : int
+        Task slots of each local worker.
+    worker_memory : int, str or None
+        Of each local worker, bytes or text such as "2 GiB". None: an equal share of the host's.
+    cuda : bool or None
+        None: local workers take the GPUs where they are usable; True: they must; False: they leave them alone.
+    security : Security, (ca, certificate, key) or None
+        TLS of a tls:// address, or to encrypt a local cluster; paths of PEM files, or Dask's object.
+    dashboard_port : int
+        Port of a local cluster's dashboard; any free one where it is taken.
+    timeout : float
+        Seconds to wait for a scheduler file, then for its scheduler, then for a first worker.
+    local_directory : str, Path or None
+        Scratch folder of local workers. None: the system's temporary folder.
 
-    timeout: seconds to wait for a scheduler file, then for its scheduler, then for a first worker.
-    security: for tls:// addresses, and to encrypt a local cluster.
+    Returns
+    -------
+    distributed.Client
+        A local cluster listens on 127.0.0.1 alone and ends with its client: `client.close()`, or the end of a `with` block.
 
-    Raises UserError for arguments that contradict each other; ClusterError when a GPU was asked for and cannot be used,
-    nothing answers in time, or a worker has other versions of the packages that results depend on.
+    Raises
+    ------
+    UserError
+        For arguments that contradict each other.
+    ClusterError
+        When a GPU was asked for and cannot be used, when nothing answers in time, or when a worker has other versions of the packages
+        that results depend on.
 
-    A script calls this below `if __name__ == "__main__":`, since worker processes import the script first; notebooks
-    and the command line need nothing.
+    Notes
+    -----
+    A script calls this below `if __name__ == "__main__":`, since worker processes import the script first; notebooks and the command
+    line need no such guard.
     """
     if address is not None and scheduler_file is not None:
         raise UserError(
@@ -105,12 +129,12 @@ def port_is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 class _LocalClient(Client):
-    """A client that takes its local cluster down with it."""
+    """A client that closes its local cluster when it is closed."""
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         cluster = self.cluster
         super().close(*args, **kwargs)
-        # once: the garbage collector closes again, at any moment, and a closed cluster's close still takes a lock of Dask's
+        # once: the garbage collector closes the client again, at any moment, and closing a closed cluster still takes a lock of Dask's
         if cluster is not None and cluster.status != Status.closed:
             cluster.close()
 
@@ -154,11 +178,11 @@ def _start_local(
 
 
 def _cluster_kind(n_workers: int | None, cuda: bool | None) -> tuple[type[LocalCluster], int, dict[str, Any]]:
-    """(class, number of processes, options of its own): GPUs where asked for and usable, else CPU cores."""
+    """(class, number of processes, further options) of a local cluster: GPUs where asked for and usable, else CPU cores."""
     cores = host_cores()
     on_cpu = n_workers or (cores if cores <= 4 else cores // 4)
-    # without CUDA_VISIBLE_DEVICES, CPU workers on a GPU machine would all move their arrays to the first GPU;
-    # config reaches workers that are started again after a death, the ambient configuration only the first ones
+    # with the GPUs visible, all CPU workers of a GPU machine would move their arrays to the first one;
+    # `config` also reaches workers that are started again after a death, the ambient configuration only the first ones
     cpu_kind = (LocalCluster, on_cpu, {"env": {"CUDA_VISIBLE_DEVICES": ""}, "config": _NO_SPILLING})
     if cuda is False:
         return cpu_kind
@@ -190,7 +214,7 @@ def _attach(address: str, security: Security | None, timeout: float, source: str
             f"{address} is encrypted, but no certificates were given. Pass security=(ca, certificate, key)."
         )
     try:
-        # in a thread of its own, since a notebook's has an event loop already
+        # in a separate thread, since a notebook's thread has an event loop already
         with ThreadPoolExecutor(1) as thread:
             thread.submit(asyncio.run, _greet(address, security or Security(), timeout)).result()
         return Client(address, security=security, timeout=timeout)
@@ -208,9 +232,9 @@ def _attach(address: str, security: Security | None, timeout: float, source: str
 
 
 async def _greet(address: str, security: Security, timeout: float) -> None:
-    """Shake hands with a scheduler and leave; TimeoutError when something listens there but does not speak Dask.
+    """Shake hands with a scheduler and disconnect; TimeoutError when something listens there but does not speak Dask.
 
-    Client's own timeout covers the connection, not the handshake: it would wait for ever on a stopped process.
+    The timeout of `Client` covers the connection, not the handshake: it would wait for ever on a stopped process.
     """
     greeting = comm.connect(address, timeout=timeout, **security.get_connection_args("client"))
     connection = await asyncio.wait_for(greeting, timeout)
@@ -218,7 +242,7 @@ async def _greet(address: str, security: Security, timeout: float) -> None:
 
 
 def _address_in(path: Path, timeout: float) -> str:
-    """The scheduler's address in a scheduler file, which may be about to be written."""
+    """The scheduler's address in a scheduler file, for which it waits up to `timeout` seconds."""
     deadline = time.monotonic() + timeout
     cause: Exception
     while True:
@@ -237,7 +261,7 @@ def _address_in(path: Path, timeout: float) -> str:
 
 
 def _require_workers(client: Client, timeout: float) -> None:
-    """Wait for a first worker; ClusterError after `timeout` seconds without one."""
+    """Wait for the first worker; ClusterError after `timeout` seconds without one."""
     try:
         client.wait_for_workers(1, timeout=timeout)
     except TimeoutError as error:
@@ -248,7 +272,7 @@ def _require_workers(client: Client, timeout: float) -> None:
 
 
 def _security(given: Security | TlsFiles | None) -> Security | None:
-    """Dask's Security of a triple of PEM files."""
+    """Dask's Security from the paths of three PEM files; None and a Security as they are."""
     if given is None or isinstance(given, Security):
         return given
     ca, certificate, key = (os.fspath(p) for p in given)
@@ -274,20 +298,21 @@ def _bytes(given: int | str) -> int:
 
 
 _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(256 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
-"""glibc in workers: Dask's own 64 KiB hands every batch's arrays back to the system, and its pages are zeroed again for the next
-one (a Gram slab took a fifth longer); 32 MiB is the largest array that the heap may keep."""
+"""Settings of glibc's allocator in workers. With Dask's trim threshold of 64 KiB the memory of every batch goes back to the system,
+which zeroes its pages again for the next batch: a Gram slab took a fifth longer. 32 MiB is the largest array that the heap keeps."""
 
 _LOGGING = {"DASK_LOGGING": "{'distributed.worker': 'critical', 'distributed.worker.memory': 'warning'}"}
-"""A worker that is told to leave while it works logs tracebacks of what it could not finish, a heartbeat for one. How tasks end is
-told by `execution.py`, how workers die by their nannies."""
+"""Log levels in workers. A worker that is closed while it works logs tracebacks of what it could not finish, such as a heartbeat.
+`map_reduce.py` reports how tasks end, nannies report how workers die."""
 
 
 @contextlib.contextmanager
 def _spawn_environment(threads: int) -> Iterator[None]:
-    """Start worker processes with `threads` BLAS threads, keeping memory between batches, saying little; ours is put back.
+    """Set the environment in which worker processes start, and restore ours afterwards.
 
-    Dask's default is one thread. The libraries read the variables when they are loaded, so they must be there before the
-    process starts: the nanny copies them into its own environment, and lets values that are there already win.
+    Workers get `threads` BLAS threads (Dask's default is one), keep memory between batches, and log little. The libraries read the
+    variables when they are loaded, so the variables must be set before the process starts. The nanny copies them into its own
+    environment, where values that are set already take precedence.
     """
     ours = {name: str(max(1, threads)) for name in _THREAD_VARIABLES}
     ours |= {name: os.environ.get(name, value) for name, value in (_ALLOCATOR | _LOGGING).items()}
@@ -307,11 +332,11 @@ def _spawn_environment(threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while a cluster starts, and keep it from its worker processes for good.
+    """Block Ctrl-C while a cluster starts, and in its worker processes for as long as they live.
 
-    A terminal sends it to every process of a command, but it is the driver that ends its workers: they would die with
-    tracebacks. Threads and processes inherit the blocked signal from the thread that starts them, so workers that come later
-    have it too.
+    A terminal sends Ctrl-C to every process of a command. The driver ends its workers; if the signal reached them, they would die with
+    tracebacks. Threads and processes inherit the blocked signal from the thread that starts them, so workers that start later have it
+    blocked, too.
     """
     resource_tracker.ensure_running()  # starting it unblocks the signal in the thread that does
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -322,7 +347,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _script_is_being_imported() -> bool:
-    """Whether the call comes from a script that a starting worker process imports (multiprocessing's `__mp_main__`)."""
+    """Whether a starting worker process is importing the script that makes this call (multiprocessing's `__mp_main__`)."""
     frame = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "__mp_main__" and frame.f_code.co_name == "<module>":

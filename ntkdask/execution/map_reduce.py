@@ -1,8 +1,8 @@
 """map_tiles and reduce_tiles: the only place that schedules, over a Dask client or a plain loop.
 
-Tasks carry addresses, not data: a task is a small picklable object with store urls in it, called with a tile. The loop is
-a rolling window of futures, each released as it finishes: a worker's death repeats what was in flight and nothing else.
-Labels are the words of the mathematics; they are what the Dask dashboard shows.
+Tasks carry addresses, not data: a task is a small picklable object that holds urls of stores and is called with a tile. The loop is a
+rolling window of futures, each released as it finishes: after a worker's death the tasks in flight are repeated and no others.
+Labels are the words of the mathematics; the Dask dashboard shows them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,30 @@ from ntkdask.execution.tree import Node, Tree
 T = TypeVar("T")
 
 ATTEMPTS = 3
-"""Tries of a task whose error may pass (the operating system's); errors of the mathematics are final at once."""
+"""Attempts at a task that fails with an error of the operating system, which may pass; other errors are final at once."""
 TASK_BYTES = 2**20
+"""Largest size of a pickled task; a larger one carries data."""
 PATIENCE_SECONDS = 60.0
 """How long a cluster may be without workers before a run gives up: a nanny restarts a dead one within seconds."""
 
 
 @dataclass(frozen=True)
 class Done(Generic[T]):
-    """A finished task: what it returned, how long it took, the highest memory its process ever held, and where."""
+    """A finished task.
+
+    Parameters
+    ----------
+    value : T
+        What the task returned.
+    seconds : float
+        How long it took.
+    peak_bytes : int
+        The highest resident memory that its process ever held.
+    worker : str
+        Address of the worker, or "local".
+    error : Exception or None
+        The error that it raised.
+    """
 
     value: T
     seconds: float
@@ -67,7 +82,7 @@ def peak_bytes() -> int:
 
 
 def _call(call: Callable[..., Any], arguments: tuple[Any, ...], n_threads: int | None) -> Done:
-    """Run one task with its threads; on a worker, or here. An error is returned, not raised: it is ours to report."""
+    """Run one task with `n_threads`, on a worker or here. An error is returned, not raised: the driver reports it."""
     started, value, failed = time.perf_counter(), None, None
     try:
         with threads.limited(n_threads or threads.ambient()):
@@ -78,7 +93,7 @@ def _call(call: Callable[..., Any], arguments: tuple[Any, ...], n_threads: int |
 
 
 def _portable(error: Exception) -> Exception:
-    """`error` with its traceback as a note, so that it survives the way to the driver; its text alone if it cannot."""
+    """`error` with its traceback as a note, since tracebacks are not pickled; a RuntimeError of its text if it cannot be pickled."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
         cloudpickle.loads(cloudpickle.dumps(error))
@@ -98,7 +113,7 @@ def _worker_address() -> str:
 
 
 def _failure(item: _Item, error: BaseException, worker: str) -> BaseException:
-    """The error to raise for a failed task: the package's own pass through, others become a TileError."""
+    """The error to raise for a failed task: errors of this package as they are, others as a TileError."""
     where = f"{item.label}: {item.key}" + (f" on {worker}" if worker else "")
     if isinstance(error, NtkdaskError):
         error.add_note(f"in {where}")
@@ -124,9 +139,9 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _run(ready: deque[_Item], done: Callable[[_Item, Done], None], client: Any, n_threads: int | None) -> None:
-    """Work off `ready`, to which `done` may add, until it is empty and nothing is in flight.
+    """Run the items of `ready`, to which `done` may add, until it is empty and nothing is in flight.
 
-    When a task fails, those in flight finish and are handed to `done` first, so that nothing computed is lost.
+    When a task fails, those in flight finish and are passed to `done` first, so that nothing computed is lost.
     """
     runner = _run_loop if client is None else _run_client
     runner(ready, done, client, n_threads)
@@ -158,7 +173,7 @@ def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client
             if error is None:
                 done(item, cast(Done, result))
             elif type(error).__name__ == "KilledWorker" and not alone:
-                # Dask blames whatever was on a worker when it died: what dies again alone is the culprit, the others finish
+                # Dask blames every task that was on a worker when it died. Each is run again alone: only the cause dies again
                 suspects.append(item)
             elif failure is not None:
                 continue
@@ -173,7 +188,7 @@ def _run_client(ready: deque[_Item], done: Callable[[_Item, Done], None], client
 
 
 class _ClientRun:
-    """The rolling window of futures of one map: each is released as it finishes."""
+    """The futures of one map that are in flight; each is released as it finishes."""
 
     def __init__(self, client: Any, n_threads: int | None) -> None:
         from distributed import as_completed
@@ -185,7 +200,7 @@ class _ClientRun:
         self._watch = _Watch(client, self.flying)
 
     def has_room(self) -> bool:
-        """Twice the slots: a worker that finishes finds its next task already there."""
+        """Whether fewer than two tasks a slot are in flight: a worker that finishes one has its next task already."""
         return len(self.flying) < 2 * sum(self._client.nthreads().values()) + 2
 
     def submit(self, item: _Item, attempt: int = 1, alone: bool = False) -> None:
@@ -195,14 +210,14 @@ class _ClientRun:
         where: dict[str, Any] = {}
         if item.near is not None:
             workers = sorted(self._client.nthreads())
-            # a wish, not a restriction: what the task has cached lies there
+            # a preference, not a restriction: that worker has cached what the task reads
             where = {"workers": workers[item.near % len(workers)], "allow_other_workers": True} if workers else {}
         future = self._client.submit(_call, item.call, item.arguments, self._n_threads, key=key, pure=False, **where)
         self.flying[future] = (item, attempt, alone)
         self._finished.add(future)
 
     def next(self) -> tuple[_Item, int, bool, Done | None, BaseException | None]:
-        """Wait for one: (item, attempt, alone, what it returned or None, error or None)."""
+        """Wait for a task to finish: (item, attempt, alone, its result or None, its error or None)."""
         future = next(self._finished)
         item, attempt, alone = self.flying.pop(future)
         result, error = _outcome(future)
@@ -222,7 +237,7 @@ class _ClientRun:
 
 
 class _Watch:
-    """Cancels what is in flight when the cluster has had no workers for a while: nobody would ever finish it."""
+    """A thread that cancels what is in flight when the cluster has had no workers for PATIENCE_SECONDS."""
 
     def __init__(self, client: Any, flying: Mapping[Any, Any]) -> None:
         self.lost = False
@@ -251,7 +266,7 @@ class _Watch:
 
 
 def _outcome(future: Any) -> tuple[Done | None, BaseException | None]:
-    """(what it returned, error) of a finished future."""
+    """(result, error) of a finished future."""
     if future.status == "cancelled":
         return None, ClusterError("the scheduler cancelled a task; everything committed is kept: run again to resume.")
     if future.status == "error":
@@ -261,7 +276,7 @@ def _outcome(future: Any) -> tuple[Done | None, BaseException | None]:
 
 
 def _check_size(task: Any) -> None:
-    """Refuse tasks that carry data: they would travel with every tile."""
+    """ValueError for a task that carries data, which would be sent with every tile."""
     size = len(cloudpickle.dumps(task))
     if size > TASK_BYTES:
         raise ValueError(f"a task of {size} bytes carries data; store it (states.save_state) and carry its url")
@@ -278,15 +293,32 @@ def map_tiles(
     needs: Callable[[Any], Iterable[Any]] | None = None,
     near: Callable[[Any], int] | None = None,
 ) -> None:
-    """Call `task(tile)` for every tile, on the cluster or (client=None) in this process.
+    """Call `task(tile)` for every tile, on the cluster or in this process.
 
-    receive(tile, done) is called here, in order of completion: it records receipts. threads: BLAS, OpenMP and Numba threads
-    of each task (None leaves them). Operating system errors are tried three times; any other failure ends the map after
-    what is in flight, as a TileError that names the tile or the package's own error with the tile in a note.
+    Parameters
+    ----------
+    task : function of a tile
+        Picklable and below 1 MiB: it carries addresses, not data.
+    tiles : iterable
+        Hashable and distinct. Among tiles that may start, the first in this order does.
+    client : distributed.Client or None
+        The cluster. None: a loop in this process.
+    label : str
+        Name of the stage in the dashboard and in errors.
+    receive : function of (tile, Done), or None
+        Called here in order of completion; it records receipts.
+    threads : int or None
+        BLAS, OpenMP and Numba threads of each task. None: as they are.
+    needs : function of a tile, or None
+        The tiles that must have been received before this one starts; those that are not among `tiles` count as received.
+    near : function of a tile, or None
+        An integer. Tiles with equal ones go to the same worker while it has room, for tasks that cache what they read.
 
-    needs(tile): the tiles that must have been received before this one starts; those that are not among `tiles` count as
-    received. Among tiles that may start, the first in the given order does. near(tile): an integer; equal ones go to the same
-    worker while it has room, for tasks that cache what they read.
+    Raises
+    ------
+    TileError
+        Names the tile of a task that failed; errors of this package are raised themselves, with the tile in a note. Errors of the
+        operating system are tried three times first. Tasks in flight finish before the error is raised.
     """
     if client is not None:
         _check_size(task)
@@ -332,10 +364,35 @@ def reduce_tiles(
 ) -> T:
     """Map `task` over the tiles and combine the results in a fixed binary tree over the tile index.
 
-    combine(node, left, right): node = (level, index), level 0 are the tiles; an odd node passes upwards unchanged. Which
-    pairs meet depends on the number of tiles alone, so equal plans give equal bits on any number of workers. `known`:
-    values of nodes from an earlier run; what lies below them is not computed. receive(node, done) is called here for every
-    new node. T is small (an address, a receipt, a few moments).
+    Which pairs are combined depends on the number of tiles alone, so equal plans give equal bits on any number of workers.
+
+    Parameters
+    ----------
+    task : function of a tile
+        Gives a small value: an address, a receipt, a few moments. Picklable and below 1 MiB, as `combine` is.
+    combine : function of (node, left, right)
+        Gives the value of a node = (level, index) from those of its children. Level 0 are the tiles; an odd node passes upwards
+        unchanged.
+    tiles : sequence
+        At least one.
+    client, label, threads
+        As in `map_tiles`.
+    sum_label : str or None
+        Name of the combining tasks. None: `label`-sum.
+    known : mapping or None
+        Values of nodes from an earlier run; nothing below them is computed.
+    receive : function of (node, Done), or None
+        Called here for every new node.
+
+    Returns
+    -------
+    T
+        The value of the root.
+
+    Raises
+    ------
+    TileError
+        As in `map_tiles`.
     """
     if not tiles:
         raise ValueError("reduce_tiles: no tiles")
@@ -361,7 +418,7 @@ def reduce_tiles(
     def release_ready() -> None:
         for node in [n for n, children in waiting.items() if all(c in values for c in children)]:
             left, right = waiting.pop(node)
-            # in front: a combined pair frees two stored partial sums
+            # combine before computing tiles: a combined pair frees two stored partial sums
             ready.appendleft(_Item(node, combine, (node, values[left], values[right]), sums))
 
     def done(item: _Item, result: Done) -> None:

@@ -1,4 +1,4 @@
-"""What a workflow tells its caller while it runs, and what it remembers between runs."""
+"""The progress of a workflow: listeners hear of it while it runs, records keep it between runs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ntkdask.files import write_text
 from ntkdask.registry import differences
 
 DRIVER = "driver"
-"""The worker of a step that the driver itself takes between its tasks: no worker's memory."""
+"""Stands for the worker where the driver itself runs a step between tasks; the memory of workers does not count it."""
 
 
 class Listener(Protocol):
-    """Hears of stages and of their tasks; the command line draws progress bars from it."""
+    """Called when a stage begins and when a task finishes; the command line draws its progress bars with one."""
 
     def stage(self, label: str, total: int, done: int = 0) -> None:
-        """A stage of `total` tasks begins, `done` of them by an earlier run."""
+        """A stage of `total` tasks begins; an earlier run finished `done` of them."""
 
     def task(self, label: str, done: Done) -> None:
         """One task of a stage finished."""
 
 
 class Silent:
-    """A listener that hears nothing."""
+    """A listener that does nothing."""
 
     def stage(self, label: str, total: int, done: int = 0) -> None:
         """Nothing."""
@@ -39,10 +39,18 @@ class Silent:
 
 @dataclass
 class Record:
-    """What a run finished: a JSON file of stage results beside its fingerprint, or (path=None) a dict for one call.
+    """The results of the finished stages of a run, kept in a JSON file with the run's fingerprint.
 
-    Written whole after every stage; what a stage returns must be JSON (urls, numbers). A record of another fingerprint is
-    refused with the keys that differ.
+    The file is written whole after every stage. A record with another fingerprint is refused, with the keys that differ.
+
+    Parameters
+    ----------
+    path : Path or None
+        The file. None: the results are kept for one call.
+    fingerprint : mapping
+        Everything that decides the results.
+    stages : dict
+        {name: result}, results ready for JSON (urls, numbers).
     """
 
     path: Path | None = None
@@ -51,7 +59,7 @@ class Record:
 
     @classmethod
     def open(cls, folder: Path | None, fingerprint: Mapping[str, Any]) -> Record:
-        """The record in `folder`, new when there is none; FingerprintError when it is another run's."""
+        """The record in `folder`, a new one when there is none; FingerprintError when it is another run's."""
         if folder is None:
             return cls(None, fingerprint)
         path = folder / "record.json"
@@ -74,14 +82,14 @@ class Record:
         return cls(path, asked, stored["stages"])
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """The result of stage `name`: from the record, or made now and recorded."""
+        """The result of stage `name`: from the record, or else computed now and recorded."""
         if name not in self.stages:
             self.stages[name] = make()
             self._write()
         return self.stages[name]
 
     def put(self, name: str, value: Any) -> None:
-        """Set the result of stage `name`, which may change: a checkpoint."""
+        """Set the result of stage `name`, also where it has one: a checkpoint."""
         self.stages[name] = value
         self._write()
 

@@ -1,7 +1,7 @@
-"""Where the stages of a workflow run and what they tell: folder, cluster, listener and record in one object.
+"""Where the stages of a workflow run: folder, cluster, listener and record in one object.
 
-A workflow makes its `Site` at its door, asks it once for resources, plans, and then runs its stages on it: one task (`alone`), many
-(`map`), tiles of a store (`fill`, `commit`), a sum over tiles (`reduce`). Nothing of a site is handed on by hand.
+A workflow makes its `Site` at its start, asks it once for resources, plans, and then runs its stages on it: one task (`alone`), many
+(`map`), tiles of a store (`fill`, `commit`), a sum over tiles (`reduce`). A workflow passes the site on whole, not its members.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ntkdask.store import Receipt, TileStore
 T = TypeVar("T")
 
 MOST_SAMPLES = 16
-"""Slots that measure at the same time, at most."""
+"""The largest number of slots that measure at the same time."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where stages run, and what they tell.
+    """Where stages run, and who hears of them.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ class Site:
     record : Record
         What earlier runs finished, and what this one does.
     name : str
-        What the names of stages begin with in the record.
+        Prefix of the names of stages in the record.
     threads : int or None
-        BLAS, OpenMP and Numba threads of each task. None: what its process has.
+        BLAS, OpenMP and Numba threads of each task. None: those that its process has.
     """
 
     folder: Path | None = None
@@ -62,8 +62,18 @@ class Site:
         listener: Listener | None = None,
         threads: int | None = None,
     ) -> Self:
-        """The site of a workflow whose results go to `url` (None: nowhere); without a client and a number of threads, all of this
-        process's.
+        """The site of a workflow whose results go to `url`.
+
+        Parameters
+        ----------
+        url : str, Path or None
+            The folder. None: nothing is stored.
+        client : distributed.Client or None
+            Whose workers run the tasks.
+        listener : Listener or None
+            Hears of stages and tasks.
+        threads : int or None
+            Threads of each task. None: with a client what its process has, without one all of this process's.
         """
         folder = None if url is None else local_path(url)
         return cls(
@@ -75,7 +85,7 @@ class Site:
 
     @property
     def home(self) -> Path:
-        """The folder; InputError where there is none and a cluster needs one."""
+        """The folder; InputError where there is none, as what workers compute must be stored."""
         if self.folder is None:
             raise InputError(
                 "what workers compute goes through a folder that they share with this process: give a url."
@@ -84,7 +94,7 @@ class Site:
 
     @property
     def states(self) -> Path:
-        """Where arrays that tasks share are kept."""
+        """The folder of states: arrays that tasks share."""
         return self.home / "state"
 
     @property
@@ -98,7 +108,7 @@ class Site:
         return 1 if self.client is None else max(1, len(self.client.nthreads()))
 
     def resources(self) -> Resources:
-        """What every task may count on: the smallest worker's share, asked now; without a client this process alone."""
+        """The resources of every task: the smallest worker's share now; without a client those of this process."""
         if self.client is None:
             return Resources.here()
         from ntkdask.execution.workers import resources
@@ -106,15 +116,15 @@ class Site:
         return resources(self.client)
 
     def within(self, name: str) -> Self:
-        """The site of a part of the workflow: a folder in this one, stages under its name."""
+        """The site of a part of the workflow: the folder `name` in this one, and `name/` before the names of its stages."""
         return replace(self, folder=None if self.folder is None else self.folder / name, name=f"{self.name}{name}/")
 
     def once(self, stage: str, make: Callable[[], T]) -> T:
-        """The result of a stage, ready for JSON: an earlier run's, or made now and recorded."""
+        """The result of a stage, ready for JSON: an earlier run's, or else computed now by `make` and recorded."""
         return self.record.once(f"{self.name}{stage}", make)
 
     def alone(self, task: Callable[[Any], T], label: str, argument: Any = 0, threads: int | None = None) -> T:
-        """What task(argument) returns, run as the one task of stage `label`. threads: its own (None: as every task's)."""
+        """Run task(argument) as the only task of stage `label` and return its value. threads: None for those of every task."""
         return self.map(task, [argument], label, threads=threads)[0]
 
     def map(
@@ -126,7 +136,21 @@ class Site:
         earlier: int = 0,
         threads: int | None = None,
     ) -> list[T]:
-        """What the task returns for every tile, in the order of the tiles. earlier: tiles of the stage that are done already."""
+        """Run the task for every tile and return the values, in the order of the tiles.
+
+        Parameters
+        ----------
+        task : function of a tile
+            See `map_tiles`.
+        tiles : iterable
+            What the task is called with.
+        label : str
+            The stage.
+        earlier : int
+            Tiles of the stage that are done already.
+        threads : int or None
+            Threads of each task. None: those of the site.
+        """
         tiles, found = list(tiles), {}
 
         def receive(tile: Any, done: Done[T]) -> None:
@@ -151,9 +175,9 @@ class Site:
         self._run(task, tiles, label, lambda tile, done: receive(tile, done.value), near=near)
 
     def fill(self, store: TileStore, task: Callable[[Any], Receipt], tiles: Sequence[Any], label: str) -> None:
-        """Compute the tiles of `store` that are pending; the task commits one and returns its receipt."""
+        """Compute the pending tiles of `store`; the task commits a tile and returns its receipt."""
         pending, axes = set(store.pending()), len(store.grid)
-        # rows of a map cut one axis; the others are one tile wide
+        # tiles of rows have one index; the store is one tile wide along its other axes
         todo = [t for t in tiles if (*t.index, *[0] * (axes - len(t.index))) in pending]
         self.commit(lambda tile: [store], task, todo, label, earlier=len(tiles) - len(todo))
 
@@ -174,7 +198,7 @@ class Site:
         stores : function of a tile
             The store of each receipt that its task returns, in their order; surplus stores are ignored.
         task : function of a tile
-            Commits and returns a Receipt or a sequence of them. Receipts of one task share its seconds by store.
+            Commits and returns a Receipt or a sequence of them. Receipts of one task in one store share its seconds.
         tiles : sequence
             What the task is called with.
         label : str
@@ -217,7 +241,7 @@ class Site:
         )
 
     def on_slots(self, task: Callable[[int], T], slots: int) -> list[T]:
-        """What a measuring task gives: here, or on each of the client's slots at the same time, MOST_SAMPLES at most."""
+        """Run a measuring task here, or on `slots` slots of the cluster at the same time, MOST_SAMPLES at most; its values."""
         count = 1 if self.client is None else max(1, min(slots, MOST_SAMPLES))
         found: list[T] = []
         map_tiles(

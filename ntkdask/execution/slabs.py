@@ -1,25 +1,25 @@
-"""Sums over slabs of rows kept in a tile store. A committed slab is a checkpoint: a killed run loses at most the slab each worker
-was in.
+"""Sums over slabs of rows kept in a tile store.
 
-for every slab (a task):  vector ← slab(rows);  commit
-combine pairs by slab index until one is left (a fixed binary tree: equal plan, equal bits)
+    for every slab (a task):  vector ← slab(rows);  commit
+    combine pairs by slab index until one is left (a fixed binary tree: equal plan, equal bits)
+
+A committed slab is a checkpoint: a killed run loses at most the slab that each worker was computing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ntkdask.execution.map_reduce import Done, reduce_tiles
-from ntkdask.execution.progress import Listener
+from ntkdask.execution.site import Site
 from ntkdask.execution.tree import Node, tree_children, tree_nodes
-from ntkdask.planning.resources import RidgePlan
-from ntkdask.planning.tiles import Tile, row_tiles
+from ntkdask.planning.tiles import Tile
 from ntkdask.store import Receipt, TileStore
 
 
@@ -37,7 +37,7 @@ class _SlabTask:
 
 @dataclass(frozen=True)
 class _CombineTask:
-    """Add two nodes of the tree; commit the sum at the node's own place, so that a repeat finds the same operands."""
+    """Add two nodes of the tree; commit the sum in a tile of its own, so that a repeated task reads the same operands."""
 
     combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
     url: str
@@ -53,51 +53,68 @@ class _CombineTask:
 def reduce_slabs(
     slab: Callable[[Tile], np.ndarray],
     combine: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    n_total: int,
+    slabs: Sequence[Tile],
     length: int,
-    plan: RidgePlan,
+    site: Site,
     *,
-    url: Path,
-    client: Any,
-    listener: Listener,
-    fingerprint: dict[str, Any],
     label: str,
+    store: Path,
+    fingerprint: Mapping[str, Any],
 ) -> tuple[str, int]:
-    """(url, index) of the tile that holds the sum, (1, length) float64, over all slabs of n_total rows.
+    """Sum all slabs through a store of partial sums; slabs that an earlier run committed are not computed again.
 
-    slab(tile) sums the selected rows of a slab into (length,) float64; combine(left, right) may reuse left. Both travel to the
-    workers. What an earlier run committed under an equal fingerprint is not computed again. Stages are `label`-slab and `label`-sum.
+    Parameters
+    ----------
+    slab : function of a tile
+        Sums the selected rows of a slab into (length,) float64. Sent to the workers.
+    combine : function of two vectors
+        Adds two sums; may reuse the left one. Sent to the workers.
+    slabs : sequence of Tile
+        Ranges of rows, in their order.
+    length : int
+        Numbers of one sum.
+    site : Site
+        Where the tasks run.
+    label : str
+        The stages are `label`-slab and `label`-sum.
+    store : Path
+        Where partial sums are kept.
+    fingerprint : mapping
+        Everything that decides the sums; a store with another fingerprint is refused.
+
+    Returns
+    -------
+    (str, int)
+        Url and index of the tile that holds the total, (1, length) float64.
     """
-    tiles = row_tiles(n_total, plan.slab_rows)
-    nodes = tree_nodes(len(tiles))
+    nodes = tree_nodes(len(slabs))
     slab_label = f"{label}-slab"
     places = {node: position for position, node in enumerate(nodes)}
-    store = TileStore.create(
-        url, shape=(len(nodes), length), tile_shape=(1, length), dtype="float64", fingerprint=fingerprint
+    sums = TileStore.create(
+        store, shape=(len(nodes), length), tile_shape=(1, length), dtype="float64", fingerprint=fingerprint
     )
-    known = {node: r for node in nodes if (r := _committed(store, places[node])) is not None}
-    listener.stage(slab_label, len(nodes), len(known))
-    children_of = {node: tree_children(len(tiles), node) for node in nodes if node[0] > 0}
+    known = {node: r for node in nodes if (r := _committed(sums, places[node])) is not None}
+    site.listener.stage(slab_label, len(nodes), len(known))
+    children_of = {node: tree_children(len(slabs), node) for node in nodes if node[0] > 0}
 
     def receive(node: Node, done: Done[Receipt]) -> None:
-        r = done.value
-        store.record(Receipt(r.index, r.checksum, done.seconds, done.peak_bytes, done.worker))
+        sums.record(replace(done.value, seconds=done.seconds, peak_bytes=done.peak_bytes, worker=done.worker))
         for child in children_of.get(node, ()):
-            store.discard((places[child], 0))
-        listener.task(slab_label, done)
+            sums.discard((places[child], 0))
+        site.listener.task(slab_label, done)
 
     root = reduce_tiles(
-        _SlabTask(slab, str(store.path)),
-        _CombineTask(combine, str(store.path), places),
-        tiles,
-        client,
+        _SlabTask(slab, str(sums.path)),
+        _CombineTask(combine, str(sums.path), places),
+        slabs,
+        site.client,
         label=slab_label,
         sum_label=f"{label}-sum",
         known=known,
         receive=receive,
-        threads=plan.threads,
+        threads=site.threads,
     )
-    return str(store.path), root.index[0]
+    return str(sums.path), root.index[0]
 
 
 def _committed(store: TileStore, place: int) -> Receipt | None:

@@ -1,4 +1,4 @@
-"""The fixed binary tree over n leaves along which reductions combine: it depends on n alone, so equal plans give equal bits."""
+"""The fixed binary tree over n leaves in which reductions combine: it depends on n alone, so equal plans give equal bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ Node = tuple[int, int]
 
 
 class Tree:
-    """The fixed binary tree over n leaves; an odd last node of a level stands for itself in the next one."""
+    """The fixed binary tree over n leaves; an odd last node of a level passes to the next level unchanged."""
 
     def __init__(self, n: int) -> None:
         self.widths = [n]
@@ -19,7 +19,7 @@ class Tree:
         return self._settle((len(self.widths) - 1, 0))
 
     def children(self, node: Node) -> tuple[Node, Node]:
-        """The two nodes that meet in an inner one."""
+        """The two nodes that are combined in an inner one."""
         level, index = node
         return self._settle((level - 1, 2 * index)), self._settle((level - 1, 2 * index + 1))
 
@@ -40,5 +40,5 @@ def tree_nodes(n_leaves: int) -> list[Node]:
 
 
 def tree_children(n_leaves: int, node: Node) -> tuple[Node, Node]:
-    """The two nodes whose values meet in the inner `node`."""
+    """The two nodes whose values are combined in the inner `node`."""
     return Tree(n_leaves).children(node)

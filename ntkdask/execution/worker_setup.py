@@ -1,4 +1,4 @@
-"""What every worker of a cluster is told before it computes: those that are there, and those that come later or again."""
+"""Calls that run once in every worker process of a cluster: in those that run now, and in those that start later or again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distributed import WorkerPlugin
 
 @dataclass(eq=False)
 class _Setup(WorkerPlugin):
-    """Calls `call()` when a worker starts, or now on those that run."""
+    """Runs `call()` when a worker starts, and now in those that run."""
 
     call: Callable[[], None]
     name: str
@@ -22,8 +22,15 @@ class _Setup(WorkerPlugin):
 
 
 def set_up_workers(client: Any, call: Callable[[], None], name: str) -> None:
-    """Run `call()` once in every worker process of the cluster, now or when it joins; equal names are the same call.
+    """Run a call once in every worker process of the cluster, now or when it joins.
 
-    call: picklable; it travels once to the scheduler and from there to each worker, and tasks need not carry what it brings.
+    Parameters
+    ----------
+    client : distributed.Client
+        The cluster.
+    call : function without arguments
+        Picklable. It is sent once to the scheduler and from there to each worker, so that tasks need not carry what it sets up.
+    name : str
+        Equal names are the same call.
     """
     client.register_plugin(_Setup(call, name), name=name)

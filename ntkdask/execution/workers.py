@@ -1,7 +1,7 @@
-"""What a cluster is made of: its workers' cores, memory, GPUs and versions, and what a plan may count on.
+"""The workers of a cluster: their cores, memory, GPUs and versions, and the resources that a plan may use.
 
-One call on every worker each time, nothing cached: workers come and go. `cluster.connect` checks versions with it; the command
-line and the estimators plan with `resources`.
+Every question is one call on every worker, and nothing is cached: workers come and go. `cluster.connect` checks versions with it; the
+command line and the estimators plan with `resources`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,26 @@ from ntkdask.wording import format_bytes
 _SAME_ON_WORKERS = ("python", "ntkdask", "numpy", "zarr", "dask", "distributed")
 _SAME_ON_SCHEDULER = ("python", "dask", "distributed")
 USABLE = 0.9
-"""Share of a worker's memory limit that tasks may plan with; the nanny ends the process at 0.95."""
+"""Share of a worker's memory limit that plans give to tasks; the nanny ends the process at 0.95."""
 
 
 def worker_facts(client: Client) -> list[dict[str, Any]]:
-    """What each worker is, sorted by address, from one call on every worker.
+    """The facts of each worker, sorted by address, from one call on every worker.
 
-    Keys: address, host (its name), affinity (indices of the cores it may use), cores (their number), slots (tasks at
-    a time), numba_threads (what NUMBA_NUM_THREADS allows), memory_limit (bytes, 0 for none), versions (by package), gpu
-    (None, or name and bytes).
+    Returns
+    -------
+    list of dict
+        With the keys
+
+        - address: of the worker
+        - host: name of its machine
+        - affinity: indices of the cores that it may use
+        - cores: their number
+        - slots: tasks that it runs at a time
+        - numba_threads: the most that NUMBA_NUM_THREADS allows
+        - memory_limit: bytes, 0 for none
+        - versions: by package
+        - gpu: None, or its name and bytes
     """
     workers = client.scheduler_info(n_workers=-1)["workers"]
     facts = [
@@ -45,10 +56,10 @@ def worker_facts(client: Client) -> list[dict[str, Any]]:
 
 
 def threads_per_task(client: Client) -> int:
-    """BLAS, OpenMP and Numba threads for one task: a host's cores ÷ its task slots, the least of all hosts, at least 1.
+    """BLAS, OpenMP and Numba threads for one task: the cores of a host ÷ its task slots, the least of all hosts, at least 1.
 
-    Workers that are still starting are not counted. A smaller NUMBA_NUM_THREADS wins: deploy/local/worker.sh sets it to
-    the final share, so that the number does not depend on who has arrived.
+    Workers that are still starting are not counted. A smaller NUMBA_NUM_THREADS is used instead: deploy/local/worker.sh sets it to the
+    final share, so that the number does not depend on which workers have joined.
     """
     return _threads_per_task(worker_facts(client))
 
@@ -74,7 +85,7 @@ def describe(client: Client) -> str:
 
 
 def resources(client: Client) -> Resources:
-    """What every task may count on: the smallest worker's memory by slot, its GPU, threads, and how many tasks run at once."""
+    """The resources of every task: the least memory of a slot, the smallest GPU, the threads, and how many tasks run at once."""
     facts = worker_facts(client)
     limits = [int(USABLE * f["memory_limit"] / f["slots"]) for f in facts if f["memory_limit"]]
     devices = [f["gpu"]["bytes"] if f["gpu"] else 0 for f in facts]
@@ -91,7 +102,7 @@ def resources(client: Client) -> Resources:
 
 
 def local_resources(n_workers: int | None, worker_memory: int | None) -> Resources:
-    """What `cluster.connect(n_workers=..., worker_memory=...)` would offer here, without starting it."""
+    """The resources of `cluster.connect(n_workers=..., worker_memory=...)` on this machine, without starting the cluster."""
     cores = host_cores()
     workers = n_workers or (cores if cores <= 4 else cores // 4)
     memory = worker_memory or memory_limit() // workers
@@ -99,14 +110,14 @@ def local_resources(n_workers: int | None, worker_memory: int | None) -> Resourc
 
 
 def check_versions(client: Client) -> None:
-    """ClusterError when the scheduler or a worker has other versions than this process, naming which has what."""
+    """ClusterError when the scheduler or a worker has other versions than this process, with a line for each."""
     found: Any = client.get_versions(check=False, packages=_SAME_ON_WORKERS[1:])
     here = _versions_here()
     lines = version_mismatches(here, {a: _packages(v) for a, v in found["workers"].items()}, _SAME_ON_WORKERS)
     lines += version_mismatches(here, {"the scheduler": _packages(found["scheduler"])}, _SAME_ON_SCHEDULER)
     if lines:
         raise ClusterError(
-            "the cluster does not run what this process runs, so its results could differ:\n  "
+            "the cluster has other versions than this process, so its results could differ:\n  "
             + "\n  ".join(lines)
             + "\nInstall the same versions everywhere, restart the workers, connect again."
         )
@@ -115,7 +126,7 @@ def check_versions(client: Client) -> None:
 def version_mismatches(
     here: Mapping[str, str | None], there: Mapping[str, Mapping[str, str | None]], packages: tuple[str, ...]
 ) -> list[str]:
-    """One line per package and differing version: what is here, what is there, and who has it.
+    """One line for each package and differing version: the version here, the version there, and where that is.
 
     >>> version_mismatches({"numpy": "2.4.6"}, {"tcp://a:1": {"numpy": "2.3.0"}}, ("numpy",))
     ['numpy is 2.4.6 here, 2.3.0 on tcp://a:1']
@@ -133,12 +144,12 @@ def version_mismatches(
 
 
 def _facts_here() -> dict[str, Any]:
-    """What a worker process knows of itself (runs there)."""
+    """The facts of the process it runs in, a worker's."""
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(host_cores()))
     usable, text = gpu_status()
     return {
         "host": platform.node(),
-        # a container's quota leaves the mask whole: count no more cores than it pays for
+        # a container's quota does not shorten the affinity mask: count no more cores than the quota allows
         "affinity": affinity[: host_cores()],
         "cores": len(affinity[: host_cores()]),
         "numba_threads": int(numba.config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
@@ -148,7 +159,7 @@ def _facts_here() -> dict[str, Any]:
 
 
 def _threads_per_task(facts: list[dict[str, Any]]) -> int:
-    """As `threads_per_task`. dask-cuda gives workers of one host different cores, so a host's are their union."""
+    """As `threads_per_task`. dask-cuda gives the workers of one host different cores: the host has their union."""
     hosts = defaultdict(list)
     for fact in facts:
         hosts[fact["host"]].append(fact)
@@ -158,12 +169,12 @@ def _threads_per_task(facts: list[dict[str, Any]]) -> int:
 
 
 def _packages(found: Mapping[str, Any]) -> dict[str, str | None]:
-    """Versions by package out of Dask's report; Python's without the patch level."""
+    """Versions by package from Dask's report; Python's without the patch level."""
     packages = dict(found["packages"])
     return {**packages, "python": ".".join(packages["python"].split(".")[:2])}
 
 
 def _versions_here() -> dict[str, str | None]:
-    """Versions in this process of what results depend on; None where a package is not installed."""
+    """Versions in this process of the packages that results depend on; None where one is not installed."""
     packages = _packages(get_versions(packages=_SAME_ON_WORKERS[1:]))
     return {name: packages.get(name) for name in _SAME_ON_WORKERS}

@@ -1,4 +1,4 @@
-"""The datasets that a job's [data] names, opened and checked against each other."""
+"""Open the datasets that the [data] of a job names, and check them against each other."""
 
 from __future__ import annotations
 
@@ -10,13 +10,35 @@ from ntkdask.errors import InputError, JobError
 
 
 def open_job_data(url: str | None, train: str | None, test: str | None, split: Any) -> tuple[Dataset, Dataset | None]:
-    """(train, test) datasets of a job: `url` with parts or with a split, or two urls; errors where they disagree."""
+    """Open the datasets of a job.
+
+    Parameters
+    ----------
+    url : str or None
+        A dataset with parts train and test, or one without parts that is split. None: `train` and `test` are given.
+    train, test : str or None
+        Urls of datasets without parts.
+    split : object or None
+        How `url` is split. None: it has parts.
+
+    Returns
+    -------
+    (Dataset, Dataset or None)
+        Training and test rows; one dataset, of all rows, and None where it is split.
+
+    Raises
+    ------
+    JobError
+        For parts that are missing, or that are there where one dataset is needed.
+    InputError
+        For datasets that disagree in row shape, kind, classes or targets, or that have no targets.
+    """
     if url is not None:
         parts = open_parts(url)
         if split is not None:
             if "all" not in parts:
                 raise JobError(
-                    f"{url} has parts {', '.join(parts)} and the job has a split: use one of them as url, or drop the split."
+                    f"{url} has parts {', '.join(parts)} and the job has a split: use one of them as url, or remove the split."
                 )
             return require_labels(parts["all"]), None
         if not {"train", "test"} <= set(parts):

@@ -1,4 +1,4 @@
-"""What a run folder holds: how far it is (`status`), whether its bytes are whole (`verify`), and mending it."""
+"""Inspect the folder of a run: its progress (`status`), and damaged files, which it can make pending again (`verify`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from ntkdask.store import tile_stores
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage of a run: tiles committed of all; finished stages say so whatever their tiles (sums give theirs up)."""
+    """The progress of one stage of a run.
+
+    Parameters
+    ----------
+    name : str
+        Of the stage, or path of its store.
+    done, total : int
+        Tiles that are committed, and all.
+    finished : bool
+        Whether the stage is finished, whatever its tiles: a finished sum has discarded those of its slabs.
+    """
 
     name: str
     done: int
@@ -25,7 +35,7 @@ class StageStatus:
 
 
 def open_record(folder: Path | str) -> dict[str, Any]:
-    """The record of a run; UserError when the folder holds none."""
+    """The record of a run as a dict; UserError when the folder holds none, StoreError when it is damaged."""
     path = local_path(folder) / "record.json"
     if not path.exists():
         raise UserError(f"{folder} holds no run (no record.json). Runs lie in runs/<name>.")
@@ -36,7 +46,7 @@ def open_record(folder: Path | str) -> dict[str, Any]:
 
 
 def status(folder: Path | str) -> list[StageStatus]:
-    """Every stage that has begun."""
+    """The progress of every stage of a run that has begun."""
     folder = local_path(folder)
     stages = open_record(folder)["stages"]
     rows = [StageStatus(name, 1, 1, True) for name in stages if name != "plan"]
@@ -50,7 +60,7 @@ def status(folder: Path | str) -> list[StageStatus]:
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that does not read back: a tile of a store, or a whole state."""
+    """A tile of a store, or a whole state (index None), that does not read back as it was written."""
 
     path: Path
     index: tuple[int, ...] | None
@@ -60,7 +70,20 @@ class Damage:
 
 
 def verify(folder: Path | str, repair: bool = False) -> list[Damage]:
-    """Read every committed tile and state once; what is damaged. repair: make it pending, so that the next run redoes it."""
+    """Read every committed tile and state of a run once, and list what is damaged.
+
+    Parameters
+    ----------
+    folder : Path or str
+        Of the run.
+    repair : bool
+        Make damaged tiles and the stages of damaged states pending, so that the next run computes them again.
+
+    Returns
+    -------
+    list of Damage
+        Empty for a whole run.
+    """
     folder = local_path(folder)
     record = open_record(folder)
     found = [Damage(store.path, index) for store in tile_stores(folder) for index in store.damaged()]

@@ -1,7 +1,7 @@
 """Job files: TOML → validated, frozen dataclasses. Data only: nothing in a job file is executed or imported.
 
-An unknown key is an error that names the nearest known one; a value of the wrong type says where it stands. `type` is a
-class's public name and its keys are the constructor's arguments, through the one registry.
+An unknown key is an error that names the nearest known one; the error for a value of the wrong type says in which table it is. `type`
+is the public name of a class in the registry, and the other keys are the arguments of its constructor.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from ntkdask import activations, networks, registry
 from ntkdask.errors import JobError, UserError, nearest
 from ntkdask.features.base import FeatureMap
 from ntkdask.jobs.data import open_job_data
-from ntkdask.jobs.kernel_ridge import KernelRidgeJob
-from ntkdask.jobs.ridge import RidgeJob
 from ntkdask.jobs.tables import STRICT, Tables, read_tables, require_name, validated
 from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import Kernel
@@ -31,7 +29,10 @@ from ntkdask.networks import Network
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Step, parse_steps
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
-from ntkdask.workflows.ridge.fit import SELECTIONS, RidgeOptions
+from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
+from ntkdask.workflows.ridge.options import RidgeOptions
+from ntkdask.workflows.ridge.recipe import RidgeRecipe
+from ntkdask.workflows.selection import SELECTIONS
 
 PRESETS: dict[str, Callable[..., Network]] = {
     "fully_connected": networks.fully_connected,
@@ -42,7 +43,17 @@ PRESETS: dict[str, Callable[..., Network]] = {
 
 @dataclass(frozen=True, config=STRICT)
 class SplitSpec:
-    """Either `folds` for cross-validation or a `test` fraction; neither when the data have train and test parts."""
+    """The table data.split: either `folds` or a `test` fraction; left out when the data have train and test parts.
+
+    Parameters
+    ----------
+    folds : int or None
+        Outer folds of a cross-validation, 2 to 100.
+    test : float or None
+        Share of the rows that are test rows, between 0 and 1.
+    shuffle : bool
+        At random by the seed; false: in contiguous stretches of rows.
+    """
 
     folds: int | None = None
     test: float | None = None
@@ -51,8 +62,24 @@ class SplitSpec:
 
 @dataclass(frozen=True, config=STRICT)
 class DataSpec:
-    """`url` of a dataset (with parts train and test, or to be split), or `train` and `test` urls. train_rows, test_rows: how many of
-    each are taken, at random by the seed; all without.
+    """The table [data] of a job: either `url`, or `train` and `test`.
+
+    Parameters
+    ----------
+    url : str or None
+        A dataset with parts train and test, or one that `split` splits.
+    train : str or None
+        A dataset of training rows.
+    test : str or None
+        A dataset of test rows.
+    split : SplitSpec or None
+        How the rows of `url` are split.
+    preprocess : tuple
+        Preprocessing steps in their order, names or tables; they are fitted to training rows alone.
+    train_rows : int or None
+        How many training rows are taken, at random by the seed. None: all.
+    test_rows : int or None
+        The same for test rows.
     """
 
     url: str | None = None
@@ -66,8 +93,26 @@ class DataSpec:
 
 @dataclass(frozen=True, config=STRICT)
 class SolverSpec:
-    """alphas: a list, or { logspace = [from exponent, to exponent, count] }; the others as in RidgeOptions, with a [kernel] as in
-    KernelRidgeOptions, where tolerance and max_iterations belong. selection: "gcv" for features, "auto" for a kernel.
+    """The table [solver] of a job; see `RidgeOptions`, with a [kernel] `KernelRidgeOptions`.
+
+    Parameters
+    ----------
+    alphas : float, tuple of float or dict
+        A number, a list, or { logspace = [from exponent, to exponent, count] }.
+    selection : str or None
+        How one of several alphas is chosen. None: "gcv" for features, "auto" for a kernel.
+    solver : str
+        The factorisation, or "cg" with a kernel; "auto" chooses.
+    fit_intercept : bool
+        Whether to fit an intercept, which is not penalised.
+    folds : int
+        Groups of training rows for selection "kfold", 2 to 100.
+    holdout : float
+        Share of training rows that selection "holdout" holds out, between 0 and 1.
+    tolerance : float or None
+        Relative residual at which "cg" stops; only with a kernel.
+    max_iterations : int or None
+        Iterations of "cg", at most; only with a kernel.
     """
 
     alphas: float | tuple[float, ...] | dict[str, Any] = (1.0,)
@@ -82,8 +127,24 @@ class SolverSpec:
 
 @dataclass(frozen=True, config=STRICT)
 class RunSpec:
-    """Seed, dtype and where things run; worker_memory as "2 GiB". folder: where the run's results go. slab_rows: of a reduction over
-    features; tile_rows: of a kernel matrix's tiles.
+    """The table [run] of a job: seed, dtype, sizes, and the local cluster.
+
+    Parameters
+    ----------
+    seed : int
+        Of the split, the folds, and of features and kernels that have none of their own.
+    dtype : str
+        "float32" or "float64", of the numerics.
+    worker_memory : str or None
+        Memory of a worker of a local cluster, such as "2 GiB".
+    n_workers : int or None
+        Workers of a local cluster.
+    slab_rows : int or None
+        Rows that one task of a reduction over features sums.
+    tile_rows : int or None
+        Rows and columns of a kernel matrix's tiles.
+    folder : str or None
+        Folder of the results. None: runs/<name>.
     """
 
     seed: int = 0
@@ -96,13 +157,29 @@ class RunSpec:
 
 
 SHARED_TABLES: Tables = {("data",): DataSpec, ("data", "split"): SplitSpec, ("run",): RunSpec}
-"""Tables that sweeps have, too."""
+"""The tables that job files and sweep files share."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class JobSpec:
-    """A whole job: ridge on [features] (without, on the rows), or on a [kernel]. They and [network] stay tables here; `build_job`
-    makes the objects.
+    """A whole job file: ridge on [features], on a [kernel], or without both on the rows themselves.
+
+    Parameters
+    ----------
+    name : str
+        Name of the run and of its folder.
+    data : DataSpec
+        Datasets, split, preprocessing.
+    network : dict or None
+        The network of the features or the kernel; a table here, as the next two are, of which `build_job` makes objects.
+    features : dict or None
+        The feature map.
+    kernel : dict or None
+        The kernel.
+    solver : SolverSpec
+        Alphas, how to choose among them, how to solve.
+    run : RunSpec
+        Seed, dtype, sizes, workers.
     """
 
     name: str
@@ -116,16 +193,29 @@ class JobSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A job with everything built and checked."""
+    """A checked job: its tables, preprocessing, and the recipe that is fitted."""
 
     spec: JobSpec
-    features: FeatureMap | None
-    kernel: Kernel | None
     steps: tuple[Step, ...]
-    options: RidgeOptions | KernelRidgeOptions
+    recipe: RidgeRecipe | KernelRidgeRecipe
+
+    @property
+    def features(self) -> FeatureMap | None:
+        """The map of ridge on features; None for a kernel, and for ridge on the rows themselves."""
+        return self.recipe.features if isinstance(self.recipe, RidgeRecipe) else None
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The kernel of kernel ridge."""
+        return self.recipe.kernel if isinstance(self.recipe, KernelRidgeRecipe) else None
+
+    @property
+    def options(self) -> RidgeOptions | KernelRidgeOptions:
+        """Alphas, how to choose among them, how to solve."""
+        return self.recipe.options
 
     def to_config(self) -> dict[str, Any]:
-        """The resolved job as its file would spell it, every default written out: for the report."""
+        """The job as the tables of its file with every default written out; the report shows them."""
         spec, features, kernel = self.spec, registry.to_config(self.features), registry.to_config(self.kernel)
         network = next((_innermost(table).pop("network", None) for table in (features, kernel) if table), None)
         data = {**registry.to_config(spec.data), "preprocess": registry.to_config(self.steps)}
@@ -144,7 +234,7 @@ class Job:
 
 
 def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
-    """Read, override (`section.key=value`, the value in TOML), validate and build a job; JobError says what is wrong where."""
+    """Read, validate and build a job; JobError names the problems and their keys. settings: `section.key=value`, values in TOML."""
     path = Path(path)
     table = read_tables(path, "job")
     for setting in settings:
@@ -156,9 +246,9 @@ def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
 
 
 def _located(value: Any, folder: Path) -> Any:
-    """Tables with the paths of files of weights, which a job file gives relative to its own folder, as absolute ones.
+    """The tables with absolute paths of weights, which a job file gives relative to its own folder.
 
-    JobError for a file that is not there. Nothing is read of it.
+    JobError for a file that does not exist. The file is not read.
     """
     if isinstance(value, list):
         return [_located(v, folder) for v in value]
@@ -176,15 +266,16 @@ def _located(value: Any, folder: Path) -> Any:
 
 
 def build_job(table: Mapping[str, Any]) -> Job:
-    """A job from its tables."""
+    """The job of a file's tables."""
     spec = validated(JobSpec, table, {**SHARED_TABLES, ("solver",): SolverSpec})
     _check(spec)
     steps = parse_steps(spec.data.preprocess)
     if spec.kernel is None:
-        return Job(spec, _features(spec), None, steps, _options(spec.solver))
+        return Job(spec, steps, RidgeRecipe(_features(spec), _options(spec.solver)))
     if spec.features is not None:
-        raise JobError("[features] and [kernel] are both there: a job fits one of them.")
-    return Job(spec, None, _object(spec, spec.kernel, "kernel"), steps, _kernel_options(spec.solver))
+        raise JobError("[features] and [kernel] are both there, but a job fits one of them. Remove the other.")
+    recipe = KernelRidgeRecipe(_object(spec, spec.kernel, "kernel"), _kernel_options(spec.solver))
+    return Job(spec, steps, recipe)
 
 
 def _check(spec: JobSpec) -> None:
@@ -265,12 +356,14 @@ def _features(spec: JobSpec) -> FeatureMap | None:
     if spec.features is not None:
         return _object(spec, spec.features, "feature map")
     if spec.network is not None:
-        raise JobError("[network] without [features] or [kernel]: say whether its kernel is approximated or computed.")
+        raise JobError(
+            "[network] needs [features] or [kernel]: they say whether its kernel is approximated or computed."
+        )
     return None
 
 
 def _object(spec: JobSpec, table: Mapping[str, Any], kind: str) -> Any:
-    """The feature map or kernel of a table, with the job's network and seed where it takes them."""
+    """The feature map or kernel of a table; it gets the job's network and seed where it takes them."""
     cls = registry.lookup(str(table.get("type")), kind)
     fields = {f.name for f in dataclasses.fields(cls)}
     given: dict[str, Any] = {"seed": spec.run.seed} if "seed" in fields and "seed" not in table else {}
@@ -288,7 +381,7 @@ def _object(spec: JobSpec, table: Mapping[str, Any], kind: str) -> Any:
 
 
 def _innermost(table: dict[str, Any]) -> dict[str, Any]:
-    """The table that holds the network: of a kernel within a kernel, the inner one."""
+    """The table that holds the network: the table itself, or that of the innermost kernel in it."""
     inner = table.get("kernel")
     return _innermost(inner) if isinstance(inner, dict) else table
 
@@ -341,7 +434,7 @@ def _override(table: dict[str, Any], setting: str) -> None:
 
 
 def to_training_job(job: Job) -> TrainingJob:
-    """The workflow's job: datasets opened and checked against each other."""
+    """The training job, with its datasets opened and checked against each other."""
     spec = job.spec
     train, test = open_job_data(spec.data.url, spec.data.train, spec.data.test, spec.data.split)
     split = spec.data.split
@@ -354,8 +447,4 @@ def to_training_job(job: Job) -> TrainingJob:
         "test_rows": spec.data.test_rows,
         "plan": Plan(spec.run.slab_rows, spec.run.tile_rows, dtype=spec.run.dtype),
     }
-    if job.kernel is not None:
-        assert isinstance(job.options, KernelRidgeOptions)
-        return KernelRidgeJob(spec.name, train, test, rule, job.steps, job.kernel, job.options, **common)
-    assert isinstance(job.options, RidgeOptions)
-    return RidgeJob(spec.name, train, test, rule, job.steps, job.features, job.options, **common)
+    return TrainingJob(spec.name, train, test, rule, job.steps, job.recipe, **common)

@@ -1,4 +1,4 @@
-"""Files of sweeps over pseudo- and empirical NTKs: TOML → a `PntkSweep` and its data, read as strictly as job files are.
+"""Files of sweeps over pseudo- and empirical NTKs: a TOML file becomes a `PntkSweep` and its data, as strictly as job files are read.
 
     name = "cifar10-pseudo-ntk"
     [data]                       # as in a job: url, or train and test; train_rows, test_rows at random by the seed; preprocess
@@ -10,8 +10,8 @@
     [protocol]                   # of training; without it, initial weights alone
     [run]                        # seed, dtype, folder, worker_memory, tile_rows
 
-A module's `width` (or `widening`) is the width, unless one of its keys says { times_width = 16 }: that number grows with it. Its
-n_outputs, row_shape and channels are those of the data. Called by the command line.
+Each of `widths` sets a module's `width` (or `widening`), unless one of its keys is { times_width = 16 }: then that key is 16 times the
+width. Its n_outputs, row_shape and channels are those of the data. Called by the command line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,17 @@ from ntkdask.workflows.empirical.sweep import KERNELS, PntkSweep, SweepData
 
 @dataclass(frozen=True, config=STRICT)
 class NetworkSpec:
-    """A network of the sweep: `module`, a registered description without its width, at every one of `widths`."""
+    """A network of the sweep, at several widths.
+
+    Parameters
+    ----------
+    name : str
+        Unique in the file.
+    widths : tuple of int
+        The widths of the network.
+    module : dict
+        Table of a registered description of a module, without its width.
+    """
 
     name: str
     widths: tuple[int, ...]
@@ -47,7 +57,17 @@ class NetworkSpec:
 
 @dataclass(frozen=True, config=STRICT)
 class KernelsSpec:
-    """`seeds` of networks and training, `kernels` and `alpha` as in `PntkSweep`."""
+    """The table [sweep].
+
+    Parameters
+    ----------
+    seeds : tuple of int
+        Of networks and training.
+    kernels : tuple of str
+        As in `PntkSweep`.
+    alpha : float
+        As in `PntkSweep`.
+    """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     kernels: tuple[str, ...] = KERNELS
@@ -56,7 +76,23 @@ class KernelsSpec:
 
 @dataclass(frozen=True, config=STRICT)
 class SweepSpec:
-    """A whole file."""
+    """A whole sweep file.
+
+    Parameters
+    ----------
+    name : str
+        Name of the sweep and of its folder.
+    data : DataSpec
+        Datasets and preprocessing; a sweep takes no split.
+    networks : tuple of NetworkSpec
+        The networks and their widths.
+    sweep : KernelsSpec
+        Seeds, kernels, alpha.
+    protocol : dict or None
+        Arguments of a `TrainingProtocol`. None: initial weights alone.
+    run : RunSpec
+        Seed, dtype, folder, memory, tiles.
+    """
 
     name: str
     data: DataSpec
@@ -67,17 +103,17 @@ class SweepSpec:
 
     @property
     def folder(self) -> Path:
-        """Where cells, trainings, table and figures go."""
+        """The folder of cells, trainings, table and figures."""
         return Path(self.run.folder or Path("runs") / self.name)
 
     @property
     def plan(self) -> Plan:
-        """Tiles and memory."""
+        """Requested tiles and memory."""
         return Plan(self.run.tile_rows, self.run.tile_rows, memory_bytes(self.run.worker_memory))
 
 
 def load_sweep(path: str | Path) -> tuple[SweepSpec, PntkSweep, SweepData]:
-    """Read and build; JobError says what is wrong where, DataError what is wrong with the data."""
+    """Read and build a sweep; JobError names the problems and their keys, DataError those of the data."""
     path = Path(path)
     table = read_tables(path, "sweep")
     try:
@@ -98,20 +134,20 @@ def _validated(table: Mapping[str, Any]) -> SweepSpec:
         or (data.train is None) != (data.test is None)
     ):
         raise JobError(
-            "[data] of a sweep needs url, of a dataset with parts train and test, or train and test; and no split."
+            "[data] of a sweep needs either url, a dataset with parts train and test, or train and test, and no split."
         )
     memory_bytes(spec.run.worker_memory)
     repeated = [n.name for n in spec.networks if sum(n.name == other.name for other in spec.networks) > 1]
     if repeated:
-        raise JobError(f"networks: two are named {repeated[0]!r}. Give each a name of its own.")
+        raise JobError(f"networks: two are named {repeated[0]!r}. Give each a different name.")
     return spec
 
 
 def _data(spec: SweepSpec) -> SweepData:
-    """The chosen rows, preprocessed with what the training rows say."""
+    """The chosen rows, with preprocessing that is fitted to the training rows."""
     train, test = open_job_data(spec.data.url, spec.data.train, spec.data.test, None)
     if test is None or train.kind != "classification":
-        raise JobError(f"[data] of a sweep is a classification; {train.url} is {train.kind}.")
+        raise JobError(f"[data] of a sweep must be for classification; {train.url} is for {train.kind}.")
     parse_steps(spec.data.preprocess)
     x, labels = _chosen(train, spec.data.train_rows, spec.run.seed, "train")
     x_test, labels_test = _chosen(test, spec.data.test_rows, spec.run.seed, "test")
@@ -145,7 +181,7 @@ def _description(network: NetworkSpec, width: int, data: SweepData) -> Any:
         table["network"] = registry.to_config(build_network(table["network"]))
     for key in ("seed", "weights", "weights_digest"):
         if key in table:
-            raise JobError(f"{where} has {key!r}: a sweep sets seeds and weights itself. Drop it.")
+            raise JobError(f"{where} has {key!r}: a sweep sets seeds and weights itself. Remove it.")
     grows = {key for key, value in table.items() if isinstance(value, Mapping) and "times_width" in value}
     for key in grows:
         times = table[key]["times_width"]
@@ -155,7 +191,7 @@ def _description(network: NetworkSpec, width: int, data: SweepData) -> Any:
     if not grows & {"width", "widening"}:
         own = "widening" if "widening" in known else "width"
         if own in table:
-            raise JobError(f"{where}.{own} is set by `widths`: drop it, or write {{ times_width = 16 }}.")
+            raise JobError(f"{where}.{own} is set by `widths`: remove it, or write {{ times_width = 16 }}.")
         table[own] = width
     given = {"n_outputs": data.n_classes, "row_shape": data.x.shape[1:], "channels": data.x.shape[-1]}
     return registry.from_config(table, "module", **{k: v for k, v in given.items() if k in known and k not in table})

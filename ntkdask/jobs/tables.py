@@ -1,6 +1,6 @@
-"""Files of tables (TOML) that are read strictly: what job files and sweep files share.
+"""Read TOML files strictly into dataclasses: what job files and sweep files share.
 
-An unknown key is an error that names the nearest known one. Called by `jobspec` and `sweepspec`.
+An unknown key is an error that names the nearest known one. Called by `spec.py` and `sweep_spec.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ntkdask.errors import JobError, nearest
 
 STRICT = ConfigDict(extra="forbid", strict=False)
-"""Of the dataclasses that a file's tables become."""
+"""The pydantic configuration of the dataclasses that a file's tables become."""
 
 T = TypeVar("T")
 Tables = Mapping[tuple[str, ...], type]
@@ -24,7 +24,7 @@ Tables = Mapping[tuple[str, ...], type]
 
 
 def read_tables(path: Path, kind: str) -> dict[str, Any]:
-    """The tables of a `kind` file; JobError where it is not there or is no TOML."""
+    """The tables of a file; JobError, which calls it a `kind` file, where it does not exist or is not TOML."""
     if not path.exists():
         raise JobError(f"{kind} file {path} does not exist. Examples are in jobs/.")
     try:
@@ -34,7 +34,7 @@ def read_tables(path: Path, kind: str) -> dict[str, Any]:
 
 
 def validated(cls: type[T], table: Mapping[str, Any], tables: Tables) -> T:
-    """A file's tables as a `cls`; JobError with the first problems in words."""
+    """The dataclass `cls` of a file's tables; JobError with the first problems in words."""
     try:
         return TypeAdapter(cls).validate_python(dict(table))
     except ValidationError as error:
@@ -42,7 +42,7 @@ def validated(cls: type[T], table: Mapping[str, Any], tables: Tables) -> T:
 
 
 def require_name(name: str) -> None:
-    """JobError for a name that no folder can have."""
+    """JobError for a name that cannot be that of a folder."""
     if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
         raise JobError(f"name is {name!r}: use letters, digits, '-', '_' and '.'; it names the run's folder.")
 
@@ -67,6 +67,6 @@ def _is_union_branch(part: Any, tables: Tables) -> bool:
 
 
 def _keys_at(path: Sequence[str], tables: Tables) -> list[str]:
-    """Keys that the table at `path` takes; the place in a list of tables does not matter."""
+    """The keys of the table at `path`, where positions in lists of tables are left out."""
     cls = tables.get(tuple(part for part in path if not part.isdigit()))
     return [] if cls is None else [f.name for f in dataclasses.fields(cls)]

@@ -1,65 +1,68 @@
-"""What a job computes, whatever file or call it came from: data, split, preprocessing, and what is fitted to them.
-
-`TrainingJob` holds what every job has; `RidgeJob` fits ridge regression on features, `kernel_job.KernelRidgeJob` on a kernel matrix.
-`run.run_job` runs any of them in a folder.
-"""
+"""The training job that a file or a call describes: data, split, preprocessing, and the recipe that is fitted to them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ntkdask import registry
 from ntkdask.datasets import Dataset
-from ntkdask.datasets.rows import DatasetRows
-from ntkdask.execution.progress import NUMERICS, Listener, Record
-from ntkdask.planning.resources import Costs, Resources, RidgePlan
+from ntkdask.execution.progress import NUMERICS
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Step
-from ntkdask.workflows.model import RidgeFit
+from ntkdask.workflows.recipe import FitRequest, Recipe
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How rows are dealt: folds (cross-validation) or a test fraction; neither when train and test are given."""
+    """How rows are split: into folds (cross-validation) or by a test fraction.
+
+    Parameters
+    ----------
+    folds : int or None
+        Outer folds; every one is the test rows of one fit.
+    test : float or None
+        Share of the rows that are test rows.
+    shuffle : bool
+        At random by the seed; False: in contiguous stretches of rows, the last ones to test.
+    """
 
     folds: int | None = None
     test: float | None = None
     shuffle: bool = True
 
 
-class Fold(NamedTuple):
-    """Rows of one outer fold: all training parts grouped for the choice of alpha, and the rows to test on."""
-
-    train: DatasetRows
-    groups: list[tuple[int, ...]]
-    test: DatasetRows
-
-
 @dataclass(frozen=True)
-class Site:
-    """Where a fit runs and what it tells: its folder, the cluster (None: here), who listens, what earlier runs finished, and
-    what its stages' names begin with.
-    """
+class TrainingJob:
+    """Data, split, preprocessing and a recipe; `jobs.run.run_job` runs it in a folder.
 
-    url: Path
-    client: Any
-    listener: Listener
-    record: Record
-    name: str
-
-
-@dataclass(frozen=True)
-class TrainingJob(ABC):
-    """Data, split and preprocessing; a subclass says what is fitted, what it costs and how alpha is chosen.
-
-    train_rows, test_rows: how many rows of each side are taken, at random by the seed, fewer being part of more; None: all.
+    Parameters
+    ----------
+    name : str
+        Name of the run and its report.
+    train : Dataset
+        Rows that are split; the training rows where `test` is given.
+    test : Dataset or None
+        Rows to test on. None: rows of `train`, by the split.
+    split : SplitRule or None
+        How `train` is split. None where `test` is given.
+    steps : tuple of Step
+        Preprocessing, fitted to training rows alone.
+    recipe : Recipe
+        What is fitted: ridge on features, kernel ridge.
+    inner_folds : int
+        Groups of training rows for k-fold selection of alpha.
+    holdout : float
+        Share of training rows that selection "holdout" holds out.
+    train_rows, test_rows : int or None
+        How many training and test rows are taken, at random by the seed; fewer rows are among more of the same seed. None: all.
+    seed : int
+        Seed of the split.
+    plan : Plan
+        Requested sizes and dtype.
     """
 
     name: str
@@ -67,6 +70,7 @@ class TrainingJob(ABC):
     test: Dataset | None
     split: SplitRule | None
     steps: tuple[Step, ...]
+    recipe: Recipe[Any]
     inner_folds: int = field(default=INNER_FOLDS, kw_only=True)
     holdout: float = field(default=HOLDOUT, kw_only=True)
     train_rows: int | None = field(default=None, kw_only=True)
@@ -74,48 +78,25 @@ class TrainingJob(ABC):
     seed: int = field(default=0, kw_only=True)
     plan: Plan = field(default_factory=Plan, kw_only=True)
 
-    @abstractmethod
-    def selection_under(self, plan: RidgePlan) -> str:
-        """How alpha is chosen."""
-
-    @abstractmethod
-    def n_inner(self, plan: RidgePlan) -> int:
-        """Into how many groups training rows are dealt for choosing alpha."""
-
-    @abstractmethod
-    def model_config(self) -> dict[str, Any]:
-        """The subclass's part of the fingerprint."""
-
-    @abstractmethod
-    def plan_for(self, resources: Resources) -> tuple[RidgePlan, Costs]:
-        """Sizes that fit, and what they cost; MemoryBudgetError when nothing fits."""
-
-    @abstractmethod
-    def costs_under(self, plan: RidgePlan) -> Costs:
-        """What a run under a stored plan costs."""
-
-    @abstractmethod
-    def stored_plan(self, table: Mapping[str, Any]) -> RidgePlan:
-        """The plan that a run's record holds."""
-
-    @abstractmethod
-    def fit(self, fold: Fold, plan: RidgePlan, site: Site) -> RidgeFit:
-        """Fit to the training rows of one outer fold; the model is stored."""
-
-    def measured(self, resources: Resources, client: Any = None, *, always: bool = False) -> Resources:
-        """`resources` with the pace of the job's kernel where that decides the plan (always: or only tells the time)."""
-        return resources
-
-    def time_words(self, plan: RidgePlan, resources: Resources) -> dict[str, str]:
-        """What a printed plan says of time, with the pace of `resources`."""
-        return {}
-
-    def size_words(self, plan: RidgePlan) -> dict[str, str]:
-        """What a printed plan says of the fit's own sizes."""
-        return {}
+    def request(self) -> FitRequest:
+        """The facts of the job on which the plan of its recipe depends."""
+        data = self.train
+        return FitRequest(
+            n_total=data.n,
+            n_train=self.n_train,
+            n_predicted=self.n_predicted,
+            row_shape=data.row_shape,
+            row_bytes=int(np.prod(data.row_shape)) * np.dtype(data.dtype).itemsize,
+            n_targets=self.n_targets,
+            n_fits=self.n_outer,
+            inner_folds=self.inner_folds,
+            steps=self.steps,
+            plan=self.plan,
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the results, except the plan, which the run's record keeps."""
+        recipe = self.recipe.config()
         return {
             "train": self.train.digest,
             "test": None if self.test is None else self.test.digest,
@@ -123,7 +104,8 @@ class TrainingJob(ABC):
             "train_rows": self.train_rows,
             "test_rows": self.test_rows,
             "preprocess": registry.to_config(self.steps),
-            **self.model_config(),
+            **recipe,
+            "solver": {**recipe["solver"], "folds": self.inner_folds, "holdout": self.holdout},
             "seed": self.seed,
             "dtype": self.plan.dtype,
             "numerics": NUMERICS,
@@ -136,7 +118,7 @@ class TrainingJob(ABC):
 
     @property
     def n_targets(self) -> int:
-        """Columns of the targets."""
+        """Number of columns of the targets."""
         if self.n_classes is not None:
             return self.n_classes
         return int(np.prod(self.train.target_shape or (1,)))
@@ -158,15 +140,9 @@ class TrainingJob(ABC):
         """About how many rows are predicted in all."""
         if self.test is not None:
             rows = self.test.n
+        elif self.n_outer > 1:
+            rows = self.train.n
         else:
-            rows = (
-                self.train.n
-                if self.n_outer > 1
-                else round((self.split.test or 1.0 if self.split else 1.0) * self.train.n)
-            )
+            share = self.split.test if self.split and self.split.test else 1.0
+            rows = round(share * self.train.n)
         return rows if self.test_rows is None else min(rows, self.test_rows)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a stored row."""
-        return int(np.prod(self.train.row_shape)) * np.dtype(self.train.dtype).itemsize

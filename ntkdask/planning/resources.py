@@ -1,6 +1,6 @@
-"""What a plan may count on and what it chose: resources of a cluster, sizes of a run, peak bytes of its tasks.
+"""Resources of a cluster, sizes of a run, and costs of its tasks.
 
-Pure numbers; every workflow makes its plan of these, and asks the same questions of it before it starts.
+Pure numbers. Every workflow makes its plan from resources, and checks its costs before it starts.
 """
 
 from __future__ import annotations
@@ -11,21 +11,41 @@ from typing import Any
 from ntkdask.arrays import host_cores
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.planning.pace import Pace, RowPace
+from ntkdask.planning.tiles import slab_rows
 from ntkdask.wording import format_bytes
 
 BASE_BYTES = 320 * 2**20
-"""A worker before its first task: Python, NumPy, SciPy, Numba, Zarr, Dask and its buffers (220 to 300 MiB measured)."""
+"""Memory of a worker before its first task: Python, NumPy, SciPy, Numba, Zarr, Dask and its buffers (220 to 300 MiB measured)."""
 
 
 BATCH_ROWS = 4096
-"""Rows of a batch: more float32 products before they are added in float64 cost accuracy, fewer cost rate."""
+"""Rows of a batch, whose float32 products are added in float64: larger batches lose accuracy, smaller ones take longer."""
+
+
+PREDICT_TILE = 8192
+"""The most rows that one task predicts."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a plan may count on: the smallest worker's memory for one task (None: unknown), its device memory (0: no GPU),
-    threads of a task among others and of one alone on its host, how many tasks run at once, and the measured pace of the kernel, or of
-    the map, at hand (None: not measured).
+    """The resources that a plan may use.
+
+    Parameters
+    ----------
+    memory_bytes : int or None
+        Memory of one task on the smallest worker. None: unknown, not bounded.
+    device_bytes : int
+        Memory of the smallest worker's GPU. 0: no GPU.
+    threads : int
+        Threads of a task while the other slots of its host run one, too.
+    solve_threads : int
+        Threads of a task that runs alone on its host.
+    slots : int
+        How many tasks run at once.
+    pace : Pace or None
+        Measured pace of the kernel that is computed. None: not measured.
+    row_pace : RowPace or None
+        Measured pace of the feature map that is computed. None: not measured.
     """
 
     memory_bytes: int | None = None
@@ -38,13 +58,31 @@ class Resources:
 
     @classmethod
     def here(cls) -> Resources:
-        """This process alone, with every core; its memory is not bounded."""
+        """The resources of one process alone, with every core of the machine; its memory is not bounded."""
         return cls(None, 0, host_cores(), host_cores(), 1)
 
 
 @dataclass(frozen=True)
 class RidgePlan:
-    """Sizes of a ridge run, chosen once, stored, and used again on resume: they and the threads decide the bits."""
+    """Sizes of a ridge run: chosen once, stored, and used again on resume, since they decide the bits.
+
+    Parameters
+    ----------
+    dtype : str
+        Of the numerics, "float32" or "float64".
+    slab_rows : int
+        Rows that one task of a reduction sums.
+    batch_rows : int
+        Rows that a task holds at a time.
+    tile_rows : int
+        Rows that one task predicts.
+    threads : int
+        BLAS, OpenMP and Numba threads of a task.
+    solve_threads : int
+        Threads of the tasks that factorise.
+    device : bool
+        Whether tasks compute on a GPU.
+    """
 
     dtype: str
     slab_rows: int
@@ -54,14 +92,42 @@ class RidgePlan:
     solve_threads: int
     device: bool
 
+    @classmethod
+    def unbounded(cls, n_total: int, dtype: str, resources: Resources, slab: int | None = None) -> RidgePlan:
+        """The sizes for n_total rows where memory is not bounded. slab: the requested rows of a slab (None: chosen here)."""
+        slab = slab or slab_rows(n_total)
+        return cls(
+            dtype=dtype,
+            slab_rows=slab,
+            batch_rows=min(slab, BATCH_ROWS),
+            tile_rows=min(slab, PREDICT_TILE),
+            threads=resources.threads,
+            solve_threads=resources.solve_threads,
+            device=resources.device_bytes > 0,
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """As a table."""
+        """The sizes as a table for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Peak bytes of a worker by kind of task, the process's own included; flops, tasks and disk bytes of the run."""
+    """The costs of a run.
+
+    Parameters
+    ----------
+    memory : dict
+        {name of a task: peak bytes of its worker, those of the process itself included}.
+    device_memory : int
+        Peak bytes on the GPU; 0 without one.
+    flops : float
+        Of the whole run.
+    tasks : int
+        Their number.
+    disk_bytes : int
+        What the run writes.
+    """
 
     memory: dict[str, int]
     device_memory: int
@@ -71,16 +137,16 @@ class Costs:
 
     @property
     def worker_bytes(self) -> int:
-        """The largest task's peak."""
+        """The peak bytes of the largest task."""
         return max(self.memory.values())
 
 
 def require_memory(costs: Costs, resources: Resources) -> None:
-    """MemoryBudgetError when a stored plan, which decides the bits of a resumed run, does not fit the workers there are now."""
+    """MemoryBudgetError when a run's stored plan, which decides its bits, does not fit the present workers."""
     limit = resources.memory_bytes
     if limit is not None and costs.worker_bytes > limit:
         worst = max(costs.memory, key=lambda name: costs.memory[name])
         raise MemoryBudgetError(
             f"{worst} of the run's stored plan needs {format_bytes(costs.worker_bytes)} but a worker has {format_bytes(limit)}. "
-            "Go on with workers as large as the first run's, or plan anew with --overwrite."
+            "Resume with workers as large as the first run's, or start again with --overwrite."
         )

@@ -1,4 +1,4 @@
-"""Features of a dataset as a dask array: lazily, or stored once, tile by tile, resumably."""
+"""Features of a dataset as a dask array: computed lazily, or stored once in tiles, which a later call resumes."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask import registry, threads
+from ntkdask import registry
 from ntkdask.arrays import Array, to_host
 from ntkdask.datasets import Dataset
-from ntkdask.execution.map_reduce import Done, map_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.datasets.rows import Rows
+from ntkdask.errors import MemoryBudgetError
+from ntkdask.execution.progress import Listener
+from ntkdask.execution.site import Site
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import FittedMap, require_fitted
-from ntkdask.files import local_path
+from ntkdask.planning.resources import BASE_BYTES
 from ntkdask.planning.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.store import Receipt, TileStore
+from ntkdask.wording import format_bytes
 from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.sources import as_source, rows_of
 from ntkdask.workflows.stream import FeatureStream, store_map
 
 TILE_BYTES = 64 * 2**20
+"""Features of a tile, at most, where no number of rows is requested."""
 
 
 @dataclass(frozen=True, eq=False)
 class _FeaturizeTask:
+    """Compute the features of a tile of rows and commit them."""
+
     stream: FeatureStream
     url: str
 
@@ -47,28 +53,55 @@ def featurize(
     plan: Plan | None = None,
     listener: Listener | None = None,
 ) -> Any:
-    """map(x) as a dask array (n, n_components), in blocks of whole rows.
+    """Features of rows, map(x), as a dask array (n, n_components) in blocks of whole rows.
 
-    x: an array, a dask array, a Dataset or its url; integers and uint8 images are cast (uint8 divided by 255). url=None:
-    lazy, nothing is computed or stored. url: every tile is computed now, stored there and resumed; equal tiles are not
-    computed again, and a store of another map, seed, dtype or data is refused. client: a Dask client, or None for a loop here.
-    A map that depends on data is fitted first (InputError otherwise): map.fit, or FeatureTransformer(map).fit for what is stored.
+    Parameters
+    ----------
+    map : FeatureMap
+        A map that depends on data must be fitted: by `map.fit`, or by `FeatureTransformer(map).fit` for stored rows.
+    x : array, dask array, Dataset or url, (n, *s)
+        Integers and bool are cast, uint8 images are divided by 255.
+    url : str, Path or None
+        Folder of the tiles: every tile is computed now, except those that an earlier call stored there. None: lazy, nothing is
+        computed or stored.
+    client : distributed.Client or None
+        Whose workers compute the tiles. None: a loop in this process.
+    plan : Plan or None
+        `tile_rows` of a tile; `memory_bytes` of a task beside the process itself (None: the smallest worker's share); `dtype`
+        "float32" or "float64" (None: float64 for float64 rows, else float32).
+    listener : Listener or None
+        Called when a tile is finished.
+
+    Returns
+    -------
+    dask.array.Array, (n, n_components)
+        Lazy, or reading the stored tiles.
+
+    Raises
+    ------
+    InputError
+        For a map that is not fitted, and for rows that are not finite, naming them.
+    FingerprintError
+        Where `url` holds features of another map, seed, dtype, data or tile size, with the keys that differ.
+    MemoryBudgetError
+        Where no tile fits a task, with the numbers, before anything runs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ntkdask import features, networks
+    >>> featurize(features.NTKRandomFeatures(networks.fully_connected(1), n_components=64), np.eye(5, 3)).shape
+    (5, 64)
     """
-    plan, listener = plan or Plan(), listener or Silent()
+    plan = plan or Plan()
     require_fitted(map)
     if url is None:
         return _lazy(map, x, plan)
-    path = local_path(url)
+    site = Site.at(url, client, listener)
+    path = site.home
     rows, digest = rows_of(x, path.with_name(path.name + ".inputs"), client is not None)
     dtype = plan.dtype or ("float64" if rows.dtype == "float64" else "float32")
-    itemsize = np.dtype(dtype).itemsize
-    tile_rows = plan.tile_rows or _tile_rows(map, rows.row_shape, rows.n_total, itemsize, plan.memory_bytes)
-    # tasks carry no arrays: what a map learned, and the weights of a torch module in it, lie beside the store
-    addressed: Any = map if client is None else shipped(map, f"{path}.state", client)
-    if isinstance(addressed, FittedMap) and client is not None:
-        addressed = store_map(f"{path}.state", addressed)
-    fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
-    stream = FeatureStream(rows, fitted, addressed, None, tile_rows)
+    tile_rows = _stored_tile_rows(map, rows, dtype, plan, site)
     store = TileStore.create(
         path,
         shape=(rows.n_total, map.n_components),
@@ -76,17 +109,13 @@ def featurize(
         dtype=dtype,
         fingerprint={"map": registry.to_config(map), "data": digest},
     )
-    pending = set(store.pending())
-    tiles = [t for t in row_tiles(rows.n_total, tile_rows) if (t.index[0], 0) in pending]
-    listener.stage("featurize", len(store.indices()), len(store.indices()) - len(tiles))
-
-    def receive(tile: Tile, done: Done[Receipt]) -> None:
-        r = done.value
-        store.record(Receipt(r.index, r.checksum, done.seconds, done.peak_bytes, done.worker))
-        listener.task("featurize", done)
-
-    n_threads = threads.current() if client is None else None
-    map_tiles(_FeaturizeTask(stream, str(path)), tiles, client, label="featurize", receive=receive, threads=n_threads)
+    # tasks carry no arrays: what a map learned, and the weights of a torch module in it, are stored beside the tiles
+    addressed: Any = map if client is None else shipped(map, f"{path}.state", client)
+    if isinstance(addressed, FittedMap) and client is not None:
+        addressed = store_map(f"{path}.state", addressed)
+    fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
+    stream = FeatureStream(rows, fitted, addressed, None, tile_rows)
+    site.fill(store, _FeaturizeTask(stream, str(path)), row_tiles(rows.n_total, tile_rows), "featurize")
     import dask.array as da
 
     return da.from_zarr(store.zarr_array())
@@ -117,9 +146,33 @@ def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
     )
 
 
-def _tile_rows(map: FeatureMap, row_shape: tuple[int, ...], n: int, itemsize: int, budget: int | None) -> int:
-    """Rows whose features fill about 64 MiB, fewer where the memory of a task says so."""
-    rows = max(1, min(n, TILE_BYTES // (itemsize * map.n_components)))
+def _stored_tile_rows(map: FeatureMap, rows: Rows, dtype: str, plan: Plan, site: Site) -> int:
+    """Rows of a tile: as requested, else as in the existing store, else as many as fit a task.
+
+    MemoryBudgetError, with the numbers, where they do not fit the smallest worker.
+    """
+    itemsize, budget = np.dtype(dtype).itemsize, plan.memory_bytes
+    if budget is None and site.client is not None and (share := site.resources().memory_bytes) is not None:
+        budget = max(0, share - BASE_BYTES)
+    asked = plan.tile_rows
+    if asked is None and (site.home / "zarr.json").exists():
+        # a resumed run keeps the tiles of the first one, whatever memory its workers have
+        asked = TileStore.open(site.home).tile_shape[0]
+    fitting = _tile_rows(map, rows.row_shape, asked or rows.n_total, itemsize, budget, whole=asked is not None)
+    if asked is not None and fitting < min(asked, rows.n_total):
+        raise MemoryBudgetError(
+            f"featurize with {type(map).__name__}(n_components={map.n_components}, {dtype}) needs more than a task has for tiles "
+            f"of {asked} rows: {format_bytes(budget or 0)} beside the process itself. Use tile_rows <= {fitting} and another url, "
+            "or give each worker more memory."
+        )
+    return asked or fitting
+
+
+def _tile_rows(
+    map: FeatureMap, row_shape: tuple[int, ...], n: int, itemsize: int, budget: int | None, *, whole: bool = False
+) -> int:
+    """Rows whose features fill about 64 MiB (whole: n rows), fewer where the memory of a task is too small."""
+    rows = n if whole else max(1, min(n, TILE_BYTES // (itemsize * map.n_components)))
     if budget is None:
         return rows
     return largest_rows(

@@ -1,4 +1,4 @@
-"""Fitted models: preprocessing and ridge on features, or on a kernel; stored as plain arrays and tables, never as pickles."""
+"""Fitted models: preprocessing and ridge on features, or on a kernel. They are stored as arrays and tables, never as pickles."""
 
 from __future__ import annotations
 
@@ -23,12 +23,28 @@ from ntkdask.workflows.ship import know_states, module_states, shipped
 from ntkdask.workflows.stream import ROWWISE, FeatureStream
 
 POINTS_BYTES = 64 * 2**20
-"""Training rows of a kernel model that a process keeps between batches; more are read for every batch."""
+"""Training rows of a kernel model, in bytes, that a process keeps between batches; more are read again for every batch."""
 
 
 @dataclass(frozen=True, eq=False)
 class RidgeModel:
-    """ŷ = φ(x)·weights + intercept. weights (m, k), intercept (k,), float64; n_classes for classifiers, else None."""
+    """Ridge on features, ŷ = φ(x)·weights + intercept.
+
+    Parameters
+    ----------
+    preprocessor : FittedPreprocessor
+        Applied to rows before the map.
+    map : FeatureMap or None
+        The feature map φ, m features. None: the preprocessed rows, flattened.
+    weights : array (m, k), float64
+        Weights of the features.
+    intercept : array (k,), float64
+        Added to every output; 0 where no intercept was fitted.
+    alpha : float
+        The ridge, on the unnormalised Gram matrix.
+    n_classes : int or None
+        Of a classifier, whose k outputs are those of the classes. None: regression.
+    """
 
     preprocessor: FittedPreprocessor
     map: FeatureMap | None
@@ -38,17 +54,17 @@ class RidgeModel:
     n_classes: int | None = None
 
     def scores(self, phi: Array) -> Array:
-        """(b, m) features → (b, k) float64 scores."""
+        """(b, m) features → (b, k) float64 outputs."""
         xp = namespace(phi)
         weights = xp.asarray(self.weights, dtype=phi.dtype)
         return (phi @ weights).astype("float64") + xp.asarray(self.intercept)
 
     def stream(self, rows: Rows, batch_rows: int, device: bool = False) -> FeatureStream:
-        """The features of rows, as this model wants them."""
+        """A stream of the features of rows, as this model's `scores` takes them."""
         return FeatureStream(rows, self.preprocessor, self.map, self.n_classes, batch_rows, device)
 
     def save(self, root: Path | str, client: Any = None) -> str:
-        """Store the model as a state under `root`; returns its url. client: whose workers will load it."""
+        """Store the model as a state in the folder `root`; returns its url. client: the cluster whose workers will load it."""
         feature_map = shipped(self.map, root, client)
         learned, described = to_state(feature_map)
         arrays = {"weights": self.weights, "intercept": self.intercept, **{f"map.{k}": v for k, v in learned.items()}}
@@ -65,10 +81,26 @@ class RidgeModel:
 
 @dataclass(frozen=True, eq=False)
 class KernelRidgeModel:
-    """ŷ(x) = Σ_i k(x, x_i)·coefficients_i + intercept. coefficients (n, k), intercept (k,), float64.
+    """Kernel ridge, ŷ(x) = Σ_i k(x, x_i)·coefficients_i + intercept.
 
-    points: the preprocessed training rows x_i, an array (n, *s) or the dataset that holds them. block_rows: how many of them are
-    in memory at a time.
+    Parameters
+    ----------
+    preprocessor : FittedPreprocessor
+        Applied to rows before the kernel.
+    kernel : Kernel
+        The kernel k.
+    points : array (n, *s) or Dataset
+        The preprocessed training rows x_i.
+    coefficients : array (n, k), float64
+        The dual solution.
+    intercept : array (k,), float64
+        Added to every output; 0 where no intercept was fitted.
+    alpha : float
+        The ridge, on the unnormalised kernel matrix.
+    n_classes : int or None
+        Of a classifier, whose k outputs are those of the classes. None: regression.
+    block_rows : int
+        How many training rows are in memory at a time.
     """
 
     preprocessor: FittedPreprocessor
@@ -81,25 +113,26 @@ class KernelRidgeModel:
     block_rows: int = 4096
 
     def scores(self, x: Array) -> Array:
-        """(b, *s) preprocessed rows → (b, k) float64 scores, block by block of the training rows."""
+        """(b, *s) preprocessed rows → (b, k) float64 outputs, summed over blocks of training rows."""
         xp = namespace(x)
         out = xp.zeros((x.shape[0], self.intercept.size)) + xp.asarray(self.intercept)
         on_device = is_device_array(x)
         for start in range(0, len(self.coefficients), self.block_rows):
             stop = min(start + self.block_rows, len(self.coefficients))
             k = self.kernel(x, to_device(self._points(start, stop), on_device))
-            # float64: coefficients of a small alpha are large and of both signs, their sum is not
+            # float64: with a small alpha the coefficients are large and of both signs, and their sum is small
             out += k.astype("float64", copy=False) @ xp.asarray(self.coefficients[start:stop])
         return out
 
     def stream(self, rows: Rows, batch_rows: int, device: bool = False) -> FeatureStream:
-        """Preprocessed rows, in their own shape."""
+        """A stream of the preprocessed rows in their own shape, as this model's `scores` takes them."""
         return FeatureStream(rows, self.preprocessor, ROWWISE, self.n_classes, batch_rows, device)
 
     def save(self, root: Path | str, client: Any = None) -> str:
-        """Store the model as a state under `root`; returns its url. Points in a dataset stay where they are.
+        """Store the model as a state in the folder `root`; returns its url.
 
-        client: whose workers will load it; they are told of a torch module in the kernel.
+        Points that are a dataset are not copied. client: the cluster whose workers will load the model; the weights of a torch module
+        in the kernel are sent to them.
         """
         kernel = shipped(self.kernel, root, client)
         arrays = {"coefficients": self.coefficients, "intercept": self.intercept}
@@ -167,8 +200,20 @@ def _save(
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """A fitted model, the path of scores over alphas (smaller is better; empty for one alpha), where the model lies, and what
-    else the metrics of its fold should say.
+    """The result of a fit.
+
+    Parameters
+    ----------
+    model : RidgeModel or KernelRidgeModel
+        The model at the chosen alpha.
+    path : list of dict
+        A row for each alpha: "alpha", "score" (smaller is better) and, where it is known, "effective_dimension". Empty for one alpha.
+    score_name : str
+        What the scores are, such as "GCV".
+    url : str or None
+        Where the model is stored. None: nowhere.
+    facts : dict
+        Further entries of the metrics.
     """
 
     model: Any

@@ -1,9 +1,9 @@
-"""Predictions of a fitted model, tile by tile, and what they are worth."""
+"""Predictions of a fitted model, tile by tile, and their metrics."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ import numpy as np
 
 from ntkdask.arrays import to_host
 from ntkdask.datasets.rows import DatasetRows, Rows
-from ntkdask.execution.map_reduce import Done, map_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.site import Site
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.preprocessing.targets import decode, encode_targets
-from ntkdask.store import Receipt, TileStore
+from ntkdask.store import TileStore
 from ntkdask.workflows.model import Model, load_model
 
 SCATTER_ROWS = 1000
+"""Rows of a regression's scatter plot, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,52 +48,64 @@ def predict(
     model: Model | str,
     rows: Rows,
     plan: RidgePlan,
-    *,
     k: int,
-    url: Path | None = None,
-    client: Any = None,
-    listener: Listener | None = None,
-    fingerprint: dict[str, Any] | None = None,
+    site: Site,
+    *,
+    store: Path | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
 ) -> np.ndarray | TileStore:
-    """(n_total, k) float64 scores, NaN for rows that are not selected: in memory, or (url) in a resumable tile store.
+    """Scores of the selected rows, tile by tile; NaN for rows that are not selected.
 
-    model: itself, or the url it is stored at (needed with a client).
+    Parameters
+    ----------
+    model : Model or str
+        The model, or the url where it is stored (required with a client).
+    rows : Rows
+        The rows to predict.
+    plan : RidgePlan
+        Rows of a tile and of a batch, threads, device.
+    k : int
+        Outputs of the model.
+    site : Site
+        Where the tiles are computed.
+    store : Path or None
+        The store of the scores, which is resumed. None: they are returned and not stored.
+    fingerprint : mapping or None
+        Everything that decides the stored scores.
+
+    Returns
+    -------
+    array (n_total, k) float64, or TileStore
+        The scores, or the complete store of them.
     """
-    listener = listener or Silent()
     tiles = row_tiles(rows.n_total, plan.tile_rows)
-    if url is None:
-        out = np.empty((rows.n_total, k))
-        listener.stage("predict", len(tiles))
-
-        def place(tile: Tile, done: Done) -> None:
-            out[tile.start : tile.stop] = done.value
-            listener.task("predict", done)
-
-        task = _PredictTask(rows, model, plan.batch_rows, plan.device, None)
-        map_tiles(task, tiles, client, label="predict", receive=place, threads=plan.threads)
-        return out
-    store = TileStore.create(
-        url, shape=(rows.n_total, k), tile_shape=(plan.tile_rows, k), dtype="float64", fingerprint=fingerprint or {}
+    task = _PredictTask(rows, model, plan.batch_rows, plan.device, None if store is None else str(store))
+    if store is None:
+        found = site.map(task, tiles, "predict")
+        return np.concatenate(found) if found else np.empty((0, k))
+    scores = TileStore.create(
+        store, shape=(rows.n_total, k), tile_shape=(plan.tile_rows, k), dtype="float64", fingerprint=fingerprint or {}
     )
-    pending = set(store.pending())
-    listener.stage("predict", len(tiles), len(tiles) - len(pending))
-
-    def receive(tile: Tile, done: Done[Receipt]) -> None:
-        r = done.value
-        store.record(Receipt(r.index, r.checksum, done.seconds, done.peak_bytes, done.worker))
-        listener.task("predict", done)
-
-    task = _PredictTask(rows, model, plan.batch_rows, plan.device, str(store.path))
-    wanted = [t for t in tiles if (t.index[0], 0) in pending]
-    map_tiles(task, wanted, client, label="predict", receive=receive, threads=plan.threads)
-    return store
+    site.fill(scores, task, tiles, "predict")
+    return scores
 
 
 def evaluate(scores: TileStore, rows: DatasetRows, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """Metrics of stored scores on the selected rows that have them, read tile by tile.
+    """Metrics of stored scores on the selected rows, read tile by tile.
 
-    Classification: accuracy, mse (against zero-mean one-hot targets), confusion[true][predicted]. Regression: mse, rmse, r2
-    and a sample for a scatter plot. NaN where there are no rows.
+    Parameters
+    ----------
+    scores : TileStore
+        (n, k) outputs of a model, from `predict`.
+    rows : DatasetRows
+        The rows, with their labels or targets.
+    class_names : sequence of str or None
+        Of a classification. None: a regression.
+
+    Returns
+    -------
+    dict
+        See `classification_metrics` and `regression_metrics`; {"rows": 0} where no rows are selected.
     """
     dataset, truths, predictions = rows.dataset, [], []
     for start in range(0, dataset.n, scores.tile_shape[0]):
@@ -111,7 +123,7 @@ def evaluate(scores: TileStore, rows: DatasetRows, class_names: Sequence[str] | 
 
 
 def classification_metrics(labels: np.ndarray, scores: np.ndarray, n_classes: int) -> dict[str, Any]:
-    """labels (n,), scores (n, C): accuracy, mse against zero-mean one-hot targets, confusion[true][predicted]."""
+    """Accuracy, mse against zero-mean one-hot targets, and confusion[true][predicted], of labels (n,) and outputs (n, C)."""
     found = decode(scores)
     confusion = np.zeros((n_classes, n_classes), np.int64)
     np.add.at(confusion, (labels, found), 1)
@@ -125,7 +137,7 @@ def classification_metrics(labels: np.ndarray, scores: np.ndarray, n_classes: in
 
 
 def regression_metrics(targets: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """targets and predicted (n, k): mse and rmse over all, R² against the mean of these targets, a scatter sample."""
+    """Metrics of targets and predictions (n, k): mse, rmse, R² against the mean of these targets, a sample for a scatter plot."""
     mse = float(np.mean((targets - predicted) ** 2))
     variance = float(np.mean((targets - targets.mean(axis=0)) ** 2))
     step = max(1, -(-len(targets) // SCATTER_ROWS))

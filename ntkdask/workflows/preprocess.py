@@ -1,14 +1,12 @@
-"""Fit preprocessing on training rows: one streamed reduction a step, each on the output of the earlier ones."""
+"""Fit preprocessing to training rows: one streamed reduction for each step, on the output of the earlier steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ntkdask.datasets.rows import Rows
-from ntkdask.execution.map_reduce import map_tiles, reduce_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.site import Site
 from ntkdask.execution.tree import Node
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
@@ -19,7 +17,7 @@ from ntkdask.workflows.stream import require_finite, store_preprocessor
 
 @dataclass(frozen=True, eq=False)
 class _StatisticsTask:
-    """What the next step needs to know of one slab. A covariance is stored as a state and its url returned."""
+    """The statistics of one slab that the next step needs. A covariance is stored as a state and its url returned."""
 
     rows: Rows
     fitted: FittedPreprocessor | str
@@ -40,6 +38,8 @@ class _StatisticsTask:
 
 @dataclass(frozen=True)
 class _MergeTask:
+    """Merge the statistics of two nodes."""
+
     step: Step
     states: str | None
 
@@ -48,41 +48,40 @@ class _MergeTask:
         return _put(b if a is None else a if b is None else a.merge(b), self.step, self.states)
 
 
-def fit_preprocessing(
-    rows: Rows,
-    steps: tuple[Step, ...],
-    plan: RidgePlan,
-    *,
-    states: Path | None = None,
-    client: Any = None,
-    listener: Listener | None = None,
-) -> FittedPreprocessor:
-    """The chain fitted to the selected rows; InputError naming rows with NaN or infinite values.
+def fit_preprocessing(rows: Rows, steps: tuple[Step, ...], plan: RidgePlan, site: Site) -> FittedPreprocessor:
+    """Fit the chain to the selected rows.
 
-    states: folder for what is too large to travel (covariances), needed with a client.
+    Parameters
+    ----------
+    rows : Rows
+        The training rows.
+    steps : tuple of Step
+        In the order in which they are applied; each is fitted to the output of the earlier steps.
+    plan : RidgePlan
+        dtype, rows of a slab and of a batch, threads of the step that decomposes a covariance.
+    site : Site
+        Where the slabs run. Its folder keeps covariances, which are too large to send; with a client it needs a folder.
+
+    Raises
+    ------
+    InputError
+        For rows with NaN or infinite values, naming them.
     """
-    listener = listener or Silent()
     fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, plan.dtype)
-    tiles = row_tiles(rows.n_total, plan.slab_rows)
-    root = None if states is None else str(states)
+    slabs = row_tiles(rows.n_total, plan.slab_rows)
     for step in steps:
-        statistics: Any = None
-        if step.needs != "nothing":
-            listener.stage("preprocess-slab", 2 * len(tiles) - 1)
-            carried = fitted if client is None or states is None else store_preprocessor(states, fitted)
-            task = _StatisticsTask(rows, carried, step, plan.batch_rows, root if client is not None else None)
-            statistics = reduce_tiles(
-                task,
-                _MergeTask(step, task.states),
-                tiles,
-                client,
-                label="preprocess-slab",
-                sum_label="preprocess-sum",
-                receive=lambda node, done: listener.task("preprocess-slab", done),
-                threads=plan.threads,
-            )
-        if isinstance(statistics, str) and states is not None:
-            fitted = _extend_on_cluster(store_preprocessor(states, fitted), step, statistics, plan, states, client)
+        if step.needs == "nothing":
+            fitted = fitted.extend(step)
+            continue
+        on_cluster = site.client is not None
+        carried = store_preprocessor(site.states, fitted) if on_cluster else fitted
+        states = str(site.states) if on_cluster else None
+        task = _StatisticsTask(rows, carried, step, plan.batch_rows, states)
+        statistics = site.reduce(task, _MergeTask(step, states), slabs, "preprocess-slab", sum_label="preprocess-sum")
+        if isinstance(statistics, str):
+            extend = _ExtendTask(store_preprocessor(site.states, fitted), step, str(site.states))
+            url = site.alone(extend, "preprocess-fit", statistics, plan.solve_threads)
+            fitted = FittedPreprocessor.from_state(*load_state(url))
         else:
             fitted = fitted.extend(step, statistics)
     return fitted
@@ -90,7 +89,7 @@ def fit_preprocessing(
 
 @dataclass(frozen=True)
 class _ExtendTask:
-    """Fit a step whose statistics are stored (ZCA: an eigendecomposition), where there are cores for it."""
+    """Fit a step whose statistics are stored (ZCA: an eigendecomposition), alone on a worker with the threads of its host."""
 
     fitted: str
     step: Step
@@ -101,29 +100,15 @@ class _ExtendTask:
         return store_preprocessor(self.states, chain.extend(self.step, _get(statistics)))
 
 
-def _extend_on_cluster(
-    fitted: str, step: Step, statistics: str, plan: RidgePlan, states: Path, client: Any
-) -> FittedPreprocessor:
-    urls: list[str] = []
-    map_tiles(
-        _ExtendTask(fitted, step, str(states)),
-        [statistics],
-        client,
-        label="preprocess-fit",
-        receive=lambda tile, done: urls.append(done.value),
-        threads=plan.solve_threads,
-    )
-    return FittedPreprocessor.from_state(*load_state(urls[0]))
-
-
 def _put(total: Statistics | None, step: Step, states: str | None) -> Any:
-    """Moments travel as they are; a covariance (d² numbers) goes to the store when there is one."""
+    """Statistics as tasks return them: moments; a covariance (d² numbers) as the url of its state, where states are kept."""
     if total is None or step.needs != "covariance" or states is None:
         return total
     return save_state(states, {"xtx": total.to_host().xtx}, {"n": total.n})  # type: ignore[union-attr]
 
 
 def _get(value: Any) -> Any:
+    """The statistics that `_put` returned or stored."""
     if not isinstance(value, str):
         return value
     arrays, attributes = load_state(value, keep=False)

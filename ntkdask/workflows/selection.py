@@ -26,7 +26,7 @@ def score_name(selection: str) -> str:
 def score_path(
     alphas: Sequence[float], scores: Sequence[float], dimensions: Sequence[float] | None = None
 ) -> list[dict[str, float]]:
-    """One row per alpha, ready for JSON: alpha, score (smaller is better) and, when known, the effective dimension."""
+    """A row for each alpha, ready for JSON: "alpha", "score" (smaller is better) and, where known, "effective_dimension"."""
     rows = [{"alpha": float(a), "score": float(s)} for a, s in zip(alphas, scores, strict=True)]
     for row, dimension in zip(rows, dimensions or [], strict=False):
         row["effective_dimension"] = float(dimension)
@@ -42,6 +42,6 @@ def best_alpha(path: Sequence[dict[str, float]]) -> float:
 
 
 def choose(ridge: Ridge, alphas: Sequence[float], scores: Sequence[float]) -> tuple[Solution, list[dict[str, float]]]:
-    """(solution at the best alpha, path) from one factorisation."""
+    """(solution at the best alpha, path of scores) from one factorisation."""
     path = score_path(alphas, scores, [ridge.effective_dimension(a) for a in alphas])
     return ridge.solve(best_alpha(path)), path

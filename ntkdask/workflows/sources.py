@@ -1,7 +1,7 @@
-"""What a workflow takes as rows: arrays, dask arrays, datasets and their urls, put where tasks can read them.
+"""The rows that a workflow takes (arrays, dask arrays, datasets, urls), put where tasks can read them.
 
-Arrays are used in place without a cluster. With one they are written once beside the store they are for, under the digest of
-their content; so are dask arrays, always. Called by featurize, kernel_matrix and the estimators.
+Arrays are used in place without a cluster. With one they are written once, beside the results and under the digest of their content.
+Dask arrays are always written. Called by featurize, kernel_matrix and the estimators.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ntkdask.states import content_digest
 def as_source(x: Any, name: str = "x") -> Any:
     """x as a Dataset (urls are opened), a dask array, or a NumPy or CuPy array (n, *s) with n >= 1.
 
-    Raises InputError for what has no rows, DtypeError for what holds no real numbers.
+    Raises InputError where it has no rows, DtypeError where it holds no real numbers; `name` stands for x in errors.
     """
     if isinstance(x, (str, os.PathLike)):
         x = open_dataset(x)
@@ -48,9 +48,23 @@ def row_shape_of(source: Any) -> tuple[int, ...]:
 
 
 def rows_of(x: Any, folder: Path, on_cluster: bool, name: str = "x") -> tuple[Rows, str]:
-    """(rows that tasks can read, digest of their content) of whatever `as_source` takes.
+    """Put rows where tasks can read them.
 
-    folder: where arrays are written when tasks run elsewhere.
+    Parameters
+    ----------
+    x : array, dask array, Dataset or url, (n, *s)
+        As `as_source` takes it.
+    folder : Path
+        Where arrays are written, when tasks do not run in this process; dask arrays always.
+    on_cluster : bool
+        Whether tasks run in other processes.
+    name : str
+        Stands for x in errors.
+
+    Returns
+    -------
+    (Rows, str)
+        The rows, and the digest of their content.
     """
     source = as_source(x, name)
     if isinstance(source, Dataset):
@@ -71,12 +85,12 @@ def rows_of(x: Any, folder: Path, on_cluster: bool, name: str = "x") -> tuple[Ro
 def store_input(folder: Path, x: Any, targets: Any = None, **keywords: Any) -> Dataset:
     """Write in-memory or dask arrays once, under the digest of their content; returns the dataset.
 
-    keywords: as in `write_dataset`, weights among them.
+    The keywords are those of `write_dataset`, such as weights.
     """
     if isinstance(x, np.ndarray):
         final = folder / content_digest(x, targets, keywords.get("weights"))
         return open_dataset(final) if final.exists() else write_dataset(final, x, targets, overwrite=True, **keywords)
-    # the content of a dask array is known when it is written; a path is never given to other content
+    # the digest of a dask array is known when it is written: it gets a temporary name first, so that a path never changes content
     arriving = folder / f"arriving-{uuid4().hex}"
     try:
         final = folder / write_dataset(arriving, x, targets, **keywords).digest[:16]

@@ -1,7 +1,7 @@
-"""Which rows train and which test: an int16 part number per row, seeded, equal rows always in the same part.
+"""Deal rows to training and test: an int16 part number for every row, by a seed, equal rows always in the same part.
 
-Rows that repeat (UCI Protein has 1 758) would leak from test into training: rows are grouped by a hash of their bytes and
-whole groups are dealt out. Folds of `selection="kfold"` are dealt the same way within the training rows.
+Rows that repeat (UCI Protein has 1 758) would leak from test into training: rows are grouped by a hash of their bytes and whole groups
+are dealt. Folds of `selection="kfold"` are dealt in the same way within the training rows.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.planning.tiles import Tile, row_tiles
 
 HASH_ROWS = 16384
+"""Rows that one task hashes."""
 LEFT_OUT = -1
-"""The part of rows that neither train nor test."""
+"""The part of rows that are in neither training nor test."""
 INNER_FOLDS, HOLDOUT = 5, 0.2
-"""How training rows are dealt to choose alpha, unless a job says otherwise."""
+"""Folds and held-out share of the training rows for choosing alpha, unless a job gives others."""
 
 
 @dataclass(frozen=True, eq=False)
 class _HashTask:
+    """(rows,) uint64 hash of the bytes of every row of a tile."""
+
     rows: Rows
 
     def __call__(self, tile: Tile) -> np.ndarray:
@@ -38,7 +41,7 @@ class _HashTask:
 
 
 def group_rows(rows: Rows, client: Any = None) -> np.ndarray:
-    """(n_total,) int64 group of every row: equal bytes, equal group, numbered by first appearance."""
+    """(n_total,) int64 group of every row, equal for equal bytes: the number of the first row of the group."""
     hashes = np.empty(rows.n_total, np.uint64)
 
     def place(tile: Tile, done: Any) -> None:
@@ -50,9 +53,30 @@ def group_rows(rows: Rows, client: Any = None) -> np.ndarray:
 
 
 def deal(groups: np.ndarray, n_parts: int, *, shuffle: bool, seed: int, path: seeds.Path) -> np.ndarray:
-    """(n,) int16: groups dealt to `n_parts` parts of equal size to within a group; InputError when there are too few.
+    """Deal whole groups of rows to parts of equal size, to within a group.
 
-    shuffle: in random order of the groups; else in contiguous stretches of rows.
+    Parameters
+    ----------
+    groups : array (n,)
+        Group of every row.
+    n_parts : int
+        Number of parts.
+    shuffle : bool
+        True: in a random order of the groups. False: in contiguous stretches of rows.
+    seed : int
+        Of the order.
+    path : tuple
+        Names the stream of random numbers; see `seeds`.
+
+    Returns
+    -------
+    array (n,), int16
+        Part of every row.
+
+    Raises
+    ------
+    InputError
+        For fewer groups than parts.
     """
     names, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     if names.size < n_parts:
@@ -65,7 +89,7 @@ def deal(groups: np.ndarray, n_parts: int, *, shuffle: bool, seed: int, path: se
 
 
 def hold_out(groups: np.ndarray, fraction: float, *, shuffle: bool, seed: int, path: seeds.Path) -> np.ndarray:
-    """(n,) int16: 1 for about `fraction` of the rows, whole groups, 0 for the others; the last rows without shuffle."""
+    """(n,) int16: 1 for about `fraction` of the rows, in whole groups, 0 for the others. Without shuffle, 1 for the last rows."""
     if not 0 < fraction < 1:
         raise InputError(f"a held-out fraction of {fraction!r}: expected a number between 0 and 1.")
     names, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
@@ -79,9 +103,9 @@ def hold_out(groups: np.ndarray, fraction: float, *, shuffle: bool, seed: int, p
 
 
 def keep(parts: np.ndarray, part: int, count: int | None, seed: int) -> np.ndarray:
-    """(n,) parts of which `part` keeps `count` rows, at random; its others become `LEFT_OUT`. None keeps all.
+    """Keep `count` rows of `part`, at random; the other rows of it become `LEFT_OUT`. None keeps all.
 
-    Fewer rows are among more of the same seed. InputError when there are not so many.
+    Fewer rows are among more of the same seed. InputError for more rows than the part has.
     """
     rows = np.flatnonzero(parts == part)
     if count is None:
@@ -94,7 +118,7 @@ def keep(parts: np.ndarray, part: int, count: int | None, seed: int) -> np.ndarr
 
 
 def deal_inner(groups: np.ndarray, selection: str, n_folds: int, fraction: float, seed: int) -> np.ndarray:
-    """(n,) int16 parts for choosing alpha: `n_folds` folds for "kfold", 1 for the held-out `fraction` for "holdout"."""
+    """(n,) int16 parts for choosing alpha: `n_folds` folds for "kfold"; for "holdout" 1 for the held-out `fraction`, else 0."""
     path: seeds.Path = ("split", "inner")
     if selection == "kfold":
         return deal(groups, n_folds, shuffle=True, seed=seed, path=path)
@@ -102,5 +126,5 @@ def deal_inner(groups: np.ndarray, selection: str, n_folds: int, fraction: float
 
 
 def state_of(parts: np.ndarray) -> dict[str, np.ndarray]:
-    """The parts as `states.save_state` takes them and `rows.DatasetRows` reads them."""
+    """The arrays of the state in which `datasets.rows.DatasetRows` reads part numbers."""
     return {PART: parts.astype(np.int16)}

@@ -1,4 +1,4 @@
-"""Rows → preprocessed rows → features, batch by batch: the one inner loop that every workflow's task walks."""
+"""Rows → preprocessed rows → features, batch by batch: the inner loop of the tasks of every workflow."""
 
 from __future__ import annotations
 
@@ -32,9 +32,22 @@ class Featured(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FeatureStream:
-    """Where features come from: rows, the fitted preprocessing and the map (None: identity), each an object or its state's url.
+    """The features of rows, computed batch by batch.
 
-    n_classes: labels become zero-mean one-hot targets; None: targets are numbers. device: compute on this process's GPU.
+    Parameters
+    ----------
+    rows : Rows
+        Rows, targets and weights.
+    preprocessor : FittedPreprocessor or str
+        The fitted preprocessing, or the url of its state.
+    map : FeatureMap, str or None
+        The feature map, or the url of its state. None: the preprocessed rows, flattened.
+    n_classes : int or None
+        Labels 0 … n_classes − 1 become zero-mean one-hot targets. None: targets are numbers.
+    batch_rows : int
+        Rows of a batch, at most.
+    device : bool
+        Compute on this process's GPU.
     """
 
     rows: Rows
@@ -46,21 +59,21 @@ class FeatureStream:
 
     @property
     def n_components(self) -> int:
-        """Features of a row."""
+        """Number of features of a row."""
         feature_map = self.loaded_map
         return math.prod(self.rows.row_shape) if feature_map is None else feature_map.n_components
 
     @property
     def loaded_map(self) -> FeatureMap | None:
-        """The map itself."""
+        """The map, loaded where it is given by its url."""
         return load_map(self.map) if isinstance(self.map, str) else self.map
 
     def select(self, *parts: int) -> FeatureStream:
-        """The same stream over other parts of the rows."""
-        return replace(self, rows=self.rows.select(*parts))  # type: ignore[attr-defined]
+        """The same stream with other parts of the rows selected."""
+        return replace(self, rows=self.rows.select(*parts))
 
     def batches(self, start: int, stop: int, with_targets: bool = True) -> Iterator[Featured]:
-        """Features of the selected rows in [start, stop). InputError naming the rows that hold NaN or infinite values."""
+        """Yield the features of the selected rows of [start, stop); InputError names rows with NaN or infinite values."""
         preprocess, feature_map = self._prepared(), self.loaded_map
         for batch in self.rows.batches(start, stop, self.batch_rows):
             yield self._featured(preprocess, feature_map, batch, with_targets)
@@ -68,24 +81,20 @@ class FeatureStream:
     @property
     def n_selected(self) -> int:
         """How many rows are selected."""
-        return selected_count(self.rows, self._parts)
+        return selected_count(self.rows)
 
     def selected_rows(self, start: int, stop: int, name: str = "x") -> Array:
-        """Preprocessed rows number `start` to `stop` − 1 of the selected ones: (stop − start, *row_shape), not flattened.
+        """Preprocessed rows as a kernel takes them: numbers `start` to `stop` − 1 of the selected ones, (stop − start, *row_shape).
 
-        What a kernel takes; the map is not applied. InputError naming, as rows of `name`, those that are not finite.
+        The map is not applied. InputError names, as rows of `name`, those with NaN or infinite values.
         """
         preprocess, numbers = self._prepared(), self.rows.part_numbers()
         first, last = start, stop
         if numbers is not None:
-            chosen = np.flatnonzero(np.isin(numbers, self._parts))[start:stop]
+            chosen = np.flatnonzero(np.isin(numbers, self.rows.parts))[start:stop]
             first, last = int(chosen[0]), int(chosen[-1]) + 1
         found = [self._preprocessed(preprocess, b, name) for b in self.rows.batches(first, last, self.batch_rows)]
         return found[0] if len(found) == 1 else namespace(found[0]).concatenate(found)
-
-    @property
-    def _parts(self) -> tuple[int, ...]:
-        return self.rows.parts  # type: ignore[attr-defined]
 
     def _preprocessed(self, preprocess: FittedPreprocessor, batch: Batch, name: str = "x") -> Array:
         x = preprocess(to_device(np.asarray(batch.x), self.device))
@@ -98,7 +107,7 @@ class FeatureStream:
         x = self._preprocessed(preprocess, batch)
         phi = x.reshape(x.shape[0], -1) if feature_map is None else feature_map(x)
         if isinstance(phi, np.ndarray) and np.may_share_memory(phi, batch.x):
-            phi = phi.copy()  # the accumulator scales by weights in place: never the user's array
+            phi = phi.copy()  # the accumulator scales by weights in place, which must not change the user's array
         y = None if not with_targets or batch.targets is None else to_device(self._encoded(batch), self.device)
         weights = None if batch.weights is None else to_device(np.asarray(batch.weights, np.float64), self.device)
         return Featured(phi, y, weights, batch.numbers)
@@ -120,18 +129,18 @@ class FeatureStream:
 
 
 def store_preprocessor(root: Any, fitted: FittedPreprocessor) -> str:
-    """Store a fitted chain as a state under `root`; returns its url."""
+    """Store fitted preprocessing as a state in the folder `root`; returns its url."""
     return save_state(root, *fitted.to_state())
 
 
 def store_map(root: Any, feature_map: FeatureMap) -> str:
-    """Store a map, fitted or not, as a state under `root`; returns its url."""
+    """Store a map, fitted or not, as a state in the folder `root`; returns its url."""
     arrays, described = to_state(feature_map)
     return save_state(root, arrays, {"map": described})
 
 
 def load_map(url: str) -> FeatureMap:
-    """The map stored at `url`, once per process."""
+    """The map stored at `url`, loaded once per process."""
 
     def load() -> FeatureMap:
         arrays, attributes = load_state(url)
@@ -141,7 +150,7 @@ def load_map(url: str) -> FeatureMap:
 
 
 def require_finite(x: Array, numbers: np.ndarray, name: str = "x") -> None:
-    """InputError naming the first rows, by their number in the dataset, that are not finite."""
+    """InputError naming the first rows that are not finite by their numbers in the dataset."""
     xp = namespace(x)
     finite = to_host(xp.isfinite(x).reshape(x.shape[0], -1).all(axis=1))
     if not finite.all():
@@ -151,7 +160,7 @@ def require_finite(x: Array, numbers: np.ndarray, name: str = "x") -> None:
 
 
 class Rowwise:
-    """Rows as they are, in their own shape: what a kernel takes where a feature map would stand."""
+    """Stands for a feature map in a stream whose rows are not flattened: rows in their own shape, as kernels take them."""
 
     n_components = 0
 

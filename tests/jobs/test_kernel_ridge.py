@@ -10,10 +10,9 @@ from ntkdask import files, registry
 from ntkdask.cache import shared
 from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, NtkdaskError
 from ntkdask.execution import cluster
+from ntkdask.jobs.folds import stored_parts
 from ntkdask.jobs.inspect import status, verify
-from ntkdask.jobs.kernel_ridge import KernelRidgeJob
-from ntkdask.jobs.run import split_parts
-from ntkdask.jobs.training import SplitRule
+from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import NNGP, NTK, RBF
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.networks import fully_connected
@@ -24,6 +23,7 @@ from ntkdask.store import TileStore
 from ntkdask.workflows.kernel_ridge import choose as kernel_options
 from ntkdask.workflows.kernel_ridge import systems as dual_systems
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
+from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
 from ntkdask.workflows.model import load_model
 
 ALPHAS = (1e-3, 0.1, 10.0)
@@ -41,7 +41,9 @@ def job_of(data, test=None, solver="eigh", alphas=ALPHAS, selection="auto", **ch
         "inner_folds": 3,
         "plan": TILES,
     }
-    return KernelRidgeJob("tiny", data, test, **{**given, **changes})
+    given |= changes
+    recipe = KernelRidgeRecipe(given.pop("kernel"), given.pop("options"))
+    return TrainingJob("tiny", data, test, recipe=recipe, **given)
 
 
 def model(metrics, fold=0) -> dict[str, np.ndarray]:
@@ -74,7 +76,7 @@ def naive(kernel, y, alpha):
 def test_a_run_is_the_naive_fit(tmp_path, solver):
     x, y = regression_data(110, 4, 2)
     metrics = run(job_of(stored(tmp_path, x, y), solver=solver, alphas=(0.1,)), tmp_path / "run")
-    test = split_parts(tmp_path / "run") == 1
+    test = stored_parts(tmp_path / "run") == 1
     z = fit_in_memory(["standardize"], x[~test], "float64")(x)
     coefficients, b = naive(RBF(0.2)(z[~test]), y[~test], 0.1)
     np.testing.assert_allclose(model(metrics)["coefficients"], coefficients, atol=1e-7 * np.abs(coefficients).max())
@@ -92,7 +94,7 @@ def test_cross_validation_and_the_best_alpha(tmp_path):
     metrics = run(
         job_of(stored(tmp_path, x, y), selection="kfold", solver="cg", split=SplitRule(folds=2)), tmp_path / "run"
     )
-    parts = split_parts(tmp_path / "run")
+    parts = stored_parts(tmp_path / "run")
     assert set(parts) == set(range(6))
     tested = np.zeros(90, int)
     for i, fold in enumerate(metrics["folds"]):
@@ -131,7 +133,7 @@ def test_test_rows_never_enter(tmp_path, solver, selection, split):
         return model(run(job, tmp_path / name))
 
     clean = model_of("clean", x, labels)
-    parts = split_parts(tmp_path / "clean")
+    parts = stored_parts(tmp_path / "clean")
     inner = {"kfold": 3, "holdout": 2}.get(selection, 1)
     test = parts // inner == (0 if split.folds else 1)
     assert 20 < test.sum() < 50

@@ -11,7 +11,7 @@ from ntkdask import files
 from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, JobError, StoreError
 from ntkdask.files import exclusive
 from ntkdask.jobs.data import open_job_data
-from ntkdask.jobs.run import split_parts
+from ntkdask.jobs.folds import stored_parts
 from ntkdask.jobs.training import SplitRule
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import fit_in_memory, parse_steps
@@ -43,9 +43,9 @@ def test_a_run_is_the_naive_fit(tmp_path):
         plan=Plan(tile_rows=40, dtype="float64"),
     )
     metrics = run(job, tmp_path / "run")
-    test = split_parts(tmp_path / "run") == 1
+    test = stored_parts(tmp_path / "run") == 1
     assert test.sum() == 150 // 4
-    phi = job.features(fit_in_memory(["standardize"], x[~test], "float64")(x))
+    phi = job.recipe.features(fit_in_memory(["standardize"], x[~test], "float64")(x))
     w, b = naive_ridge(phi[~test], y[~test], 0.5)
     model = RidgeModel.load(metrics["folds"][0]["model"])
     assert np.allclose(model.weights, w, rtol=1e-7)
@@ -65,7 +65,7 @@ def test_cross_validation_tests_every_row_once(tmp_path):
     labels[75:] = labels[:75]
     job = ridge_job(stored(tmp_path, x, labels), split=SplitRule(folds=3), plan=SMALL)
     metrics = run(job, tmp_path / "run")
-    parts = split_parts(tmp_path / "run")
+    parts = stored_parts(tmp_path / "run")
     assert np.array_equal(parts[:75], parts[75:])
     tested = np.zeros(150, int)
     for i, fold in enumerate(metrics["folds"]):
@@ -104,7 +104,7 @@ def test_test_rows_never_enter(tmp_path, selection, split):
         return models(run(job, tmp_path / name))[fold]
 
     clean = model_of("clean", x, labels)
-    parts = split_parts(tmp_path / "clean")
+    parts = stored_parts(tmp_path / "clean")
     inner = {"kfold": 3, "holdout": 2}.get(selection, 1)
     test = parts // inner == (0 if split.folds else 1)
     assert 30 < test.sum() < 60
@@ -112,7 +112,7 @@ def test_test_rows_never_enter(tmp_path, selection, split):
     other_x[test] = other_x[test] * 50 + 7
     other_labels[test] = (other_labels[test] + 1) % 3
     assert model_of("perturbed", other_x, other_labels) == clean
-    assert np.array_equal(split_parts(tmp_path / "perturbed"), parts)
+    assert np.array_equal(stored_parts(tmp_path / "perturbed"), parts)
     other_x[np.flatnonzero(~test)[0], 0] += 0.5
     assert model_of("training", other_x, other_labels) != clean
 
@@ -309,7 +309,7 @@ def test_part_of_the_rows(tmp_path, selection, given):
     first = run(ridge_job(stored(tmp_path, x, y), test, steps=steps, **options), tmp_path / "run")
     fold = first["folds"][0]
     assert (fold["n_train"], fold["n_test"]) == (60, 20)
-    left_out = split_parts(tmp_path / "run") == -1
+    left_out = stored_parts(tmp_path / "run") == -1
     assert left_out.sum() == (100 if given else 80)
     predicted = TileStore.open(tmp_path / "run" / "fold-0" / "predictions").zarr_array()[...]
     assert (~np.isnan(predicted[:, 0])).sum() == 20

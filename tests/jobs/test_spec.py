@@ -383,7 +383,7 @@ def test_every_key_of_a_kernel_job(tmp_path):
     assert (options.alphas, options.selection, options.solver) == ((0.0, 1.0), "holdout", "cg")
     assert (options.tolerance, options.max_iterations, options.fit_intercept) == (1e-4, 50, True)
     training = to_training_job(job)
-    assert type(training).__name__ == "KernelRidgeJob"
+    assert type(training.recipe).__name__ == "KernelRidgeRecipe"
     assert (training.kernel, training.options) == (RBF(0.1), options)
     assert (training.plan.tile_cols, training.plan.tile_rows, training.plan.dtype) == (512, None, "float32")
     assert training.fingerprint()["kernel"] == {"type": "RBF", "gamma": 0.1}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from job_examples import Counter, Killed, class_data, feature_map, regression_data, ridge_plan, stored
+from job_examples import Counter, Killed, class_data, feature_map, regression_data, ridge_plan, site_of, stored
 
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import DamagedTileError, FingerprintError, InputError
@@ -22,16 +22,18 @@ def fitted(tmp_path):
     parts = (np.arange(150) % 3 == 0).astype(np.int16)
     parts[40:80] = 0  # a tile without selected rows
     rows = DatasetRows(stored(tmp_path, x, y).url, save_state(tmp_path / "state", state_of(parts)))
-    fit = fit_ridge(rows.select(0), [], RidgeOptions((1.0,)), PLAN, features=feature_map(), k=2, url=tmp_path / "fit")
+    fit = fit_ridge(
+        rows.select(0), [], RidgeOptions((1.0,)), PLAN, features=feature_map(), k=2, site=site_of(url=tmp_path / "fit")
+    )
     return fit, rows.select(1), x, y, parts
 
 
 def test_scores_of_selected_rows_and_nan_elsewhere(tmp_path, fitted, client):
     fit, rows, x, _, parts = fitted
     expected = fit.model.map(x.astype("float32")) @ fit.model.weights + fit.model.intercept
-    plain = predict(fit.model, rows, PLAN, k=2)
-    here = predict(fit.url, rows, PLAN, k=2, url=tmp_path / "here")
-    there = predict(fit.url, rows, PLAN, k=2, url=tmp_path / "there", client=client)
+    plain = predict(fit.model, rows, PLAN, 2, site_of())
+    here = predict(fit.url, rows, PLAN, 2, site_of(), store=tmp_path / "here")
+    there = predict(fit.url, rows, PLAN, 2, site_of(client=client), store=tmp_path / "there")
     for found in (plain, here.zarr_array()[...], there.zarr_array()[...]):
         assert found.shape == (150, 2)
         assert np.isnan(found[parts == 0]).all()
@@ -43,11 +45,11 @@ def test_scores_of_selected_rows_and_nan_elsewhere(tmp_path, fitted, client):
 
 def test_predictions_resume(tmp_path, fitted):
     fit, rows, *_ = fitted
-    whole = predict(fit.url, rows, PLAN, k=2, url=tmp_path / "whole")
+    whole = predict(fit.url, rows, PLAN, 2, site_of(), store=tmp_path / "whole")
     with pytest.raises(Killed):
-        predict(fit.url, rows, PLAN, k=2, url=tmp_path / "p", listener=Counter(3))
+        predict(fit.url, rows, PLAN, 2, site_of(listener=Counter(3)), store=tmp_path / "p")
     listener = Counter()
-    resumed = predict(fit.url, rows, PLAN, k=2, url=tmp_path / "p", listener=listener)
+    resumed = predict(fit.url, rows, PLAN, 2, site_of(listener=listener), store=tmp_path / "p")
     assert listener.stages == [("predict", 4, 3)]
     assert listener.labels == ["predict"]
     assert resumed.zarr_array()[...].tobytes() == whole.zarr_array()[...].tobytes()
@@ -55,14 +57,14 @@ def test_predictions_resume(tmp_path, fitted):
 
 def test_another_models_predictions_are_refused(tmp_path, fitted):
     fit, rows, *_ = fitted
-    predict(fit.url, rows, PLAN, k=2, url=tmp_path / "p", fingerprint={"model": "a"})
+    predict(fit.url, rows, PLAN, 2, site_of(), fingerprint={"model": "a"}, store=tmp_path / "p")
     with pytest.raises(FingerprintError, match="model: stored 'a', asked 'b'"):
-        predict(fit.url, rows, PLAN, k=2, url=tmp_path / "p", fingerprint={"model": "b"})
+        predict(fit.url, rows, PLAN, 2, site_of(), fingerprint={"model": "b"}, store=tmp_path / "p")
 
 
 def test_evaluation_reads_the_tiles(tmp_path, fitted):
     fit, rows, _, y, parts = fitted
-    store = predict(fit.url, rows, PLAN, k=2, url=tmp_path / "p")
+    store = predict(fit.url, rows, PLAN, 2, site_of(), store=tmp_path / "p")
     chosen = parts == 1
     scores = store.zarr_array()[...][chosen]
     found = evaluate(store, rows, None)
@@ -78,14 +80,14 @@ def test_evaluation_reads_the_tiles(tmp_path, fitted):
 
 def test_evaluation_of_no_rows(tmp_path, fitted):
     fit, rows, *_ = fitted
-    store = predict(fit.url, rows, PLAN, k=2, url=tmp_path / "p")
+    store = predict(fit.url, rows, PLAN, 2, site_of(), store=tmp_path / "p")
     assert evaluate(store, rows.select(7), None) == {"rows": 0}
 
 
 def test_rows_of_another_shape_are_refused(fitted):
     fit, _, x, *_ = fitted
     with pytest.raises(InputError, match=r"rows have shape \(5,\)"):
-        predict(fit.model, MemoryRows(x[:, :5]), PLAN, k=2)
+        predict(fit.model, MemoryRows(x[:, :5]), PLAN, 2, site_of())
 
 
 def test_classification_by_hand():
@@ -111,9 +113,16 @@ def test_a_classifier_end_to_end(tmp_path):
     dataset = stored(tmp_path, x, labels)
     rows = DatasetRows(dataset.url)
     fit = fit_ridge(
-        rows, [], RidgeOptions((1e-3,)), PLAN, features=feature_map(400), n_classes=3, k=3, url=tmp_path / "fit"
+        rows,
+        [],
+        RidgeOptions((0.001,)),
+        PLAN,
+        features=feature_map(400),
+        n_classes=3,
+        k=3,
+        site=site_of(url=tmp_path / "fit"),
     )
-    found = evaluate(predict(fit.url, rows, PLAN, k=3, url=tmp_path / "p"), rows, dataset.class_names)
+    found = evaluate(predict(fit.url, rows, PLAN, 3, site_of(), store=tmp_path / "p"), rows, dataset.class_names)
     assert found["accuracy"] == 1.0  # more features than rows interpolate
     assert np.trace(found["confusion"]) == 150
     assert isinstance(TileStore.open(tmp_path / "p"), TileStore)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ntkdask.arrays import to_device, to_host
-from ntkdask.datasets.rows import Rows
+from ntkdask.datasets.rows import Rows, rows_of_groups
 from ntkdask.execution.site import Site
 from ntkdask.kernels import Kernel
 from ntkdask.planning.tiles import Plan
@@ -81,16 +81,18 @@ def fit_kernel_ridge(
         When K + αI is not positive definite, saying by how much; for rows that are not finite, and groups without rows.
     """
     site = replace(site or Site(), threads=plan.threads)
-    everything = rows.select(*sorted({p for g in groups for p in g})) if groups else rows  # type: ignore[attr-defined]
+    everything = rows_of_groups(rows, groups)
     scores = score_name(options.selection_of(plan.solver))
     if site.folder is None:
-        fitted = fit_preprocessing(everything, steps, plan, listener=site.listener)
+        fitted = fit_preprocessing(everything, steps, plan, site)
         stream = FeatureStream(everything, fitted, ROWWISE, n_classes, plan.batch_rows)
         points, labels = gather_in_memory(stream, groups)
         fit = solve_in_memory(kernel(to_device(points, plan.device)), labels, options, plan)
         return RidgeFit(_model(fitted, kernel, points, fit, n_classes, plan), fit.path, scores, None, _facts(fit, plan))
     kernel = shipped(kernel, site.states, site.client)
-    preprocessor = site.once("preprocess", lambda: _preprocessor(everything, steps, plan, site))
+    preprocessor = site.once(
+        "preprocess", lambda: store_preprocessor(site.states, fit_preprocessing(everything, steps, plan, site))
+    )
     stream = FeatureStream(everything, preprocessor, ROWWISE, n_classes, plan.batch_rows)
     gathered = Gathered(**site.once("gather", lambda: asdict(gather(stream, groups, site))))
     matrix = site.within("kernel")
@@ -107,12 +109,6 @@ def fit_kernel_ridge(
 
     result = site.once("solve", solve)
     return RidgeFit(load_model(result["model"]), result["path"], scores, result["model"], result["facts"])
-
-
-def _preprocessor(rows: Rows, steps: tuple[Step, ...], plan: KernelRidgePlan, site: Site) -> str:
-    """The url of the preprocessing, fitted to the rows."""
-    fitted = fit_preprocessing(rows, steps, plan, states=site.states, client=site.client, listener=site.listener)
-    return store_preprocessor(site.states, fitted)
 
 
 def _model(

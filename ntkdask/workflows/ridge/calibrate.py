@@ -1,7 +1,7 @@
-"""How long a row of a feature map takes here, and its share of the Gram sums: measured in about a second, as tasks will compute it.
+"""Measure the time of a row of a feature map and of its products in the Gram sums, in about a second, as tasks compute them.
 
-Rows are seeded normal ones of the data's shape, as in `calibrate`. The numbers predict time and decide nothing: slabs and batches are
-bounded by memory alone, and enter the bits of a run.
+The rows are seeded normal numbers in the shape of the data, as in `workflows.kernel_matrix.calibrate`. The times serve for predictions
+alone: slabs and batches decide the bits of a run, so they depend on memory and not on times.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from ntkdask import seeds, threads
 from ntkdask.arrays import Array, to_device, to_host
@@ -20,14 +19,14 @@ from ntkdask.planning.pace import RowPace
 from ntkdask.solvers.gram import GramSums
 
 SECONDS = 1.0
-"""Of measuring the map, what the first call compiles and draws not counted."""
+"""Seconds of measuring the map; the first call, which compiles and draws weights, is not counted."""
 MOST_COLUMNS = 1024
-"""Features of the product that is measured: from about there on its rate depends little on them."""
+"""The most features of the product that is measured: with more of them its rate changes little."""
 
 
 @dataclass(frozen=True)
 class _CalibrateTask:
-    """Measure batches of growing size; what a row of the largest took."""
+    """Measure batches of growing size; the pace of the largest."""
 
     features: FeatureMap | None
     row_shape: tuple[int, ...]
@@ -39,7 +38,7 @@ class _CalibrateTask:
     def __call__(self, tile: int) -> RowPace:
         rows, row_seconds = min(self.batch_rows, max(2, threads.current())), 0.0
         if self.features is not None:
-            # what the first call compiles, and the weights
+            # not counted: the first call compiles and draws weights
             self._seconds(self._normals(rows, self.row_shape))
             spent = 0.0
             while True:
@@ -58,7 +57,7 @@ class _CalibrateTask:
         for _ in range(2):
             started = time.perf_counter()
             sums.add(phi, y)
-            # waits for the device
+            # to_host waits for the device
             to_host(sums.features[:1])
             taken.append(time.perf_counter() - started)
         return self.batch_rows * float(m) ** 2 / min(taken)
@@ -70,7 +69,7 @@ class _CalibrateTask:
     def _seconds(self, x: Array) -> float:
         assert self.features is not None
         started = time.perf_counter()
-        # waits for the device
+        # to_host waits for the device
         to_host(self.features(x)[:1])
         return time.perf_counter() - started
 
@@ -82,25 +81,48 @@ def calibrate_features(
     batch_rows: int,
     n_components: int,
     *,
-    client: Any = None,
+    site: Site,
     slots: int = 1,
-    n_threads: int | None = None,
     device: bool = False,
 ) -> RowPace | None:
-    """The map's `RowPace` for rows of this shape and dtype: in this process, or (client) as the mean over its slots, at most 16.
+    """Measure a map's `RowPace` for a second: in this process, or as the mean over the slots of the site's cluster, at most 16.
 
-    features: None is the rows themselves. batch_rows: the most that are measured, within which a task's memory is planned.
-    n_threads: of each task (None leaves them). device: compute on the GPU. None for a map that has yet to learn from rows. Errors are
-    those of the map: InputError for rows that it does not take.
+    Parameters
+    ----------
+    features : FeatureMap or None
+        None: the rows themselves.
+    row_shape : tuple of int
+        Shape of a row.
+    dtype : str
+        Of the rows, "float32" or "float64".
+    batch_rows : int
+        Rows of the largest batch that is measured, which fits the memory of a task.
+    n_components : int
+        Features of a row.
+    site : Site
+        Where tasks run, and their threads.
+    slots : int
+        How many tasks the cluster runs at once.
+    device : bool
+        Compute on the GPU.
+
+    Returns
+    -------
+    RowPace or None
+        None for a map that must first be fitted to rows.
+
+    Raises
+    ------
+    InputError
+        For a shape of rows that the map does not take.
     """
     if learns(features):
         return None
-    task = _CalibrateTask(features, tuple(row_shape), dtype, batch_rows, n_components, device)
-    found = Site(client=client, threads=n_threads).on_slots(task, slots)
+    found = site.on_slots(_CalibrateTask(features, tuple(row_shape), dtype, batch_rows, n_components, device), slots)
     count = len(found)
     return RowPace(
-        sum(p.row_seconds for p in found) / count,
-        sum(p.product_rate for p in found) / count,
-        min(p.rows for p in found),
-        min(p.threads for p in found),
+        row_seconds=sum(p.row_seconds for p in found) / count,
+        product_rate=sum(p.product_rate for p in found) / count,
+        rows=min(p.rows for p in found),
+        threads=min(p.threads for p in found),
     )

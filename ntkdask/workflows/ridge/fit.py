@@ -4,71 +4,30 @@ preprocessing  ← fitted on the training rows
 features       ← fitted on the preprocessed training rows, where the map depends on data
 G, B, s        ← gram sums of the training rows (of every fold, for k-fold and holdout)
 alpha, weights ← one eigendecomposition for all alphas; GCV from it, leave-one-out by one more pass,
-                 k-fold by subtracting each fold's own sums, holdout by one fold (solve_ridge.py)
+                 k-fold by subtracting each fold's own sums, holdout by one fold (ridge/solve.py)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import cast
 
-from ntkdask.datasets.rows import Rows
-from ntkdask.execution.progress import Listener, Record, Silent
+from ntkdask.datasets.rows import Rows, rows_of_groups
+from ntkdask.execution.site import Site
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import uses_targets
 from ntkdask.planning.resources import RidgePlan
-from ntkdask.preprocessing import FittedPreprocessor
+from ntkdask.preprocessing import FittedPreprocessor, Step
+from ntkdask.solvers.gram import GramSums
 from ntkdask.workflows.model import RidgeFit, RidgeModel
 from ntkdask.workflows.preprocess import fit_preprocessing
 from ntkdask.workflows.ridge.fit_features import fit_features
-from ntkdask.workflows.ridge.gram import gram
-from ntkdask.workflows.ridge.options import SELECTIONS, RidgeOptions
+from ntkdask.workflows.ridge.gram import SumsAddress, gram
+from ntkdask.workflows.ridge.options import RidgeOptions
 from ntkdask.workflows.ridge.solve import HeldOut, ridge_model, solve, solve_on_cluster
+from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.stream import FeatureStream, store_preprocessor
-
-__all__ = ["SELECTIONS", "RidgeFit", "RidgeOptions", "fit_ridge"]
-
-
-@dataclass(frozen=True)
-class _Site:
-    """Where a fit leaves what it computes, and what every one of its stages needs."""
-
-    plan: RidgePlan
-    k: int
-    url: Path | None
-    client: Any
-    listener: Listener
-    record: Record
-    name: str
-
-    def fit_features(self, stream: FeatureStream, features: FeatureMap | None, label: str = "") -> FeatureStream:
-        """The stream of the features of a map, fitted first to the stream's rows where it depends on data."""
-        fitted = fit_features(
-            stream,
-            features,
-            self.plan,
-            self.k,
-            url=self.url,
-            client=self.client,
-            listener=self.listener,
-            record=self.record,
-            name=self.name + label,
-        )
-        return replace(stream, map=fitted)
-
-    def gram(self, stream: FeatureStream, name: str) -> Any:
-        """Gram sums of a stream, or their address in the store of that name."""
-        return gram(
-            stream,
-            self.k,
-            self.plan,
-            url=None if self.url is None else self.url / name,
-            client=self.client,
-            listener=self.listener,
-            fingerprint=dict(self.record.fingerprint),
-        )
 
 
 def fit_ridge(
@@ -78,70 +37,95 @@ def fit_ridge(
     plan: RidgePlan,
     *,
     features: FeatureMap | None,
-    steps: tuple[Any, ...] = (),
+    steps: tuple[Step, ...] = (),
     n_classes: int | None = None,
     k: int = 1,
-    url: Path | None = None,
-    client: Any = None,
-    listener: Listener | None = None,
-    record: Record | None = None,
-    name: str = "",
+    site: Site | None = None,
 ) -> RidgeFit:
-    """Fit on the selected rows, which are the union of `groups` (parts of the rows): the folds, or one group of all.
+    """Fit ridge regression to the selected rows.
 
-    With k-fold every group is held out in turn, with holdout the last one; the chosen alpha is then fitted on all;
-    preprocessing is fitted once, on all of them, as is usual, and so are features that learn from rows alone. Features that learn
-    from targets are fitted anew for every fold, without its held-out rows: scores of rows whose targets they have seen would be too
-    good (those of GCV and leave-one-out are). url:
-    folder for partial sums, states and the model, needed with a client; a run there is resumed through `record`, whose
-    stage names begin with `name`. k: number of target columns.
+    With k-fold every group is held out in turn, with holdout the last one; the model is then fitted to all rows with the chosen alpha.
+    Preprocessing is fitted once, to all rows, as is usual, and so are features that learn from rows alone. Features that learn from
+    targets are fitted anew for every fold, without its held-out rows: the scores of rows whose targets they have seen are too good, as
+    those of GCV and leave-one-out are.
+
+    Parameters
+    ----------
+    rows : Rows
+        Training rows, targets, weights and part numbers.
+    groups : sequence of tuples of int
+        Parts of the rows: the folds that choose alpha, or one group of all. Empty: every row, one group.
+    options : RidgeOptions
+        Alphas, how to choose among them, with which factorisation.
+    plan : RidgePlan
+        Sizes and threads, which decide the bits.
+    features : FeatureMap or None
+        The feature map. None: ridge on the rows themselves.
+    steps : tuple of Step
+        Preprocessing.
+    n_classes : int or None
+        Labels 0 … n_classes − 1 become zero-mean one-hot targets; None: targets are numbers.
+    k : int
+        Columns of the targets.
+    site : Site or None
+        Where the stages run; a run in its folder is resumed. None: this process's memory.
+
+    Returns
+    -------
+    RidgeFit
+        The model at the chosen alpha and the path of scores.
     """
-    site = _Site(plan, k, url, client, listener or Silent(), record or Record(), name)
-    everything = rows.select(*sorted({p for g in groups for p in g})) if groups else rows  # type: ignore[attr-defined]
+    site = site or Site(threads=plan.threads)
+    if site.folder is not None:
+        features = shipped(features, site.states, site.client)
+    everything = rows_of_groups(rows, groups)
     raw = FeatureStream(
-        everything, _preprocessor(site, everything, steps), None, n_classes, plan.batch_rows, plan.device
+        everything, _preprocessor(site, everything, steps, plan), None, n_classes, plan.batch_rows, plan.device
     )
-    stream = site.fit_features(raw, features)
+    fit = _Fit(site, plan, k, features)
+    stream = fit.mapped(raw)
     cut, folds = list(groups) if options.cuts else [()], []
     if options.cuts and uses_targets(features):
-        folds, cut = _refitted(site, raw, features, groups, options), [()]
-    sums = [site.gram(stream.select(*group) if group else stream, f"gram-{i}") for i, group in enumerate(cut)]
-    if url is None:
-        solution, path = solve(sums, options, stream, plan, listener=site.listener, folds=folds)
+        folds, cut = fit.refitted(raw, groups, options), [()]
+    sums = [fit.sums(stream.select(*group) if group else stream, f"gram-{i}") for i, group in enumerate(cut)]
+    if site.folder is None:
+        solution, path = solve(sums, options, stream, plan, site, folds)
         return RidgeFit(ridge_model(stream, solution), path, options.score_name)
-
-    def solved() -> dict[str, Any]:
-        return solve_on_cluster(sums, options, stream, plan, url, client, site.listener, folds)
-
-    result = site.record.once(f"{name}solve", solved)
+    addresses = cast("list[SumsAddress]", sums)
+    result = site.once("solve", lambda: solve_on_cluster(addresses, options, stream, plan, site, folds))
     return RidgeFit(RidgeModel.load(result["model"]), result["path"], options.score_name, result["model"])
 
 
-def _preprocessor(site: _Site, rows: Rows, steps: tuple[Any, ...]) -> FittedPreprocessor | str:
+def _preprocessor(site: Site, rows: Rows, steps: tuple[Step, ...], plan: RidgePlan) -> FittedPreprocessor | str:
     """The chain fitted to the rows, or the url of its state."""
-    if site.url is None:
-        return fit_preprocessing(rows, steps, site.plan, listener=site.listener)
-    states = site.url / "state"
-
-    def fitted() -> str:
-        chain = fit_preprocessing(rows, steps, site.plan, states=states, client=site.client, listener=site.listener)
-        return store_preprocessor(states, chain)
-
-    return site.record.once(f"{site.name}preprocess", fitted)
+    if site.folder is None:
+        return fit_preprocessing(rows, steps, plan, site)
+    return site.once("preprocess", lambda: store_preprocessor(site.states, fit_preprocessing(rows, steps, plan, site)))
 
 
-def _refitted(
-    site: _Site,
-    raw: FeatureStream,
-    features: FeatureMap | None,
-    groups: Sequence[tuple[int, ...]],
-    options: RidgeOptions,
-) -> list[HeldOut]:
-    """Sums of every fold's training rows and of its own, on features that were fitted to the former."""
-    folds = []
-    for fold in options.held_out(len(groups)):
-        others = [part for i, group in enumerate(groups) if i != fold for part in group]
-        stream = site.fit_features(raw.select(*others), features, f"held-{fold}-")
-        train = site.gram(stream, f"gram-held-{fold}-train")
-        folds.append(HeldOut(train, site.gram(stream.select(*groups[fold]), f"gram-held-{fold}-own")))
-    return folds
+@dataclass(frozen=True)
+class _Fit:
+    """The passes over the rows of one fit."""
+
+    site: Site
+    plan: RidgePlan
+    k: int
+    features: FeatureMap | None
+
+    def mapped(self, stream: FeatureStream, label: str = "") -> FeatureStream:
+        """The stream of the map's features; a map that depends on data is first fitted to the stream's rows."""
+        return replace(stream, map=fit_features(stream, self.features, self.plan, self.k, self.site, label=label))
+
+    def sums(self, stream: FeatureStream, name: str) -> GramSums | SumsAddress:
+        """Gram sums of a stream, or their address in the store of that name."""
+        return gram(stream, self.k, self.plan.slab_rows, self.site, name=name)
+
+    def refitted(self, raw: FeatureStream, groups: Sequence[tuple[int, ...]], options: RidgeOptions) -> list[HeldOut]:
+        """For every fold, the sums of its training rows and of its held-out rows, on features fitted to its training rows."""
+        folds = []
+        for fold in options.held_out(len(groups)):
+            others = [part for i, group in enumerate(groups) if i != fold for part in group]
+            stream = self.mapped(raw.select(*others), f"held-{fold}-")
+            train = self.sums(stream, f"gram-held-{fold}-train")
+            folds.append(HeldOut(train, self.sums(stream.select(*groups[fold]), f"gram-held-{fold}-own")))
+        return folds

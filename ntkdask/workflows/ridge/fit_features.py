@@ -1,25 +1,26 @@
 """Fit a data-dependent feature map to a stream of training rows, out of core.
 
-    for every pass:   for every slab (a task):  S ← 0;  for every batch of its rows:  S += what the map gathers;  commit S
+    for every pass:   for every slab (a task):  S ← 0;  for every batch of its rows:  S += the map's sums;  commit S
                       combine pairs by slab index until one is left;  learned ← learned + map.finish(S)  (a task)
 
-Every pass ends in a state, `state/<digest>`: a killed run goes on in the pass it was in. The protocol is that of features/fitting.py.
+Every pass ends with a stored state, `state/<digest>`: a killed run resumes in the pass it was in. The protocol is that of
+features/fitting.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from ntkdask import threads
 from ntkdask.datasets.rows import Rows
-from ntkdask.execution.map_reduce import map_tiles, reduce_tiles
-from ntkdask.execution.progress import Listener, Record, Silent
+from ntkdask.execution.site import Site
 from ntkdask.execution.slabs import reduce_slabs
-from ntkdask.execution.tree import Node, tree_nodes
+from ntkdask.execution.tree import Node
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import (
     DataDependentMap,
@@ -35,8 +36,8 @@ from ntkdask.features.fitting import (
     unpack_sums,
 )
 from ntkdask.files import remove
-from ntkdask.planning.resources import BATCH_ROWS, RidgePlan
-from ntkdask.planning.tiles import Tile, row_tiles, slab_rows
+from ntkdask.planning.resources import Resources, RidgePlan
+from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.store import TileStore
 from ntkdask.workflows.stream import ROWWISE, FeatureStream, load_map, store_map
@@ -46,7 +47,7 @@ LABEL = "features"
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """One pass of a map over rows: what it learned before, as the map itself or the url of its state."""
+    """One pass of a map over rows. so_far: the map with what it learned in earlier passes, or the url of its state."""
 
     index: int
     so_far: FittedMap | str
@@ -73,7 +74,7 @@ class _Pass:
 
 @dataclass(frozen=True, eq=False)
 class _Slab:
-    """What one slab's selected rows give, packed."""
+    """The packed sums of the selected rows of one slab."""
 
     work: _Pass
     stream: FeatureStream
@@ -91,6 +92,8 @@ class _Slab:
 
 @dataclass(frozen=True, eq=False)
 class _Merge:
+    """Merge the packed sums of two slabs."""
+
     work: _Pass
 
     def __call__(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -101,7 +104,7 @@ class _Merge:
 
 @dataclass(frozen=True, eq=False)
 class _FinishTask:
-    """End a pass where there are cores for it (landmarks: an eigendecomposition); store what is known now, return its url."""
+    """End a pass (landmarks: an eigendecomposition), alone on a worker; store the map with what it learned, return its url."""
 
     work: _Pass
     sums: tuple[str, int]
@@ -114,112 +117,109 @@ class _FinishTask:
 
 
 def fit_features(
-    stream: FeatureStream,
-    feature_map: FeatureMap | None,
-    plan: RidgePlan,
-    k: int,
-    *,
-    url: Path | None = None,
-    client: Any = None,
-    listener: Listener | None = None,
-    record: Record | None = None,
-    name: str = "",
+    stream: FeatureStream, feature_map: FeatureMap | None, plan: RidgePlan, k: int, site: Site, *, label: str = ""
 ) -> FeatureMap | str | None:
-    """`feature_map` fitted to the selected rows of the stream, whose own map is ignored; itself when there is nothing to learn.
+    """Fit `feature_map` to the selected rows of the stream, whose own map is ignored.
 
-    k: columns of the targets, 0 without any. url: the folder of partial sums and states, needed with a client; the result is then
-    the url of the fitted map's state, and what an earlier run finished is found through `record` under names that begin with `name`.
-    Weighted rows count by their weights. InputError for targets that a map needs and the rows do not have.
+    Parameters
+    ----------
+    stream : FeatureStream
+        The training rows, preprocessed. Weighted rows count by their weights.
+    feature_map : FeatureMap or None
+        A map that does not depend on data, or is fitted, is returned as it is.
+    plan : RidgePlan
+        Rows of a slab and of a batch, threads.
+    k : int
+        Columns of the targets, 0 without any.
+    site : Site
+        Where the passes run. With a folder every pass is kept as a state and resumed; a client needs one.
+    label : str
+        Prefix of the names of the passes in the record and in the folder.
+
+    Returns
+    -------
+    FeatureMap, str or None
+        The fitted map; with a folder the url of its state.
+
+    Raises
+    ------
+    InputError
+        Where the map needs targets and the rows have none.
     """
     if not learns(feature_map):
-        if url is not None and isinstance(feature_map, FittedMap):
-            return store_map(url / "state", feature_map)  # tasks carry no arrays
+        if site.folder is not None and isinstance(feature_map, FittedMap):
+            return store_map(site.states, feature_map)  # tasks carry no arrays
         return feature_map
-    listener, record = listener or Silent(), record or Record()
     asked = cast(DataDependentMap, feature_map)
     require_targets(asked, k > 0)
     rows = replace(stream, map=ROWWISE)
     training = Training(rows.rows.row_shape, plan.dtype, k, rows.rows.n_total, plan.device)
-    if url is None:
+    slabs = row_tiles(rows.rows.n_total, plan.slab_rows)
+    if site.folder is None:
         fitted = FittedMap(asked, Learned())
         for index in range(asked.n_passes):
-            fitted = _pass_here(_Pass(index, fitted, training), rows, plan, listener)
+            fitted = _pass_here(_Pass(index, fitted, training), rows, slabs, site)
         return fitted
-    address = store_map(url / "state", FittedMap(asked, Learned()))
+    address = store_map(site.states, FittedMap(asked, Learned()))
     for index in range(asked.n_passes):
-        work, folder = _Pass(index, address, training), url / f"{name.rpartition('/')[2]}{LABEL}-{index}"
-
-        def run(work: _Pass = work, folder: Path = folder) -> str:
-            return _stored_pass(work, rows, plan, folder, url / "state", client, listener, record.fingerprint)
-
-        address = record.once(f"{name}{LABEL}-{index}", run)
-        remove(folder)  # the state says it all
+        stage = f"{label}{LABEL}-{index}"
+        work, sums = _Pass(index, address, training), site.folder / stage
+        run = partial(_stored_pass, work, rows, slabs, sums, site, plan.solve_threads)
+        address = site.once(stage, run)
+        remove(sums)  # the state holds all that the next pass reads
     return address
 
 
 def fit_to_rows(
     feature_map: FeatureMap | None, rows: Rows, dtype: str, k: int, n_classes: int | None = None
 ) -> FeatureMap | None:
-    """`feature_map` fitted to all the selected rows, cast to dtype, in this process; k columns of targets, n_classes for labels."""
-    slab, n_threads = slab_rows(rows.n_total), threads.ambient()
-    plan = RidgePlan(dtype, slab, min(slab, BATCH_ROWS), slab, n_threads, n_threads, device=False)
+    """Fit a map to the selected rows in this process.
+
+    Parameters
+    ----------
+    feature_map : FeatureMap or None
+        Returned as it is when there is nothing to learn.
+    rows : Rows
+        Rows, and targets where the map needs them.
+    dtype : str
+        To which rows are cast, "float32" or "float64".
+    k : int
+        Columns of the targets, 0 without any.
+    n_classes : int or None
+        Of labels. None: targets are numbers.
+    """
+    n_threads = threads.ambient()
+    plan = RidgePlan.unbounded(rows.n_total, dtype, Resources(threads=n_threads, solve_threads=n_threads))
     preprocessor = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
     stream = FeatureStream(rows, preprocessor, None, n_classes, plan.batch_rows)
-    return cast("FeatureMap | None", fit_features(stream, feature_map, plan, k))
+    return cast("FeatureMap | None", fit_features(stream, feature_map, plan, k, Site(threads=n_threads)))
 
 
-def _pass_here(work: _Pass, rows: FeatureStream, plan: RidgePlan, listener: Listener) -> FittedMap:
+def _pass_here(work: _Pass, rows: FeatureStream, slabs: list[Tile], site: Site) -> FittedMap:
     """One pass in this process."""
-    merge, tiles = _Merge(work), row_tiles(rows.rows.n_total, plan.slab_rows)
+    merge = _Merge(work)
 
     def combine(node: Node, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return merge(left, right)
 
-    listener.stage(f"{LABEL}-slab", len(tree_nodes(len(tiles))))
-    total = reduce_tiles(
-        _Slab(work, rows),
-        combine,
-        tiles,
-        None,
-        label=f"{LABEL}-slab",
-        sum_label=f"{LABEL}-sum",
-        receive=lambda node, done: listener.task(f"{LABEL}-slab", done),
-        threads=plan.threads,
-    )
+    total = site.reduce(_Slab(work, rows), combine, slabs, f"{LABEL}-slab", sum_label=f"{LABEL}-sum")
     return work.finish(unpack_sums(total, work.empty()))
 
 
 def _stored_pass(
-    work: _Pass,
-    rows: FeatureStream,
-    plan: RidgePlan,
-    folder: Path,
-    states: Path,
-    client: Any,
-    listener: Listener,
-    fingerprint: Any,
+    work: _Pass, rows: FeatureStream, slabs: list[Tile], store: Path, site: Site, solve_threads: int
 ) -> str:
-    """One pass through a store of partial sums; the url of what is known after it."""
+    """One pass through a store of partial sums; the url of the map with what it has learned."""
     length = sum(a.size for a in work.empty().values())
+    before = {"pass": work.index, "learned": Path(str(work.so_far)).name}
     sums = reduce_slabs(
         _Slab(work, rows),
         _Merge(work),
-        rows.rows.n_total,
+        slabs,
         length,
-        plan,
-        url=folder,
-        client=client,
-        listener=listener,
-        fingerprint={**fingerprint, "pass": work.index, "learned": Path(str(work.so_far)).name},
+        site,
         label=LABEL,
+        store=store,
+        fingerprint={**site.record.fingerprint, **before},
     )
-    urls: list[str] = []
-    listener.stage(f"{LABEL}-fit", 1)
-
-    def receive(tile: Any, done: Any) -> None:
-        urls.append(done.value)
-        listener.task(f"{LABEL}-fit", done)
-
-    task = _FinishTask(work, sums, str(states))
-    map_tiles(task, [0], client, label=f"{LABEL}-fit", receive=receive, threads=plan.solve_threads)
-    return urls[0]
+    return site.alone(_FinishTask(work, sums, str(site.states)), f"{LABEL}-fit", threads=solve_threads)

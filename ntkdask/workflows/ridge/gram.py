@@ -4,23 +4,20 @@
                               commit (G, B, s)
     combine pairs by slab index until one is left
 
-Features are never stored. A committed slab is a checkpoint (slabs.py).
+Features are never stored. A committed slab is a checkpoint (execution/slabs.py).
 """
 
 from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ntkdask.execution.map_reduce import reduce_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.site import Site
 from ntkdask.execution.slabs import reduce_slabs
-from ntkdask.execution.tree import Node, tree_nodes
-from ntkdask.planning.resources import RidgePlan
+from ntkdask.execution.tree import Node
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.solvers.gram import GramSums, packed_length
 from ntkdask.store import TileStore
@@ -29,7 +26,7 @@ from ntkdask.workflows.stream import FeatureStream
 
 @dataclass(frozen=True)
 class SumsAddress:
-    """Where the sums of a set of rows are stored: tile `index` of the store at `url`, for m features and k targets."""
+    """The address of stored Gram sums: tile `index` of the store at `url`, for m features and k targets."""
 
     url: str
     index: int
@@ -37,13 +34,13 @@ class SumsAddress:
     k: int
 
     def load(self) -> GramSums:
-        """The sums, unpacked."""
+        """Read and unpack the sums."""
         return GramSums.unpack(TileStore.open(self.url).read((self.index, 0))[0], self.m, self.k)
 
 
 @dataclass(frozen=True)
 class _Slab:
-    """The sums of one slab: themselves, or packed for the store."""
+    """The Gram sums of one slab, packed for the store or not."""
 
     stream: FeatureStream
     k: int
@@ -60,7 +57,7 @@ def _add(node: Node, left: GramSums, right: GramSums) -> GramSums:
 
 
 def accumulate(stream: FeatureStream, tile: Tile, k: int) -> GramSums:
-    """The Gram sums of one slab's selected rows, in place from zero."""
+    """The Gram sums of the selected rows of one slab."""
     sums: GramSums | None = None
     product = None
     for batch in stream.batches(tile.start, tile.stop):
@@ -73,45 +70,43 @@ def accumulate(stream: FeatureStream, tile: Tile, k: int) -> GramSums:
 
 
 def gram(
-    stream: FeatureStream,
-    k: int,
-    plan: RidgePlan,
-    *,
-    url: Path | None = None,
-    client: Any = None,
-    listener: Listener | None = None,
-    fingerprint: dict[str, Any] | None = None,
-    label: str = "gram",
+    stream: FeatureStream, k: int, slab_rows: int, site: Site, *, label: str = "gram", name: str | None = None
 ) -> GramSums | SumsAddress:
     """Gram sums of every selected row of the stream.
 
-    url: the store of partial sums; they are resumed from it and the result is its address. None: sums are returned, and
-    nothing survives this process. k: number of targets.
+    Parameters
+    ----------
+    stream : FeatureStream
+        Rows, preprocessing and map.
+    k : int
+        Columns of the targets.
+    slab_rows : int
+        Rows that one task sums.
+    site : Site
+        Where the slabs run. With a folder, partial sums are kept there and resumed, and the result is an address. Without one,
+        the sums themselves are returned and nothing is stored.
+    label : str
+        The stages are `label`-slab and `label`-sum.
+    name : str or None
+        Name of the store of partial sums in the site's folder. None: the label.
+
+    Returns
+    -------
+    GramSums or SumsAddress
+        ΦᵀΦ (m, m), ΦᵀY (m, k), sums of features and targets, float64; or where they are stored.
     """
-    listener = listener or Silent()
-    if url is None:
-        tiles, slab_label = row_tiles(stream.rows.n_total, plan.slab_rows), f"{label}-slab"
-        listener.stage(slab_label, len(tree_nodes(len(tiles))))
-        return reduce_tiles(
-            _Slab(stream, k, packed=False),
-            _add,
-            tiles,
-            client,
-            label=slab_label,
-            sum_label=f"{label}-sum",
-            receive=lambda node, done: listener.task(slab_label, done),
-            threads=plan.threads,
-        )
+    slabs = row_tiles(stream.rows.n_total, slab_rows)
+    if site.folder is None:
+        task = _Slab(stream, k, packed=False)
+        return site.reduce(task, _add, slabs, f"{label}-slab", sum_label=f"{label}-sum")
     store, index = reduce_slabs(
         _Slab(stream, k, packed=True),
         operator.iadd,
-        stream.rows.n_total,
+        slabs,
         packed_length(stream.n_components, k),
-        plan,
-        url=url,
-        client=client,
-        listener=listener,
-        fingerprint=fingerprint or {},
+        site,
         label=label,
+        store=site.folder / (name or label),
+        fingerprint=dict(site.record.fingerprint),
     )
     return SumsAddress(store, index, stream.n_components, k)

@@ -1,19 +1,16 @@
-"""Leave-one-out scores of every alpha by one more streamed pass over the rows: 2·n·m² flops."""
+"""Leave-one-out scores of every alpha, by one more streamed pass over the rows of 2·n·m² flops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ntkdask.arrays import to_host
 from ntkdask.cache import shared
-from ntkdask.execution.map_reduce import reduce_tiles
-from ntkdask.execution.progress import Listener
+from ntkdask.execution.site import Site
 from ntkdask.execution.tree import Node
-from ntkdask.planning.resources import RidgePlan
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.solvers.ridge import EighRidge
 from ntkdask.states import load_state
@@ -21,13 +18,13 @@ from ntkdask.workflows.stream import FeatureStream
 
 
 def load_spectrum(url: str) -> EighRidge:
-    """The factorisation stored at `url`, once per process."""
+    """The factorisation stored at `url`, loaded once per process."""
     return shared.get(("spectrum", url), lambda: EighRidge.from_state(*load_state(url)))
 
 
 @dataclass(frozen=True, eq=False)
 class _SlabTask:
-    """(n_alphas + 2,): squared errors of one slab for every alpha, its weight, its number of targets times its rows."""
+    """(n_alphas + 1,): the squared errors of one slab for every alpha, then its weight times the number of targets."""
 
     stream: FeatureStream
     ridge: EighRidge | str
@@ -49,23 +46,28 @@ def _add(node: Node, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def leave_one_out(
-    stream: FeatureStream,
-    ridge: EighRidge | str,
-    alphas: Sequence[float],
-    plan: RidgePlan,
-    client: Any,
-    listener: Listener,
+    stream: FeatureStream, ridge: EighRidge | str, alphas: Sequence[float], slab_rows: int, site: Site
 ) -> list[float]:
-    """Mean squared leave-one-out error per target and unit of weight, for every alpha. ridge: itself or its state's url."""
-    tiles = row_tiles(stream.rows.n_total, plan.slab_rows)
-    listener.stage("loo-slab", 2 * len(tiles) - 1)
-    total = reduce_tiles(
-        _SlabTask(stream, ridge, tuple(alphas)),
-        _add,
-        tiles,
-        client,
-        label="loo-slab",
-        threads=plan.threads,
-        receive=lambda node, done: listener.task("loo-slab", done),
-    )
+    """Mean squared leave-one-out error per target and unit of weight, for every alpha.
+
+    Parameters
+    ----------
+    stream : FeatureStream
+        Features and targets of the training rows.
+    ridge : EighRidge or str
+        The factorisation, or the url of its state (required with a client).
+    alphas : sequence of float
+        The ridges.
+    slab_rows : int
+        Rows that one task sums.
+    site : Site
+        Where the tasks run.
+
+    Returns
+    -------
+    list of float
+        A score for each alpha.
+    """
+    tiles = row_tiles(stream.rows.n_total, slab_rows)
+    total = site.reduce(_SlabTask(stream, ridge, tuple(alphas)), _add, tiles, "loo-slab")
     return (total[:-1] / total[-1]).tolist()

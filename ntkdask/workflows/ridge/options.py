@@ -1,4 +1,4 @@
-"""What ridge regression on features solves for: a grid of alphas, how to choose among them, with which factorisation."""
+"""Options of ridge regression on features: a grid of alphas, how to choose among them, with which factorisation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask.errors import InputError, nearest
-
-SELECTIONS = ("gcv", "loo", "kfold", "holdout")
-
+from ntkdask.workflows.selection import SELECTIONS, score_name
 
 SOLVERS = ("auto", "eigh", "tridiagonal", "cholesky")
 
 
 @dataclass(frozen=True)
 class RidgeOptions:
-    """What to solve for: a grid of alphas > 0, how to choose among them, and with which factorisation."""
+    """Options of the solver of ridge regression on features.
+
+    Parameters
+    ----------
+    alphas : tuple of float
+        At least one, all positive and finite.
+    fit_intercept : bool
+        Whether to fit an intercept, which is not penalised.
+    selection : {"gcv", "loo", "kfold", "holdout"}
+        How one of several alphas is chosen.
+    solver : {"auto", "eigh", "tridiagonal", "cholesky"}
+        The factorisation. "tridiagonal" has no eigenvectors, so it cannot serve "loo"; "cholesky" has no spectrum, so it serves
+        one alpha, or folds.
+
+    Raises
+    ------
+    InputError
+        For values that are unknown or do not go together.
+    """
 
     alphas: tuple[float, ...] = (1.0,)
     fit_intercept: bool = True
@@ -44,29 +60,28 @@ class RidgeOptions:
 
     @property
     def uses_cholesky(self) -> bool:
-        """One alpha needs no spectrum: Cholesky takes a twentieth of the time."""
+        """Whether the system is solved by Cholesky: with "auto" for one alpha, which needs no spectrum; a twentieth of the time."""
         return self.solver == "cholesky" or (self.solver == "auto" and len(self.alphas) == 1)
 
     def n_groups(self, n_folds: int) -> int:
-        """Into how many groups the rows are dealt for choosing alpha: 1 where there is nothing to choose or no need."""
+        """The number of groups into which rows are dealt for choosing alpha; 1 where none are held out."""
         return 1 if len(self.alphas) == 1 else {"kfold": n_folds, "holdout": 2}.get(self.selection, 1)
 
     @property
     def score_name(self) -> str:
-        """What the scores that choose alpha are called."""
-        names = {"gcv": "GCV", "loo": "leave-one-out MSE", "kfold": "k-fold MSE", "holdout": "holdout MSE"}
-        return names[self.selection]
+        """Name of the scores that choose alpha."""
+        return score_name(self.selection)
 
     def held_out(self, n_groups: int) -> Sequence[int]:
-        """Which of the groups are held out in turn: all of them, or (holdout) the last one."""
+        """The groups that are held out in turn: all of them for "kfold", the last one for "holdout"."""
         return range(n_groups) if self.selection == "kfold" else [n_groups - 1]
 
     @property
     def cuts(self) -> bool:
-        """Whether alpha is chosen by held-out rows."""
+        """Whether alpha is chosen by held-out groups of rows."""
         return self.selection in ("kfold", "holdout") and len(self.alphas) > 1
 
     @property
     def leaves_one_out(self) -> bool:
-        """Whether the streamed pass of leave-one-out is needed: there is something to choose."""
+        """Whether alpha is chosen by leave-one-out, which takes one more pass over the rows."""
         return self.selection == "loo" and len(self.alphas) > 1

@@ -1,13 +1,13 @@
-"""How large the pieces of a ridge run are: memory of every task against the budget, tasks, flops, bytes on disk.
+"""Plan a ridge run: sizes whose tasks fit the memory of a worker; flops, tasks and bytes on disk.
 
-Pure arithmetic over declared workspaces. Refuses, with the numbers, before anything runs. A test measures the peak against
-what is planned here.
+Pure arithmetic over declared workspaces. A plan that does not fit is refused, with the numbers, before anything runs. A test compares
+measured peaks with these numbers.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -15,16 +15,34 @@ import numpy as np
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import DataDependentMap, learns, uses_targets
-from ntkdask.planning.resources import BASE_BYTES, BATCH_ROWS, Costs, Resources, RidgePlan
-from ntkdask.planning.tiles import Plan, largest_rows, slab_rows
+from ntkdask.planning.resources import BASE_BYTES, Costs, Resources, RidgePlan
+from ntkdask.planning.tiles import Plan, largest_rows
 from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.solvers.gram import packed_length
 from ntkdask.wording import format_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RidgeShape:
-    """What the sizes depend on: rows, a row's shape and stored bytes, features, targets, selection, how often a Gram is summed."""
+    """The facts on which the sizes of a ridge run depend.
+
+    Parameters
+    ----------
+    n_total, n_train : int
+        Rows of the dataset, and of one fit.
+    row_shape : tuple of int
+        Shape of a row.
+    row_bytes : int
+        Stored bytes of a row.
+    m, k : int
+        Features, and columns of the targets.
+    n_groups : int
+        Groups of rows with separate Gram sums, for choosing alpha.
+    selection : str
+        How alpha is chosen.
+    n_runs : int
+        Number of fits: how often every Gram matrix is summed.
+    """
 
     n_total: int
     n_train: int
@@ -40,13 +58,28 @@ class RidgeShape:
 def plan_ridge(
     shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], *, plan: Plan, resources: Resources
 ) -> RidgePlan:
-    """Choose slab, batch and tile rows so that every task fits; MemoryBudgetError with the numbers when none does."""
+    """Choose slab, batch and tile rows so that every task fits.
+
+    Parameters
+    ----------
+    shape : RidgeShape
+        Rows, features, targets, groups, fits.
+    feature_map : FeatureMap or None
+        Declares its workspace. None: the rows themselves.
+    steps : tuple of Step
+        Preprocessing.
+    plan : Plan
+        Requested sizes, memory and dtype (None: float32).
+    resources : Resources
+        Memory, threads and GPU of a task.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When not even batches of one row fit a worker, or the batches do not fit the GPU; with the numbers.
+    """
     dtype = plan.dtype or "float32"
-    slab = plan.tile_rows or slab_rows(shape.n_total)
-    device = resources.device_bytes > 0
-    sizes = RidgePlan(
-        dtype, slab, min(slab, BATCH_ROWS), min(slab, 8192), resources.threads, resources.solve_threads, device
-    )
+    sizes = RidgePlan.unbounded(shape.n_total, dtype, resources, plan.tile_rows)
     limit = plan.memory_bytes or resources.memory_bytes
     if limit is None:
         return sizes
@@ -68,7 +101,7 @@ def plan_ridge(
     rows = largest_rows(limit, bytes_of, sizes.batch_rows, "a batch of features")
     fitting = _with_batch(sizes, rows)
     on_device = costs_of(shape, feature_map, steps, fitting).device_memory
-    if on_device > 0.9 * resources.device_bytes and device:
+    if sizes.device and on_device > 0.9 * resources.device_bytes:
         raise MemoryBudgetError(
             f"gram-slab needs {format_bytes(on_device)} on the device (rows={rows}, n_components={shape.m}, {dtype}) but a GPU has "
             f"{format_bytes(resources.device_bytes)}. Use fewer n_components or a smaller Plan.memory_bytes."
@@ -91,7 +124,7 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
         "gram-sum": 2 * packed + max(packed, commit),
         # LAPACK's evd: 2 m² of workspace beside the matrix; the packed sums are still there while they are unpacked
         "solve": folds * gram + max(3 * gram, packed),
-        "predict": batch + 8 * m * k + 8 * plan.batch_rows * k,
+        "predict": predict_bytes(shape, feature_map, steps, plan),
     }
     if shape.selection == "loo":
         memory["loo-slab"] = gram + itemsize * m * m + batch + 3 * 8 * plan.batch_rows * m
@@ -99,7 +132,7 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
         d = math.prod(shape.row_shape)
         memory["preprocess-slab"] = 8 * d * d * 2 + batch
         memory["preprocess-sum"] = 5 * 8 * d * d
-        # the covariance, ZCA's 48 d², and the fitted matrix on its way to the store
+        # the covariance, ZCA's 48 d² bytes, and the buffers that write the fitted matrix
         memory["preprocess-fit"] = 9 * 8 * d * d
     sums, passes = 0, 0
     if learns(feature_map):
@@ -110,7 +143,7 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
         memory["features-sum"] = 6 * sums
         memory["features-fit"] = 2 * sums + learner.finish_bytes(itemsize, shape.row_shape, k)
     memory = {name: BASE_BYTES + value for name, value in memory.items()}
-    # features that learn from targets are fitted anew for every fold that is held out, and each fold summed twice
+    # features that learn from targets are fitted anew for every held-out fold, which takes two sums each
     refits = 1 + (shape.n_groups if shape.n_groups > 1 and uses_targets(feature_map) else 0)
     rounds = shape.n_groups if refits == 1 else 2 * refits - 1
     per_pass = -(-shape.n_total // plan.slab_rows)
@@ -122,8 +155,26 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
     return Costs(memory, (gram + batch + scratch) if plan.device else 0, flops, tasks, disk)
 
 
+def plan_predictions(shape: RidgeShape, feature_map: FeatureMap | None, dtype: str, resources: Resources) -> RidgePlan:
+    """Sizes for predicting rows with a fitted model of this shape; MemoryBudgetError, with the numbers, when no batch fits."""
+    sizes = RidgePlan.unbounded(shape.n_total, dtype, resources)
+    if resources.memory_bytes is None:
+        return sizes
+
+    def bytes_of(rows: int) -> int:
+        return BASE_BYTES + predict_bytes(shape, feature_map, (), _with_batch(sizes, rows))
+
+    what = f"predicting with {shape.m} features ({dtype})"
+    return _with_batch(sizes, largest_rows(resources.memory_bytes, bytes_of, sizes.batch_rows, what))
+
+
+def predict_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:
+    """Peak bytes of a task of predictions: a batch, the weights, the scores."""
+    return batch_bytes(shape, feature_map, steps, plan) + 8 * shape.m * shape.k + 8 * plan.batch_rows * shape.k
+
+
 def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:
-    """Bytes of one batch on its way from stored rows to features, weights of the map and preprocessing states included."""
+    """Peak bytes of computing the features of one batch from stored rows, preprocessing and weights of the map included."""
     itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows
     d = math.prod(shape.row_shape)
     mapped = (
@@ -133,10 +184,10 @@ def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[
 
 
 def rows_bytes(shape: RidgeShape, steps: tuple[Step, ...], plan: RidgePlan) -> int:
-    """Bytes of one batch on its way from stored rows to preprocessed ones, preprocessing states and targets included."""
+    """Peak bytes of reading and preprocessing one batch, the states of preprocessing and the targets included."""
     itemsize, rows = np.dtype(plan.dtype).itemsize, plan.batch_rows
     d = math.prod(shape.row_shape)
-    # read twice: the chunks a range touches, and the range
+    # in memory twice: the stored chunks that a range overlaps, and the range
     raw = 2 * rows * shape.row_bytes
     fitted = FittedPreprocessor(shape.row_shape, plan.dtype)
     work = fitted.workspace_bytes(rows, shape.row_shape, itemsize)
@@ -146,7 +197,7 @@ def rows_bytes(shape: RidgeShape, steps: tuple[Step, ...], plan: RidgePlan) -> i
 
 
 def _with_batch(plan: RidgePlan, rows: int) -> RidgePlan:
-    return RidgePlan(**{**plan.to_json(), "batch_rows": rows})
+    return replace(plan, batch_rows=rows)
 
 
 def _largest_components(shape: RidgeShape, limit: int, dtype: str) -> int:

@@ -1,21 +1,19 @@
 """From Gram sums to a ridge model: alpha chosen by GCV, leave-one-out or folds, in this process or as tasks of a cluster.
 
-One eigendecomposition serves all alphas; GCV comes from it, leave-one-out takes one more pass over the rows, folds take the sums
-of their training rows and their own.
+One eigendecomposition serves all alphas. GCV follows from it; leave-one-out takes one more pass over the rows; folds take the sums of
+their training rows and of their held-out rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ntkdask.errors import InputError
-from ntkdask.execution.map_reduce import map_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.site import Site
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.solvers.gram import GramSums
@@ -42,12 +40,30 @@ def solve(
     options: RidgeOptions,
     stream: FeatureStream,
     plan: RidgePlan,
-    listener: Listener | None = None,
+    site: Site | None = None,
     folds: Sequence[HeldOut] = (),
 ) -> tuple[Solution, list[dict[str, float]]]:
-    """(solution at the chosen alpha, path of scores) from the sums of every group, in this process.
+    """Choose alpha and solve, in this process.
 
-    folds: their sums, where features of their own were fitted for each; without them several groups are the folds.
+    Parameters
+    ----------
+    sums : sequence of GramSums or SumsAddress
+        The Gram sums of every group of training rows; where there are several and no `folds`, the groups are the folds.
+    options : RidgeOptions
+        Alphas, how to choose among them, with which factorisation.
+    stream : FeatureStream
+        Features of the training rows, for the pass of leave-one-out.
+    plan : RidgePlan
+        Rows of a slab, threads.
+    site : Site or None
+        Where that pass runs. None: this process.
+    folds : sequence of HeldOut
+        The sums of every fold, where features were fitted for each fold. Empty: none were.
+
+    Returns
+    -------
+    (Solution, list of dict)
+        The solution at the chosen alpha, and the path of scores, empty for one alpha.
     """
     if options.uses_cholesky and len(options.alphas) == 1:
         return solve_cholesky(Centred.of(_total(sums), options.fit_intercept), options.alphas[0]), []
@@ -56,10 +72,8 @@ def solve(
         return _solve_folds(sums, options, pairs)
     centred = Centred.of(_total(sums), options.fit_intercept)
     if options.leaves_one_out:
-        spectral = EighRidge.factorise(centred)
-        return choose(
-            spectral, options.alphas, leave_one_out(stream, spectral, options.alphas, plan, None, listener or Silent())
-        )
+        spectral, here = EighRidge.factorise(centred), site or Site(threads=plan.threads)
+        return choose(spectral, options.alphas, leave_one_out(stream, spectral, options.alphas, plan.slab_rows, here))
     ridge = _factorise(centred, options)
     if len(options.alphas) == 1:
         return ridge.solve(options.alphas[0]), []
@@ -67,7 +81,7 @@ def solve(
 
 
 def _factorise(centred: Centred, options: RidgeOptions) -> Ridge:
-    """One factorisation for every alpha: tridiagonal where rows outnumber features, else the whole spectrum."""
+    """One factorisation for all alphas; "auto" is tridiagonal where rows outnumber features, else the whole spectrum."""
     enough = centred.rows - centred.has_intercept > centred.gram.shape[0]
     if options.solver == "tridiagonal" or (options.solver == "auto" and enough):
         return TridiagonalRidge.factorise(centred)
@@ -75,7 +89,7 @@ def _factorise(centred: Centred, options: RidgeOptions) -> Ridge:
 
 
 def _cut(sums: Sequence[GramSums | SumsAddress], options: RidgeOptions) -> Iterator[tuple[GramSums, GramSums]]:
-    """(training, own) sums of every fold: the total minus a fold's own, no pass over rows."""
+    """(training, held-out) sums of every fold. The former are the total minus the latter: no pass over rows."""
     for fold in options.held_out(len(sums)):
         own = _load(sums[fold])
         yield _total(sums).minus(own), own
@@ -84,7 +98,7 @@ def _cut(sums: Sequence[GramSums | SumsAddress], options: RidgeOptions) -> Itera
 def _solve_folds(
     sums: Sequence[GramSums | SumsAddress], options: RidgeOptions, folds: Iterable[tuple[GramSums, GramSums]]
 ) -> tuple[Solution, list[dict[str, float]]]:
-    """k-fold or holdout: fit on the training sums of every fold, score on the fold's sums alone."""
+    """k-fold or holdout: for every fold, fit on its training sums and score on its held-out sums."""
     scores = []
     for fold, (train, own) in enumerate(folds):
         if own.rows == 0:
@@ -97,7 +111,7 @@ def _solve_folds(
 
 
 def _solutions(centred: Centred, options: RidgeOptions) -> Any:
-    """Solutions for every alpha, one at a time."""
+    """Yield the solution of every alpha."""
     if not options.uses_cholesky:
         ridge = _factorise(centred, options)
         yield from (ridge.solve(alpha) for alpha in options.alphas)
@@ -111,7 +125,7 @@ def _solutions(centred: Centred, options: RidgeOptions) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _SolveTask:
-    """Factorise where the sums are read, alone on its worker; store the model, return its url and the path."""
+    """Read the sums, factorise and store the model, alone on a worker; return its url and the path of scores."""
 
     sums: tuple[SumsAddress, ...]
     options: RidgeOptions
@@ -130,7 +144,7 @@ class _SolveTask:
 
 @dataclass(frozen=True, eq=False)
 class _ChooseTask:
-    """After the leave-one-out pass: choose alpha from its scores and store the model."""
+    """Choose alpha from the scores of the leave-one-out pass, and store the model."""
 
     stream: FeatureStream
     spectrum: str
@@ -144,41 +158,50 @@ class _ChooseTask:
 
 
 def solve_on_cluster(
-    sums: Any,
+    sums: Sequence[SumsAddress],
     options: RidgeOptions,
     stream: FeatureStream,
     plan: RidgePlan,
-    url: Path,
-    client: Any,
-    listener: Listener,
+    site: Site,
     folds: Sequence[HeldOut] = (),
 ) -> dict[str, Any]:
-    """{"model": url, "path": scores}, as `solve`: the factorisation as one task with the whole host's threads; leave-one-out adds
-    its streamed pass and a choice.
+    """Choose alpha and solve as `solve` does, in tasks of the site's cluster.
+
+    The factorisation is one task with the threads of its host; leave-one-out adds a streamed pass and a task that chooses.
+
+    Parameters
+    ----------
+    sums : sequence of SumsAddress
+        Where the Gram sums of every group of training rows are stored.
+    options : RidgeOptions
+        Alphas, how to choose among them, with which factorisation.
+    stream : FeatureStream
+        Features of the training rows, for the pass of leave-one-out and for the model.
+    plan : RidgePlan
+        Rows of a slab, threads.
+    site : Site
+        Where the tasks run; the model is stored in its states.
+    folds : sequence of HeldOut
+        The sums of every fold, where features were fitted for each fold. Empty: none were.
+
+    Returns
+    -------
+    dict
+        {"model": url, "path": rows of scores}.
     """
-    states = str(url / "state")
-
-    def alone(task: Any) -> dict[str, Any]:
-        results: list[dict[str, Any]] = []
-        listener.stage("solve", 1)
-
-        def receive(tile: Any, done: Any) -> None:
-            results.append(done.value)
-            listener.task("solve", done)
-
-        map_tiles(task, [0], client, label="solve", receive=receive, threads=plan.solve_threads)
-        return results[0]
-
-    result = alone(_SolveTask(tuple(sums), options, stream, plan, states, tuple(folds)))
+    states = str(site.states)
+    task = _SolveTask(tuple(sums), options, stream, plan, states, tuple(folds))
+    result = site.alone(task, "solve", threads=plan.solve_threads)
     if not options.leaves_one_out:
         return result
     spectrum = result["spectrum"]
-    scores = leave_one_out(stream, spectrum, options.alphas, plan, client, listener)
-    return alone(_ChooseTask(stream, spectrum, options.alphas, scores, states))
+    scores = leave_one_out(stream, spectrum, options.alphas, plan.slab_rows, site)
+    choice = _ChooseTask(stream, spectrum, options.alphas, scores, states)
+    return site.alone(choice, "solve", threads=plan.solve_threads)
 
 
 def ridge_model(stream: FeatureStream, solution: Solution) -> RidgeModel:
-    """The model of a solution on the features of a stream."""
+    """The model of a solution, with the preprocessing and the map of a stream."""
     fitted = stream.preprocessor
     if isinstance(fitted, str):
         fitted = FittedPreprocessor.from_state(*load_state(fitted))
@@ -190,7 +213,7 @@ def _load(sums: GramSums | SumsAddress) -> GramSums:
 
 
 def _total(sums: Sequence[GramSums | SumsAddress]) -> GramSums:
-    """Sums of all the groups; a new object when there are several."""
+    """The sums of all groups; a new object when there are several."""
     total = _load(sums[0])
     if len(sums) > 1:
         total = total.minus(GramSums.zeros(*total.cross.shape))

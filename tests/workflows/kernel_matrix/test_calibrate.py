@@ -14,9 +14,8 @@ from ntkdask.estimators import KernelRidgeClassifier
 from ntkdask.execution import site as site_module
 from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.execution.site import Site
-from ntkdask.jobs.kernel_ridge import KernelRidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import SplitRule
+from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import NNGP, NTK, RBF, FlipAveraged, both
 from ntkdask.kernels.base import completed
 from ntkdask.networks import convolutional, fully_connected, myrtle
@@ -30,6 +29,7 @@ from ntkdask.workflows.kernel_matrix.build import kernel_matrix, plan_kernel_mat
 from ntkdask.workflows.kernel_matrix.calibrate import calibrate
 from ntkdask.workflows.kernel_matrix.plan import MatrixShape, plan_matrix
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
+from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
 
 MILLISECOND, MICROSECOND = 1e-3, 1e-6
 IMAGES = NTK(convolutional(1))
@@ -411,9 +411,9 @@ def test_a_resumed_matrix_keeps_its_tiles_and_is_not_measured(tmp_path, monkeypa
 # kernel ridge
 
 
-def job(data, kernel=IMAGES, **changes) -> KernelRidgeJob:
-    options = KernelRidgeOptions((0.1, 1.0))
-    return KernelRidgeJob("images", data, None, SplitRule(test=0.25), (), kernel, options, **changes)
+def job(data, kernel=IMAGES, **changes) -> TrainingJob:
+    recipe = KernelRidgeRecipe(kernel, KernelRidgeOptions((0.1, 1.0)))
+    return TrainingJob("images", data, None, SplitRule(test=0.25), (), recipe, **changes)
 
 
 @pytest.fixture
@@ -450,20 +450,20 @@ def test_values_do_not_depend_on_the_pace(tmp_path, monkeypatch, data):
 def test_fast_kernels_are_measured_only_when_asked(monkeypatch, data):
     calls = counted(monkeypatch, pace())
     fast = job(data, RBF(0.1))
-    assert fast.measured(Resources()).pace is None
+    assert fast.recipe.measured(fast.request(), Resources(), Site()).pace is None
     assert not calls
-    assert fast.measured(Resources(), always=True).pace == pace()
+    assert fast.recipe.measured(fast.request(), Resources(), Site(), always=True).pace == pace()
 
 
 def test_words_of_time(data):
     one = job(data)
     resources = Resources(None, 0, 1, 1, 2, pace(MILLISECOND))
-    plan, _ = one.plan_for(resources)
-    words = one.time_words(plan, resources)
+    plan = one.recipe.plan(one.request(), resources)
+    words = one.recipe.time_words(one.request(), plan, resources)
     assert words["pace"] == "1 ms an entry, measured on tiles of 8 × 8 with 1 thread"
     assert words["time of predict"] == "675 ms on 2 slots: 0.000187 slot-hours"  # 15 rows, 45 of training
     assert words["time of kernel-tile"].startswith("1.02 s a tile, ")  # 32²
-    assert one.time_words(plan, Resources()) == {}
+    assert one.recipe.time_words(one.request(), plan, Resources()) == {}
 
 
 def test_estimators_measure_what_they_store(tmp_path, monkeypatch):

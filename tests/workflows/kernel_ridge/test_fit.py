@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from job_examples import ONE_THREAD, Counter, Killed, regression_data, stored
+from job_examples import ONE_THREAD, Counter, Killed, regression_data, site_of, sited, stored
 from sklearn.kernel_ridge import KernelRidge
 
 from ntkdask.cache import shared
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import InputError
-from ntkdask.execution.progress import Record, Silent
-from ntkdask.execution.site import Site
+from ntkdask.execution.progress import Record
 from ntkdask.kernels import NTK, RBF
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.networks import fully_connected
@@ -76,27 +75,14 @@ def plan_of(choices, n=N, k=2, tile=45, rank=20, dtype="float64", batch_rows=30,
 
 
 def fitted(
-    choices,
-    place,
-    folder,
-    client,
-    *,
-    x=X,
-    y=Y,
-    weights=None,
-    groups=None,
-    kernel=KERNEL,
-    plan=None,
-    listener=None,
-    record=None,
-    **keywords,
+    choices, place, folder, client, *, x=X, y=Y, weights=None, groups=None, kernel=KERNEL, plan=None, **keywords
 ):
     """fit_kernel_ridge here in memory, here with tiles, or with tiles on a cluster; groups: part of every row, dealt to 0, 1, ..."""
     parts = () if groups is None else tuple((int(g),) for g in np.unique(groups))
     plan = plan or plan_of(choices, len(x), y.shape[1] if y.ndim == 2 else 1)
     if place == "memory":
         rows = MemoryRows(x, y, weights, groups)
-        return fit_kernel_ridge(rows, parts, choices, plan, kernel=kernel, **keywords)
+        return fit_kernel_ridge(rows, parts, choices, plan, kernel=kernel, **sited(keywords))
     data = stored(folder, x, y, f"{len(list(folder.iterdir()))}.zarr", weights=weights)
     parts_url = None if groups is None else save_state(folder / "parts", state_of(groups))
     return fit_kernel_ridge(
@@ -105,8 +91,7 @@ def fitted(
         choices,
         plan,
         kernel=kernel,
-        site=Site(folder / "run", client if place == "cluster" else None, listener or Silent(), record or Record()),
-        **keywords,
+        **sited({"url": folder / "run", "client": client if place == "cluster" else None} | keywords),
     )
 
 
@@ -141,7 +126,9 @@ def test_against_the_bordered_system(tmp_path, client, solver, place, weights, i
     fit = fitted(options(solver, fit_intercept=intercept), place, tmp_path, client, weights=weights)
     assert_equals_naive(fit.model, KERNEL(X), Y, 0.1, weights, intercept)
     probe = X[:7] + 0.1
-    found = predict(fit.model if place == "memory" else fit.url, MemoryRows(probe), plan_of(options(solver)), k=2)
+    found = predict(
+        fit.model if place == "memory" else fit.url, MemoryRows(probe), plan_of(options(solver)), 2, site_of()
+    )
     coefficients, b = naive(KERNEL(X), Y, 0.1, weights, intercept)
     np.testing.assert_allclose(found, KERNEL(probe, X) @ coefficients + b, rtol=1e-8)
     assert fit.path == []
@@ -261,8 +248,8 @@ def test_a_linear_kernel_is_ridge_on_the_rows(tmp_path, solver, weights):
     )
     assert fit.model.alpha == 2 * primal.model.alpha
     np.testing.assert_allclose([row["score"] for row in fit.path], [row["score"] for row in primal.path], rtol=1e-7)
-    expected = predict(primal.model, MemoryRows(X), plan, k=2)
-    np.testing.assert_allclose(predict(fit.url, MemoryRows(X), plan, k=2), expected, rtol=1e-7)
+    expected = predict(primal.model, MemoryRows(X), plan, 2, site_of())
+    np.testing.assert_allclose(predict(fit.url, MemoryRows(X), plan, 2, site_of()), expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -400,7 +387,7 @@ def duplicates(differ=0.0):
 def test_duplicates_at_alpha_zero_have_a_solution_of_minimum_norm(tmp_path):
     x, y = duplicates()
     fit = fitted(options("eigh", (0.0,)), "loop", tmp_path, None, x=x, y=y)
-    scores = predict(fit.url, MemoryRows(x), plan_of(options("eigh")), k=2)
+    scores = predict(fit.url, MemoryRows(x), plan_of(options("eigh")), 2, site_of())
     np.testing.assert_allclose(scores, y, atol=1e-6)
     np.testing.assert_allclose(fit.model.coefficients[4], fit.model.coefficients[30], atol=1e-6)
     gradients = fitted(options("cg", (0.0,), tolerance=1e-7), "memory", tmp_path, None, x=x, y=y)
@@ -671,7 +658,7 @@ def test_rows_with_nan_are_named(tmp_path):
                 options("eigh"),
                 plan,
                 kernel=KERNEL,
-                site=Site(None if place == "memory" else tmp_path / "run"),
+                site=site_of(url=None if place == "memory" else tmp_path / "run"),
             )
 
 

@@ -12,9 +12,8 @@ from ntkdask.cache import DEFAULT_BYTES
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.execution import cluster, workers
 from ntkdask.execution.map_reduce import peak_bytes
-from ntkdask.jobs.kernel_ridge import KernelRidgeJob
 from ntkdask.jobs.run import run_job
-from ntkdask.jobs.training import SplitRule
+from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import NTK, RBF
 from ntkdask.networks import fully_connected
 from ntkdask.planning.resources import BASE_BYTES, Resources, require_memory
@@ -23,6 +22,7 @@ from ntkdask.preprocessing import parse_steps
 from ntkdask.workflows.kernel_ridge.costs import kernel_costs
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, plan_kernel_ridge
+from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
 from ntkdask.workflows.model import POINTS_BYTES
 
 MIB, GIB = 2**20, 2**30
@@ -278,14 +278,13 @@ def kernel_job(folder, n, d, solver, selection="holdout", dtype="float32", steps
     x = rng.normal(size=(n, d)).astype(np.float32)
     y = np.sin(x[:, 0]) + 0.1 * rng.normal(size=n)
     options = KernelRidgeOptions((0.1, 1.0), selection=selection, solver=solver, tolerance=1e-3)
-    return KernelRidgeJob(
+    return TrainingJob(
         "tiny",
         stored(folder, x, y),
         None,
         SplitRule(test=0.1),
         steps,
-        kernel or NTK(fully_connected(1)),
-        options,
+        KernelRidgeRecipe(kernel or NTK(fully_connected(1)), options),
         plan=Plan(None, tile, dtype=dtype),
         **changes,
     )
@@ -336,11 +335,11 @@ def test_a_stored_plan_that_no_longer_fits_is_refused(tmp_path):
 
 def test_printed_sizes(tmp_path):
     job = kernel_job(tmp_path, 300, 4, "auto", tile=100)
-    plan, _ = job.plan_for(Resources(2 * GIB, slots=2))
-    words = job.size_words(plan)
+    plan = job.recipe.plan(job.request(), Resources(2 * GIB, slots=2))
+    words = job.recipe.size_words(job.request(), plan)
     assert words["matrix"] == "270 × 270 (float32), targets 1, fits 1"
     assert words["tiles"] == "6 of 100 × 100, one triangle"
     assert words["solver"].startswith("eigh (about")
     assert words["alphas"] == "2, chosen by holdout"
     alone = dataclasses.replace(job, options=KernelRidgeOptions((1.0,)))
-    assert "alphas" not in alone.size_words(plan)
+    assert "alphas" not in alone.recipe.size_words(alone.request(), plan)

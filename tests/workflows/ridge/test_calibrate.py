@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from job_examples import class_data, feature_map, ridge_job, stored
+from job_examples import class_data, feature_map, ridge_job, site_of, stored
 
 from ntkdask.errors import InputError
 from ntkdask.features import NTKRandomFeatures
@@ -49,12 +49,17 @@ def clock(monkeypatch):
     return found
 
 
+def time_words(job, resources):
+    request = job.request()
+    return job.recipe.time_words(request, job.recipe.plan(request, resources), resources)
+
+
 @pytest.mark.parametrize("row_seconds", [1e-9, 1e-3, 0.05, 10.0])
 @pytest.mark.parametrize("batch_rows", [1, 3, 40, 4096])
 def test_the_pace_without_the_first_call_in_about_a_second(clock, row_seconds, batch_rows):
     clock.products = 0.5
     features = Costly(clock, row_seconds)
-    found = calibrate_features(features, (2, 5), "float32", batch_rows, 3, n_threads=1)
+    found = calibrate_features(features, (2, 5), "float32", batch_rows, 3, site=site_of())
     assert found.row_seconds == pytest.approx(row_seconds, rel=1e-4)
     assert found.product_rate == pytest.approx(batch_rows * 9 / 0.5)
     assert found.threads == 1
@@ -68,13 +73,13 @@ def test_the_pace_without_the_first_call_in_about_a_second(clock, row_seconds, b
 
 def test_large_products_are_measured_on_fewer_columns(clock):
     clock.products = 2.0
-    found = calibrate_features(None, (2,), "float32", 10, 100_000)
+    found = calibrate_features(None, (2,), "float32", 10, 100_000, site=site_of())
     assert found.product_rate == pytest.approx(10 * module.MOST_COLUMNS**2 / 2.0)
     assert found.row_seconds == 0.0
 
 
 def test_a_real_map_on_a_cluster(one_worker):
-    found = calibrate_features(feature_map(), (6,), "float32", 64, 48, client=one_worker, slots=1, n_threads=1)
+    found = calibrate_features(feature_map(), (6,), "float32", 64, 48, site=site_of(client=one_worker), slots=1)
     assert found.row_seconds > 0
     assert found.product_rate > 0
     assert found.threads == 1
@@ -83,27 +88,28 @@ def test_a_real_map_on_a_cluster(one_worker):
 def test_rows_that_do_not_fit_are_the_maps_error():
     first = replace(feature_map(), network=fully_connected(1))
     with pytest.raises(InputError):
-        calibrate_features(first, (), "float32", 8, 48)
+        calibrate_features(first, (), "float32", 8, 48, site=site_of())
 
 
 def test_words_of_time(tmp_path):
     data = stored(tmp_path, *class_data(120))
     resources = Resources(None, 0, 1, 1, 2, row_pace=RowPace(0.5, 48.0**2, 16, 1))
     job = ridge_job(data, split=SplitRule(folds=4))
-    words = job.time_words(job.plan_for(resources)[0], resources)
+    words = time_words(job, resources)
     assert words["pace"] == "500 ms a row of features, measured on batches of 16 with 1 thread"
     # four fits of 90 rows, half a second of features and one of product a row, a slab a fit and so two rounds of two
-    assert words["time of gram-slab"] == "4 min 30 s on 2 slots: features 90 s, products 3 min 0 s"
+    assert words["time of gram-slab"] == "4 min 30 s on 2 slots: features 90 s, products 3 min 00 s"
     assert words["time of predict"] == "60 s on 2 slots"
-    assert job.time_words(job.plan_for(resources)[0], Resources()) == {}
+    assert job.recipe.time_words(job.request(), job.recipe.plan(job.request(), resources), Resources()) == {}
     again = ridge_job(data, split=SplitRule(folds=4), options=RidgeOptions((0.1, 1.0), selection="loo"))
-    words = again.time_words(again.plan_for(resources)[0], resources)
-    assert words["time of gram-slab"].startswith("9 min 0 s")
+    words = time_words(again, resources)
+    assert words["time of gram-slab"].startswith("9 min 00 s")
 
 
 def test_only_told_where_asked(tmp_path):
     job = ridge_job(stored(tmp_path, *class_data(120)))
-    assert job.measured(Resources()) == Resources()
-    assert job.measured(Resources(), always=True).row_pace is not None
-    learned = replace(job, features=NTKRandomFeatures(fully_connected(1), n_components=8, sampling="optimized"))
-    assert learned.measured(Resources(), always=True).row_pace is None
+    assert job.recipe.measured(job.request(), Resources(), site_of()) == Resources()
+    assert job.recipe.measured(job.request(), Resources(), site_of(), always=True).row_pace is not None
+    learning = NTKRandomFeatures(fully_connected(1), n_components=8, sampling="optimized")
+    learned = replace(job, recipe=replace(job.recipe, features=learning))
+    assert learned.recipe.measured(learned.request(), Resources(), site_of(), always=True).row_pace is None

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from job_examples import Counter, Killed, class_data, feature_map, naive_ridge, regression_data, ridge_plan, stored
+from job_examples import (
+    Counter,
+    Killed,
+    class_data,
+    feature_map,
+    naive_ridge,
+    regression_data,
+    ridge_plan,
+    sited,
+    stored,
+)
 
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import InputError
@@ -86,7 +96,7 @@ def fit(rows, selection="gcv", *, alphas=ALPHAS, features=None, dtype="float64",
         FOLDS,
         RidgeOptions(alphas, selection=selection),
         ridge_plan(dtype, slab_rows, 16),
-        **{**options, **keywords},
+        **sited({**options, **keywords}),
     )
 
 

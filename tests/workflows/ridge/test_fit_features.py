@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from job_examples import (
     ridge_job,
     ridge_plan,
     run,
+    site_of,
+    sited,
     stored,
 )
 
-from ntkdask import FeatureTransformer, RidgeClassifier, RidgeRegressor, features, kernels
+from ntkdask import FeatureTransformer, RidgeClassifier, RidgeRegressor, features, kernels, threads
 from ntkdask import featurize as nd_featurize
 from ntkdask.datasets import open_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
@@ -72,7 +75,8 @@ def stream_of(rows, dtype="float64", batch_rows=32, n_classes=None):
 
 
 def one_slab(dtype="float64"):
-    return ridge_plan(dtype, slab_rows=N, batch_rows=4096)
+    """The plan of a fit in memory: one slab, the threads that this process has."""
+    return replace(ridge_plan(dtype, slab_rows=N, batch_rows=4096), threads=threads.ambient())
 
 
 @every_map
@@ -81,10 +85,18 @@ def test_a_stream_of_equal_plan_gives_the_bits_of_a_fit_in_memory(tmp_path, map,
     x, y = data()
     x = x.astype(dtype)
     expected = map.fit(x, y)
-    here = fit_features(stream_of(MemoryRows(x, y), dtype, 4096), map, one_slab(dtype), 2)
+    here = fit_features(
+        stream_of(MemoryRows(x, y), dtype, 4096), map, one_slab(dtype), 2, site_of(threads=threads.ambient())
+    )
     assert here == expected
     dataset = stored(tmp_path, x, y)
-    url = fit_features(stream_of(DatasetRows(dataset.url), dtype, 4096), map, one_slab(dtype), 2, url=tmp_path / "run")
+    url = fit_features(
+        stream_of(DatasetRows(dataset.url), dtype, 4096),
+        map,
+        one_slab(dtype),
+        2,
+        site_of(tmp_path / "run", threads=threads.ambient()),
+    )
     assert load_map(url) == expected
     np.testing.assert_array_equal(load_map(url)(x), expected(x))
 
@@ -94,17 +106,19 @@ def test_slabs_on_workers_give_the_bits_of_slabs_here(tmp_path, client, map):
     x, y = data()
     rows = DatasetRows(stored(tmp_path, x, y).url)
     found = [
-        load_map(fit_features(stream_of(rows), map, ridge_plan(slab_rows=40), 2, url=tmp_path / name, client=where))
+        load_map(
+            fit_features(stream_of(rows), map, ridge_plan(slab_rows=40), 2, site_of(url=tmp_path / name, client=where))
+        )
         for name, where in (("here", None), ("there", client))
     ]
     assert found[0] == found[1]
-    assert found[0] == fit_features(stream_of(MemoryRows(x, y)), map, ridge_plan(slab_rows=40), 2)
+    assert found[0] == fit_features(stream_of(MemoryRows(x, y)), map, ridge_plan(slab_rows=40), 2, site_of())
 
 
 @pytest.mark.parametrize("slab_rows", [1, 37, 64, 150])
 def test_slabs_hardly_matter(slab_rows):
     x, y = data()
-    streamed = fit_features(stream_of(MemoryRows(x, y)), optimized(), ridge_plan(slab_rows=slab_rows), 2)
+    streamed = fit_features(stream_of(MemoryRows(x, y)), optimized(), ridge_plan(slab_rows=slab_rows), 2, site_of())
     np.testing.assert_allclose(streamed(x), optimized().fit(x, y)(x), atol=1e-10)
 
 
@@ -116,7 +130,7 @@ def test_rows_of_other_parts_never_enter(map):
     spoiled_x[parts == 2] = 1e6
     spoiled_y[parts == 2] = -1e9
     found = [
-        fit_features(stream_of(MemoryRows(a, b, None, parts, (0, 1))), map, ridge_plan(slab_rows=40), 2)
+        fit_features(stream_of(MemoryRows(a, b, None, parts, (0, 1))), map, ridge_plan(slab_rows=40), 2, site_of())
         for a, b in ((x, y), (spoiled_x, spoiled_y))
     ]
     assert found[0] == found[1]
@@ -129,22 +143,28 @@ def test_rows_of_other_parts_never_enter(map):
 def test_a_killed_fit_goes_on(tmp_path, stop_at):
     x, y = data()
     rows, plan = DatasetRows(stored(tmp_path, x, y).url), ridge_plan(slab_rows=40)
-    whole = fit_features(stream_of(rows), optimized(), plan, 2, url=tmp_path / "whole")
+    whole = fit_features(stream_of(rows), optimized(), plan, 2, site_of(url=tmp_path / "whole"))
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
         fit_features(
-            stream_of(rows), optimized(), plan, 2, url=folder, record=Record.open(folder, {}), listener=Counter(stop_at)
+            stream_of(rows),
+            optimized(),
+            plan,
+            2,
+            site_of(url=folder, listener=Counter(stop_at), record=Record.open(folder, {})),
         )
     counter = Counter()
     again = fit_features(
-        stream_of(rows), optimized(), plan, 2, url=folder, record=Record.open(folder, {}), listener=counter
+        stream_of(rows), optimized(), plan, 2, site_of(url=folder, listener=counter, record=Record.open(folder, {}))
     )
     assert load_map(again) == load_map(whole)
     total = 2 * (7 + 1)  # two passes of four slabs, three sums and an end
     # the task at which the driver died was recorded, except the end of a pass, which is recorded after the last word
     assert total - stop_at <= len(counter.labels) <= total - stop_at + 1
     finished = Counter()
-    fit_features(stream_of(rows), optimized(), plan, 2, url=folder, record=Record.open(folder, {}), listener=finished)
+    fit_features(
+        stream_of(rows), optimized(), plan, 2, site_of(url=folder, listener=finished, record=Record.open(folder, {}))
+    )
     assert finished.labels == []
     assert not list(folder.glob("features-*"))
 
@@ -152,14 +172,14 @@ def test_a_killed_fit_goes_on(tmp_path, stop_at):
 def test_maps_that_learn_nothing_pass_through():
     plain = features.NTKRandomFeatures(fully_connected(1), 20)
     x, y = data()
-    assert fit_features(stream_of(MemoryRows(x, y)), plain, ridge_plan(), 2) is plain
-    assert fit_features(stream_of(MemoryRows(x, y)), None, ridge_plan(), 2) is None
+    assert fit_features(stream_of(MemoryRows(x, y)), plain, ridge_plan(), 2, site_of()) is plain
+    assert fit_features(stream_of(MemoryRows(x, y)), None, ridge_plan(), 2, site_of()) is None
 
 
 def test_targets_are_asked_for_before_rows_are_read():
     x, _ = data()
     with pytest.raises(InputError, match="targets are missing"):
-        fit_features(stream_of(MemoryRows(x)), optimized(), ridge_plan(), 0)
+        fit_features(stream_of(MemoryRows(x)), optimized(), ridge_plan(), 0, site_of())
 
 
 # --- ridge --------------------------------------------------------------------------------------------------------------
@@ -199,7 +219,7 @@ def test_features_that_saw_targets_are_fitted_anew_for_every_fold(tmp_path, clie
         ridge_plan(slab_rows=64),
         features=optimized(),
         k=2,
-        **keywords,
+        **sited(keywords),
     )
     np.testing.assert_allclose(
         [row["score"] for row in found.path], naive_path(optimized(), x, y, selection), rtol=1e-6
@@ -220,7 +240,7 @@ def test_features_that_saw_rows_alone_are_fitted_once():
         ridge_plan(slab_rows=N),
         features=landmarks(),
         k=2,
-        listener=counter,
+        site=site_of(listener=counter),
     )
     assert counter.count("features-slab") == 1
     assert counter.count("gram-slab") == 3
@@ -321,7 +341,7 @@ def test_featurize_takes_fitted_maps(tmp_path, client, where):
 
 def test_a_job_fits_the_map_in_every_fold(tmp_path, client):
     """The features of fold i come from its own training rows, on workers as here; verify finds every state."""
-    from ntkdask.jobs.run import split_parts
+    from ntkdask.jobs.folds import stored_parts
     from ntkdask.jobs.training import SplitRule
 
     x, y = regression_data(N)
@@ -335,7 +355,7 @@ def test_a_job_fits_the_map_in_every_fold(tmp_path, client):
     )
     here, there = run(job, tmp_path / "here"), run(job, tmp_path / "there", client)
     assert here["test"]["mse"] == there["test"]["mse"]
-    parts = split_parts(tmp_path / "here")
+    parts = stored_parts(tmp_path / "here")
     for fold in here["folds"]:
         train = parts != fold["fold"]
         own = dataset.rows(0, N)[train].astype(float)
@@ -348,7 +368,9 @@ def test_a_job_fits_the_map_in_every_fold(tmp_path, client):
 
 
 def test_the_plan_counts_the_fit():
-    shape = RidgeShape(50_000, 40_000, (100,), 400, 512, 10, 1, "gcv")
+    shape = RidgeShape(
+        n_total=50_000, n_train=40_000, row_shape=(100,), row_bytes=400, m=512, k=10, n_groups=1, selection="gcv"
+    )
     plain, learning = features.NTKRandomFeatures(fully_connected(1), 512), optimized(512, alignment=Alignment())
     plan = plan_ridge(shape, learning, (), plan=Plan(), resources=Resources(2**30, 0, 1, 1, 1))
     costs = costs_of(shape, learning, (), plan)

@@ -11,11 +11,13 @@ from job_examples import (
     naive_sums,
     regression_data,
     ridge_plan,
+    site_of,
     stored,
 )
 
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import FingerprintError, InputError
+from ntkdask.execution.progress import Record
 from ntkdask.execution.tree import tree_nodes
 from ntkdask.preprocessing import FittedPreprocessor, fit_in_memory, parse_steps
 from ntkdask.preprocessing.targets import encode_targets
@@ -54,7 +56,7 @@ def test_any_slab_and_batch(dtype, slab_rows, batch_rows):
     x, y = regression_data(k=2)
     map = feature_map()
     plan = ridge_plan(dtype, slab_rows, batch_rows)
-    sums = gram(stream_of(MemoryRows(x, y), map, dtype, batch_rows=batch_rows), 2, plan)
+    sums = gram(stream_of(MemoryRows(x, y), map, dtype, batch_rows=batch_rows), 2, plan.slab_rows, site_of())
     assert_close(sums, naive_sums(map(x.astype(dtype)), y), TOLERANCE[dtype])
 
 
@@ -75,7 +77,7 @@ def test_addresses_parts_and_weights(tmp_path, where, parts, weighted):
     chosen = np.ones(len(x), bool) if parts is None else np.isin(part, parts)
     before = x.copy()
     map = feature_map()
-    sums = gram(stream_of(rows, map), 1, ridge_plan())
+    sums = gram(stream_of(rows, map), 1, 64, site_of())
     expected = naive_sums(map(x[chosen]), y[chosen], None if weights is None else weights[chosen])
     assert_close(sums, expected, TOLERANCE["float64"])
     assert np.array_equal(x, before)
@@ -88,7 +90,7 @@ def test_the_users_array_is_not_scaled_by_weights(parts):
     before = x.copy()
     rows = MemoryRows(x, y, np.full(len(x), 4.0), parts, (0,))
     for _ in range(2):
-        assert_close(gram(stream_of(rows), 1, ridge_plan()), naive_sums(x, y, np.full(len(x), 4.0)), 1e-13)
+        assert_close(gram(stream_of(rows), 1, 64, site_of()), naive_sums(x, y, np.full(len(x), 4.0)), 1e-13)
     assert np.array_equal(x, before)
 
 
@@ -96,14 +98,14 @@ def test_a_read_only_array_is_read(tmp_path):
     x, y = regression_data()
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    sums = gram(stream_of(MemoryRows(mapped, y, np.ones(len(x)))), 1, ridge_plan())
+    sums = gram(stream_of(MemoryRows(mapped, y, np.ones(len(x)))), 1, 64, site_of())
     assert_close(sums, naive_sums(x, y), 1e-13)
 
 
 def test_labels_become_zero_mean_one_hot_targets():
     x, labels = class_data()
     map = feature_map()
-    sums = gram(stream_of(MemoryRows(x, labels), map, n_classes=3), 3, ridge_plan())
+    sums = gram(stream_of(MemoryRows(x, labels), map, n_classes=3), 3, 64, site_of())
     assert_close(sums, naive_sums(map(x.astype("float64")), encode_targets(labels, 3, "float64")), 1e-13)
 
 
@@ -125,9 +127,9 @@ def test_preprocessed_images_and_tables(tmp_path, client, steps, shape, dtype):
     expected = fit_in_memory(steps, x[part == 0], "float64")
     map, plan = feature_map(), ridge_plan(slab_rows=50, batch_rows=16)
     for runner in (None, client):
-        fitted = fit_preprocessing(rows, parse_steps(steps), plan, states=tmp_path / "state", client=runner)
+        fitted = fit_preprocessing(rows, parse_steps(steps), plan, site_of(client=runner, url=tmp_path))
         assert np.allclose(fitted(x), expected(x), rtol=1e-9, atol=1e-9)
-        sums = gram(stream_of(rows, map, fitted=fitted), 1, plan)
+        sums = gram(stream_of(rows, map, fitted=fitted), 1, plan.slab_rows, site_of())
         assert_close(sums, naive_sums(map(expected(x[part == 0])), np.zeros(80)), 1e-9)
 
 
@@ -137,17 +139,17 @@ def test_overflow_is_named_by_row(tmp_path, client):
     rows = DatasetRows(stored(tmp_path, x, y).url)
     plan = ridge_plan("float32")
     with pytest.raises(InputError, match=r"NaN or infinite values in row"):
-        gram(stream_of(rows, feature_map(), "float32"), 1, plan, url=tmp_path / "g", client=client)
+        gram(stream_of(rows, feature_map(), "float32"), 1, plan.slab_rows, site_of(tmp_path, client), name="g")
     with pytest.raises(InputError, match=r"row 77\b"), np.errstate(over="ignore"):
-        gram(stream_of(rows, feature_map(), "float32"), 1, plan)
+        gram(stream_of(rows, feature_map(), "float32"), 1, plan.slab_rows, site_of())
 
 
 # stored sums, resumed
 
 
-def stored_gram(folder, rows, client=None, listener=None, **changes):
-    options = {"url": folder / "gram", "client": client, "listener": listener, "fingerprint": {"seed": 0}}
-    return gram(stream_of(rows, feature_map(), "float32"), 1, ridge_plan("float32", 16, 8), **{**options, **changes})
+def stored_gram(folder, rows, client=None, listener=None, seed=0):
+    record = Record(fingerprint={"seed": seed})
+    return gram(stream_of(rows, feature_map(), "float32"), 1, 16, site_of(folder, client, listener, record))
 
 
 @pytest.fixture
@@ -156,7 +158,7 @@ def rows(tmp_path):
 
 
 def test_stored_sums_are_those_in_memory(tmp_path, rows, client):
-    plain = stored_gram(tmp_path, rows, url=None)
+    plain = stored_gram(None, rows)
     for name, runner in (("loop", None), ("cluster", client)):
         address = stored_gram(tmp_path / name, rows, runner)
         assert isinstance(address, SumsAddress)
@@ -227,7 +229,7 @@ def test_a_damaged_partial_sum_is_refused(tmp_path, rows):
 def test_sums_of_another_run_are_refused(tmp_path, rows):
     stored_gram(tmp_path, rows)
     with pytest.raises(FingerprintError, match="seed: stored 0, asked 1"):
-        stored_gram(tmp_path, rows, fingerprint={"seed": 1})
+        stored_gram(tmp_path, rows, seed=1)
 
 
 def test_receipts_tell_what_slabs_took(tmp_path, rows, client):
