@@ -104,6 +104,11 @@ class Site:
         """How many tasks run at once."""
         return 1 if self.client is None else max(1, sum(self.client.nthreads().values()))
 
+    @property
+    def n_workers(self) -> int:
+        """How many processes run tasks, at least 1."""
+        return 1 if self.client is None else max(1, len(self.client.nthreads()))
+
     def resources(self) -> Resources:
         """The resources of every task: the smallest worker's share now; without a client those of this process."""
         if self.client is None:
@@ -161,6 +166,21 @@ class Site:
 
         self._run(task, tiles, label, receive, earlier, threads)
         return [found[tile] for tile in tiles]
+
+    def each(
+        self,
+        task: Callable[[Any], T],
+        tiles: Sequence[Any],
+        label: str,
+        receive: Callable[[Any, T], None],
+        *,
+        near: Callable[[Any], int] | None = None,
+    ) -> None:
+        """Hand what the task returns for every tile to receive(tile, value), in order of completion; none of it is kept.
+
+        near: tiles of equal near(tile) go to the same worker while it has room; see `map_tiles`.
+        """
+        self._run(task, tiles, label, lambda tile, done: receive(tile, done.value), near=near)
 
     def fill(self, store: TileStore, task: Callable[[Any], Receipt], tiles: Sequence[Any], label: str) -> None:
         """Compute the pending tiles of `store`; the task commits a tile and returns its receipt."""
@@ -248,9 +268,10 @@ class Site:
         tiles: Sequence[Any],
         label: str,
         receive: Callable[[Any, Done], None],
-        earlier: int,
-        threads: int | None,
+        earlier: int = 0,
+        threads: int | None = None,
         needs: Callable[[Any], Iterable[Any]] | None = None,
+        near: Callable[[Any], int] | None = None,
     ) -> None:
         self.listener.stage(label, earlier + len(tiles), earlier)
 
@@ -258,4 +279,13 @@ class Site:
             receive(tile, done)
             self.listener.task(label, done)
 
-        map_tiles(task, tiles, self.client, label=label, receive=heard, threads=threads or self.threads, needs=needs)
+        map_tiles(
+            task,
+            tiles,
+            self.client,
+            label=label,
+            receive=heard,
+            threads=threads or self.threads,
+            needs=needs,
+            near=near,
+        )

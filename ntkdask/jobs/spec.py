@@ -30,8 +30,9 @@ from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import Step, parse_steps
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
-from ntkdask.workflows.ridge.options import SELECTIONS, RidgeOptions
+from ntkdask.workflows.ridge.options import RidgeOptions
 from ntkdask.workflows.ridge.recipe import RidgeRecipe
+from ntkdask.workflows.selection import SELECTIONS
 
 PRESETS: dict[str, Callable[..., Network]] = {
     "fully_connected": networks.fully_connected,

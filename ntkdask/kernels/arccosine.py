@@ -9,7 +9,7 @@ from ntkdask.activations.rectified import angular_moment
 from ntkdask.arrays import Array, namespace
 from ntkdask.errors import InputError
 from ntkdask.kernels import general
-from ntkdask.kernels.base import flat_pair, flat_rows, set_diagonal
+from ntkdask.kernels.base import KernelBase, flat_pair, flat_rows, set_diagonal
 from ntkdask.kernels.blocks import Block
 from ntkdask.kernels.correlations import row_squares, unit_rows
 from ntkdask.registry import register
@@ -23,7 +23,7 @@ BLOCK_ARRAYS = 8
 
 @register("kernel")
 @dataclass(frozen=True)
-class ArcCosine:
+class ArcCosine(KernelBase):
     """The arc-cosine kernel of an order n: (‖x‖‖y‖)ⁿ κ_n(cos), κ_n(c) = J_n(c)/(π (2n−1)!!), so κ_n(1) = 1.
 
     It is κ₀(cos) for order 0 and ‖x‖‖y‖κ₁(cos) for order 1.

@@ -1,16 +1,21 @@
-"""What a kernel is, and the checks that every kernel makes on its inputs."""
+"""What a kernel is, what planning asks of it, and the checks that every kernel makes on its inputs.
+
+Kernels of this package inherit the answers of most kernels from `KernelBase`; a user's own kernel may leave them out, and
+`completed` gives it the same ones.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float
 from ntkdask.errors import InputError
 
 
 @runtime_checkable
-class Kernel(Protocol):
-    """A positive semi-definite kernel on rows; a frozen dataclass."""
+class Computes(Protocol):
+    """The least that makes a kernel: values, diagonal, memory."""
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """(n, *s), (m, *s) → (n, m) of x's kind and dtype; y=None means x, and the result is symmetric."""
@@ -19,9 +24,101 @@ class Kernel(Protocol):
         """(n, *s) → (n,): k(x_i, x_i)."""
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
-        """Bytes that a call on (n, ·), (m, ·) holds at its peak beyond its inputs: result, temporaries and, given a row's
-        shape, copies of the rows.
+        """Bytes that a call on (n, ·), (m, ·) holds at its peak beyond its inputs.
+
+        They are the result, temporaries and, given a row's shape, copies of the rows.
         """
+
+
+@runtime_checkable
+class Kernel(Computes, Protocol):
+    """A positive semi-definite kernel on rows; a frozen dataclass."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the matrices that one call gives, in its order; a kernel of one matrix has one name or none."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether time may bound the tiles of a matrix before memory does, as it does for networks of images."""
+
+    @property
+    def passes_over_rows(self) -> bool:
+        """Whether a tile takes time for each row and column (a network's passes over them) beside that for its entries."""
+
+    def entry_size(self, row_shape: tuple[int, ...]) -> int:
+        """k where one entry of the kernel is a k × k matrix, for rows of this shape; 1 for a kernel of numbers."""
+
+
+class KernelBase:
+    """The answers of most kernels: one matrix of numbers, whose tiles take no longer than memory allows."""
+
+    parts: ClassVar[tuple[str, ...]] = ()
+    passes_over_rows: ClassVar[bool] = False
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether time may bound the tiles of a matrix before memory does: not for this kernel."""
+        return False
+
+    def entry_size(self, row_shape: tuple[int, ...]) -> int:
+        """Rows of a matrix for one row of data: 1."""
+        return 1
+
+
+def is_kernel(thing: Any) -> bool:
+    """Whether `thing` is a kernel, of this package or of a user: an object, not a class, that computes."""
+    return not isinstance(thing, type) and isinstance(thing, Computes)
+
+
+def completed(kernel: Any) -> Kernel:
+    """The kernel as planning wants it: itself, or, where a user's own kernel lacks members of `Kernel`, the kernel with defaults.
+
+    What is returned plans and computes; fingerprints, models and tasks keep the kernel itself.
+    """
+    return kernel if isinstance(kernel, Kernel) else _Completed(kernel)
+
+
+def parts_of(kernel: Any) -> tuple[str, ...]:
+    """Names of the matrices where one call gives a tuple of several; empty where it gives one matrix."""
+    names = completed(kernel).parts
+    return names if len(names) > 1 else ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Completed:
+    """A user's kernel with the members that it lacks."""
+
+    kernel: Any
+
+    def __call__(self, x: Array, y: Array | None = None) -> Array:
+        return self.kernel(x) if y is None else self.kernel(x, y)
+
+    def diagonal(self, x: Array) -> Array:
+        return self.kernel.diagonal(x)
+
+    def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
+        return self.kernel.workspace_bytes(n, m, itemsize, row_shape)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(getattr(self.kernel, "parts", ()))
+
+    @property
+    def is_slow(self) -> bool:
+        """As it says; else whether its network takes images, or the kernel within it is slow."""
+        if hasattr(self.kernel, "is_slow"):
+            return bool(self.kernel.is_slow)
+        network, within = getattr(self.kernel, "network", None), getattr(self.kernel, "kernel", None)
+        return bool(getattr(network, "takes_images", False)) or (within is not None and completed(within).is_slow)
+
+    @property
+    def passes_over_rows(self) -> bool:
+        return bool(getattr(self.kernel, "passes_over_rows", False))
+
+    def entry_size(self, row_shape: tuple[int, ...]) -> int:
+        size = getattr(self.kernel, "entry_size", None)
+        return 1 if size is None else int(size(tuple(row_shape)))
 
 
 def flat_rows(x: Array, name: str = "x") -> Array:
@@ -52,21 +149,3 @@ def set_diagonal(k: Array, diagonal: Array) -> Array:
     index = namespace(k).arange(k.shape[0])
     k[index, index] = diagonal
     return k
-
-
-def is_slow(kernel: Any) -> bool:
-    """Whether time may bound the tiles of a kernel before memory does: its network, or that of a kernel within, takes images."""
-    network, inner = getattr(kernel, "network", None), getattr(kernel, "kernel", None)
-    return bool(getattr(network, "takes_images", False)) or (inner is not None and is_slow(inner))
-
-
-def parts_of(kernel: Any) -> tuple[str, ...]:
-    """Names of the matrices that one call of the kernel gives, when it gives several; empty for the one matrix of most kernels."""
-    parts = tuple(getattr(kernel, "parts", ()))
-    return parts if len(parts) > 1 else ()
-
-
-def entry_size(kernel: Any, row_shape: tuple[int, ...]) -> int:
-    """k where one entry of the kernel is a k × k matrix (EmpiricalNTK with output="full": its logits); 1 for most kernels."""
-    size = getattr(kernel, "entry_size", None)
-    return 1 if size is None else int(size(tuple(row_shape)))

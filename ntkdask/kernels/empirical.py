@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ntkdask.arrays import Array
 from ntkdask.errors import InputError
+from ntkdask.kernels.base import KernelBase
 from ntkdask.modules.optional import require_torch
 from ntkdask.registry import register
 
@@ -22,7 +23,7 @@ OUTPUTS = ("full", "trace")
 
 
 @dataclass(frozen=True)
-class _EmpiricalKernel:
+class _EmpiricalKernel(KernelBase):
     """What the kernels of a module share; fields are those of `PseudoNTK`."""
 
     passes_over_rows: ClassVar[bool] = True

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ntkdask.arrays import Array, namespace, require_float
 from ntkdask.errors import InputError
 from ntkdask.kernels.arccosine import ArcCosine
-from ntkdask.kernels.base import Kernel
+from ntkdask.kernels.base import Kernel, KernelBase, completed, is_kernel, parts_of
 from ntkdask.kernels.neural import NNGP, NTK
 from ntkdask.kernels.rbf import RBF
 from ntkdask.networks import AvgPool, Conv, Layer, Residual
@@ -25,7 +25,7 @@ _WIDTH_AXIS = 2  # of (n, H, W, C) and (n, H, W)
 
 @register("kernel")
 @dataclass(frozen=True)
-class FlipAveraged:
+class FlipAveraged(KernelBase):
     """k̄(x, y) = ¼·Σ k(gx, hy) over g, h ∈ {identity, flip}, where a flip exchanges left and right of an image.
 
     Parameters
@@ -60,14 +60,19 @@ class FlipAveraged:
 
     def __post_init__(self) -> None:
         kernel = self.kernel
-        if isinstance(kernel, type) or not isinstance(kernel, Kernel):
+        if not is_kernel(kernel):
             raise InputError(f"FlipAveraged: kernel is {kernel!r}; give one of ntkdask.kernels, such as NTK(network).")
-        parts = tuple(getattr(kernel, "parts", ()))
-        if len(parts) > 1:
+        parts = parts_of(kernel)
+        if parts:
             raise InputError(
                 f"FlipAveraged: {type(kernel).__name__} gives {' and '.join(parts)} in one call. Average NNGP(network) and "
                 "NTK(network) one by one."
             )
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the kernel within is."""
+        return completed(self.kernel).is_slow
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """The matrix k̄(x_i, y_j).

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from ntkdask.arrays import Array
 from ntkdask.errors import InputError
 from ntkdask.kernels import convolutional, general, rectified
-from ntkdask.kernels.base import flat_pair, flat_rows, set_diagonal
+from ntkdask.kernels.base import KernelBase, flat_pair, flat_rows, set_diagonal
 from ntkdask.kernels.correlations import row_squares
 from ntkdask.networks import Network
 from ntkdask.registry import register
@@ -58,7 +58,7 @@ def _diagonals(network: Network, x: Array, parts: tuple[str, ...]) -> list[Array
 
 
 @dataclass(frozen=True)
-class _NeuralKernel:
+class _NeuralKernel(KernelBase):
     """What the kernels of a `Network` share."""
 
     network: Network
@@ -68,6 +68,11 @@ class _NeuralKernel:
         name = type(self).__name__
         if not isinstance(self.network, Network):
             raise InputError(f"{name}: network is {self.network!r}; give a Network, for example fully_connected(1).")
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the network takes images."""
+        return self.network.takes_images
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
         """Bytes of results, copies of the rows, and each thread's block; InputError for rows that the network does not take."""

@@ -10,7 +10,7 @@ import numpy as np
 from ntkdask.arrays import Array, namespace
 from ntkdask.errors import InputError
 from ntkdask.kernels import general
-from ntkdask.kernels.base import flat_pair, flat_rows
+from ntkdask.kernels.base import KernelBase, flat_pair, flat_rows
 from ntkdask.kernels.blocks import Block
 from ntkdask.registry import register
 
@@ -32,7 +32,7 @@ PAIR_ELEMENTS = 2**12
 
 @register("kernel")
 @dataclass(frozen=True)
-class RBF:
+class RBF(KernelBase):
     """The Gaussian kernel exp(−γ‖x − y‖²), exactly 1 on the diagonal and for duplicate rows.
 
     Parameters

@@ -1,4 +1,4 @@
-"""What a stored Cholesky factor is good for: solutions, half solutions, log det, streamed from its tiles.
+"""What a stored Cholesky factor gives: solutions, half solutions, log det, streamed from its tiles.
 
     forward:  x_j ← L_jj⁻¹ (b_j − Σ_{k<j} L_jk x_k),  j = 0, 1, ...          row by row of L
     backward: x_j ← L_jj⁻ᵀ (y_j − Σ_{i>j} L_ijᵀ x_i), j = last, ..., 0       column by column
@@ -16,18 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask import threads as thread_pools
 from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.errors import InputError, StoreError
-from ntkdask.execution.map_reduce import TASK_BYTES, map_tiles
-from ntkdask.execution.window import Done
+from ntkdask.execution.map_reduce import TASK_BYTES
+from ntkdask.execution.site import Site
 from ntkdask.files import local_path, remove
 from ntkdask.matrices.factorize_plan import SUBSTITUTE_COLUMNS
 from ntkdask.matrices.read_ahead import ahead
 from ntkdask.planning.tiles import Tile
 from ntkdask.solvers.cholesky import solve_lower
 from ntkdask.states import content_digest
-from ntkdask.store import Receipt, TileStore
+from ntkdask.store import TileStore
 
 SMALL_BYTES = TASK_BYTES - 2**16
 """Arrays up to this size travel with a task; larger ones lie in the store."""
@@ -37,8 +36,18 @@ SMALL_BYTES = TASK_BYTES - 2**16
 class Factor:
     """The factor L at `url`, LLᵀ = S K S + αI, in float32 or float64 tiles.
 
-    client: where substitutions run, None for this process; threads: of each of their tasks; columns: right-hand sides of
-    one task; device: compute on the workers' GPUs.
+    Parameters
+    ----------
+    url : str
+        Of the tiles that `factorize` wrote.
+    client : distributed.Client or None
+        Whose workers substitute; None: this process.
+    threads : int or None
+        Of each task; None: on workers what they have, here all of this process's.
+    columns : int
+        Right-hand sides of one task.
+    device : bool
+        Whether to compute on the workers' GPUs.
     """
 
     url: str
@@ -75,28 +84,21 @@ class Factor:
         return self._store().dtype
 
     def solve(self, rhs: Any) -> np.ndarray:
-        """(S K S + αI)⁻¹ rhs. rhs (n,) or (n, k), finite; returns the same shape in float64.
+        """(S K S + αI)⁻¹ rhs for finite rhs (n,) or (n, k), in its shape and float64.
 
-        Computed in the factor's dtype: of a float32 factor about κ·6e-8 accurate, which `solvers.refinement.refine` mends.
+        Computed in the factor's dtype: from a float32 factor accurate to about κ·6e-8, which `solvers.refinement.refine` improves.
         """
         return self._substitute(rhs, backward=True)
 
     def half_solve(self, rhs: Any) -> np.ndarray:
-        """L⁻¹ rhs; shapes as in `solve`. ‖L⁻¹ S k‖² is what the data take from a Gaussian process's variance k(x, x)."""
+        """L⁻¹ rhs; shapes as in `solve`. ‖L⁻¹ S k‖² is by how much the data lower a Gaussian process's variance k(x, x)."""
         return self._substitute(rhs, backward=False)
 
     def diagonal(self) -> np.ndarray:
         """L_ii, (n,) float64, all positive."""
-        store, found = self._store(), {}
-        map_tiles(
-            _DiagonalTask(str(store.path)),
-            [(i, i) for i in range(store.grid[0])],
-            self.client,
-            label="cholesky-pivots",
-            receive=lambda tile, done: found.update({tile[0]: done.value}),
-            threads=self.threads,
-        )
-        return np.concatenate([found[i] for i in sorted(found)])
+        store = self._store()
+        tiles = [(i, i) for i in range(store.grid[0])]
+        return np.concatenate(self._site.map(_DiagonalTask(str(store.path)), tiles, "cholesky-pivots"))
 
     def log_determinant(self) -> float:
         """log det(S K S + αI) = 2 Σ log L_ii."""
@@ -104,6 +106,10 @@ class Factor:
 
     def _store(self) -> TileStore:
         return TileStore.open(self.url)
+
+    @property
+    def _site(self) -> Site:
+        return Site.at(None, self.client, threads=self.threads)
 
     def _substitute(self, rhs: Any, backward: bool) -> np.ndarray:
         b = self._checked(rhs)
@@ -117,10 +123,10 @@ class Factor:
         """Right-hand sides travel with the tasks, or stay in this process."""
         out = np.empty_like(b)
 
-        def receive(tile: Tile, done: Done[np.ndarray]) -> None:
-            out[:, tile.col_start : tile.col_stop] = done.value
+        def receive(tile: Tile, solution: np.ndarray) -> None:
+            out[:, tile.col_start : tile.col_stop] = solution
 
-        self._run(_SubstituteTask(self.url, b, None, backward, self.device), tiles, receive)
+        self._site.each(_SubstituteTask(self.url, b, None, backward, self.device), tiles, "substitute", receive)
         return out
 
     def _in_store(self, b: np.ndarray, tiles: list[Tile], backward: bool) -> np.ndarray:
@@ -132,24 +138,13 @@ class Factor:
         for tile in tiles:
             if source.pending([tile.index]):
                 source.record(source.commit(tile.index, np.ascontiguousarray(b[:, tile.col_start : tile.col_stop])))
-
-        def receive(tile: Tile, done: Done[Receipt]) -> None:
-            target.record(Receipt(tile.index, done.value.checksum, done.seconds, done.peak_bytes, done.worker))
-
-        waiting = set(target.pending())
         task = _SubstituteTask(self.url, str(source.path), str(target.path), backward, self.device)
-        self._run(task, [tile for tile in tiles if tile.index in waiting], receive)
+        self._site.fill(target, task, tiles, "substitute")
         out = np.empty_like(b)
         for tile in tiles:
             out[:, tile.col_start : tile.col_stop] = target.read(tile.index)
         remove(folder)
         return out
-
-    def _run(self, task: _SubstituteTask, tiles: list[Tile], receive: Any) -> None:
-        threads = self.threads
-        if threads is None and self.client is None:
-            threads = thread_pools.current()
-        map_tiles(task, tiles, self.client, label="substitute", receive=receive, threads=threads)
 
     def _checked(self, rhs: Any) -> np.ndarray:
         """rhs as (n, k) float64; InputError when its rows are not the matrix's, or not finite."""
@@ -165,7 +160,7 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class _SubstituteTask:
-    """Substitute one block of right-hand sides: of the array, or of the store at `rhs`; return it, or commit it to `target`."""
+    """Substitute one block of right-hand sides, of the array or the store at `rhs`, and return or (target) commit the solution."""
 
     factor: str
     rhs: np.ndarray | str
@@ -229,5 +224,5 @@ class _DiagonalTask:
 
 
 def open_factor(url: str | os.PathLike[str], client: Any = None, **options: Any) -> Factor:
-    """The finished factor at `url`, to be used on `client`; options as in `Factor`."""
+    """The finished factor at `url`, to be used on `client`; other options as of `Factor`."""
     return Factor(os.fspath(url), client, **options)

@@ -4,10 +4,10 @@
         for k = 0, 1, ...:  L_kk ← chol(C_kk), L_ik ← C_ik L_kk⁻ᵀ where they are its own;  C_ij −= L_ik L_jkᵀ for its j > k
         commit its L_ij
 
-Left-looking: a tile of L is written once, and final; whoever needs it reads it. A task starts when what it reads is
+Left-looking: a tile of L is written once and is then final; tasks that need it read it. A task starts when what it reads is
 committed, not when a column is complete, so the next diagonal block does not wait for the rest. A killed run goes on with the
-tiles that are pending. In place of scheduling by Dask's own graph, as dask.array.linalg.cholesky does: that one keeps every
-tile in memory. Solutions come from the `Factor` that is returned.
+tiles that are pending. Dask's own graph (dask.array.linalg.cholesky) would keep every tile in memory. Solutions come from the
+`Factor` that is returned.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask import threads as thread_pools
 from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.errors import InputError, StoreError
-from ntkdask.execution.map_reduce import map_tiles
-from ntkdask.execution.progress import Listener, Silent
-from ntkdask.execution.window import Done
+from ntkdask.execution.progress import Listener
+from ntkdask.execution.site import Site
 from ntkdask.files import local_path
 from ntkdask.matrices.factor import SMALL_BYTES, Factor
 from ntkdask.matrices.factorize_plan import Block, Index, blocks_of, feeding, plan_factorize, reads_of
@@ -63,31 +61,102 @@ def factorize(
     fingerprint: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Factor:
-    """Factorise S K S + αI, K the symmetric matrix stored at matrix_url; the factor's tiles, lower triangle, go to `url`.
+    """Factorise S K S + αI for a stored symmetric matrix K.
 
-    alpha: finite, not negative, on the unnormalised matrix. scale (n,): the diagonal of S, square roots of weights, 0 leaves a
-    row out; None for 1. dtype: of the factor; float32 takes half the time and space, and its solutions can be refined
-    (`solvers.refinement.refine`). threads: of each task. memory_bytes: what one task may take; device_bytes: compute on the
-    worker's GPU, which has that much. fingerprint: what else the factor depends on. Tiles that are committed are not
-    computed again; a store of another alpha, scale, dtype or matrix is refused unless `overwrite`.
+    Parameters
+    ----------
+    matrix_url : path
+        Of the complete matrix K (n, n), in float32 or float64 tiles.
+    alpha : float
+        Finite and not negative, on the unnormalised matrix.
+    url : path
+        Where the factor's tiles go, a lower triangle. Tiles that are committed there are not computed again.
+    scale : array (n,) or None
+        Diagonal of S, square roots of weights; 0 leaves a row out. None for 1.
+    dtype : str
+        "float64" or "float32" of the factor. float32 takes half the time and space, and its solutions can be refined
+        (`solvers.refinement.refine`).
+    client : distributed.Client or None
+        Whose workers factorise; None: a loop in this process.
+    listener : Listener or None
+        Hears of every finished task.
+    threads : int or None
+        Of each task; None: on workers what they have, here all of this process's.
+    memory_bytes : int or None
+        What one task may take, the process included. None: the smallest worker's share, and no bound in this process.
+    device_bytes : int
+        Memory of the GPU that each worker computes on; 0 computes on the CPU.
+    fingerprint : mapping or None
+        What else the factor depends on.
+    overwrite : bool
+        Whether a store of another alpha, scale, dtype or matrix at `url` is replaced; else it is refused.
 
-    Raises InputError when the matrix is not positive definite, with the rows, by how much, and an alpha that would do.
+    Returns
+    -------
+    Factor
+        Solves on the same client.
+
+    Raises
+    ------
+    InputError
+        When the matrix is not positive definite, with the rows, by how much, and an alpha that would do; for arguments out of range.
+    MemoryBudgetError
+        With the numbers, before anything runs, when not even one tile fits a task.
+    StoreError, FingerprintError
+        For an incomplete matrix, and for something else at `url`.
     """
-    listener = listener or Silent()
+    site = Site.at(url, client, listener, threads)
+    if memory_bytes is None:
+        memory_bytes = site.resources().memory_bytes
+    return factorize_at(
+        site,
+        matrix_url,
+        alpha,
+        scale=scale,
+        dtype=dtype,
+        memory_bytes=memory_bytes,
+        device_bytes=device_bytes,
+        fingerprint=fingerprint,
+        overwrite=overwrite,
+    )
+
+
+def factorize_at(
+    site: Site,
+    matrix_url: str | os.PathLike[str],
+    alpha: float,
+    *,
+    scale: Any = None,
+    dtype: str = "float64",
+    memory_bytes: int | None = None,
+    device_bytes: int = 0,
+    fingerprint: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Factor:
+    """`factorize` at a site, within the bytes that are stated.
+
+    Parameters
+    ----------
+    site : Site
+        Its folder is the factor's place.
+    matrix_url, alpha, scale, dtype, device_bytes, fingerprint, overwrite
+        As in `factorize`.
+    memory_bytes : int or None
+        What one task may take, the process included; None: not bounded.
+    """
     matrix = TileStore.open(matrix_url)
     alpha, weights = _check_arguments(matrix, alpha, scale, dtype)
-    slots = 1 if client is None else max(1, sum(client.nthreads().values()))
     plan = plan_factorize(
         matrix.shape[0],
         matrix.tile_shape[0],
         dtype,
         memory_bytes,
-        slots=slots,
+        slots=site.slots,
         matrix_dtype=matrix.dtype.name,
         device_bytes=device_bytes,
     )
     store = TileStore.create(
-        url,
+        site.home,
         shape=matrix.shape,
         tile_shape=matrix.tile_shape,
         dtype=dtype,
@@ -100,25 +169,22 @@ def factorize(
             "scale": None if weights is None else content_digest(weights),
         },
     )
-    side, width = matrix.grid[0], plan.block_tiles
-    blocks = list(blocks_of(side, width, store.pending()))
-    listener.stage(LABEL, plan.tasks, plan.tasks - len(blocks))
-
-    def receive(block: Block, done: Done[list[Receipt]]) -> None:
-        for r in done.value:
-            store.record(Receipt(r.index, r.checksum, done.seconds / len(done.value), done.peak_bytes, done.worker))
-        listener.task(LABEL, done)
-
-    task = _BlockTask(str(matrix.path), str(store.path), alpha, _address(weights, store, client), device_bytes > 0)
-    if threads is None and client is None:
-        threads = thread_pools.current()
-    map_tiles(task, blocks, client, label=LABEL, receive=receive, threads=threads, needs=feeding(blocks).__getitem__)
-    return Factor(str(store.path), client, threads, plan.columns, device_bytes > 0)
+    blocks = list(blocks_of(matrix.grid[0], plan.block_tiles, store.pending()))
+    on_device = device_bytes > 0
+    site.commit(
+        lambda block: [store] * len(block.targets),
+        _BlockTask(str(matrix.path), str(store.path), alpha, _address(weights, store, site), on_device),
+        blocks,
+        LABEL,
+        earlier=plan.tasks - len(blocks),
+        needs=feeding(blocks).__getitem__,
+    )
+    return Factor(str(store.path), site.client, threads=site.threads, columns=plan.columns, device=on_device)
 
 
 @dataclass(frozen=True, eq=False)
 class _BlockTask:
-    """Compute and commit the pending tiles of one block of L. scale: the array, its state's url, or None."""
+    """Compute and commit the pending tiles of one block of L; scale is the array, its state's url, or None."""
 
     matrix: str
     factor: str
@@ -158,7 +224,7 @@ class _BlockTask:
         return receipts
 
     def _start(self, matrix: TileStore, store: TileStore, scale: np.ndarray | None, index: Index) -> Array:
-        """S K S + αI of one tile, where it is computed."""
+        """One tile of S K S + αI, on the device that computes."""
         rows, columns = matrix.slices(index)
         s: tuple[Any, Any] = (None, None) if scale is None else (scale[rows], scale[columns])
         tile = to_device(matrix.read(index), self.device)
@@ -177,7 +243,7 @@ class _BlockTask:
 def _not_positive(
     matrix: TileStore, scale: np.ndarray | None, alpha: float, complement: Array, k: int, lost: int
 ) -> str:
-    """What to say when diagonal tile k, `complement` before it was factorised, has no Cholesky factor from its row `lost` on."""
+    """The message for diagonal tile k, `complement` before factorising, that has no Cholesky factor from its row `lost` on."""
     rows = matrix.slices((k, k))[0]
     where = f"rows {rows.start}:{rows.stop} (first at row {rows.start + lost})"
     if not np.isfinite(to_host(complement)[np.tril_indices(len(complement))]).all():
@@ -205,7 +271,7 @@ def _round_up(x: float) -> float:
 
 
 def _check_arguments(matrix: TileStore, alpha: float, scale: Any, dtype: str) -> tuple[float, np.ndarray | None]:
-    """(alpha, scale as float64 or None); InputError, StoreError with what is wrong with the arguments or the stored matrix."""
+    """(alpha, scale as float64 or None); InputError or StoreError saying what is wrong with arguments or stored matrix."""
     name = matrix.path.name
     if matrix.triangle != "symmetric":
         raise InputError(
@@ -235,8 +301,8 @@ def _check_arguments(matrix: TileStore, alpha: float, scale: Any, dtype: str) ->
     return alpha, scale
 
 
-def _address(scale: np.ndarray | None, store: TileStore, client: Any) -> np.ndarray | str | None:
+def _address(scale: np.ndarray | None, store: TileStore, site: Site) -> np.ndarray | str | None:
     """The scale as tasks carry it: itself, or, where it is too large to travel, the url of a state beside the store."""
-    if scale is None or client is None or scale.nbytes <= SMALL_BYTES:
+    if scale is None or site.client is None or scale.nbytes <= SMALL_BYTES:
         return scale
     return save_state(local_path(str(store.path) + ".inputs") / "state", {"scale": scale})

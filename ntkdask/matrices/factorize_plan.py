@@ -41,8 +41,30 @@ class Block:
 
 @dataclass(frozen=True)
 class FactorizePlan:
-    """Sizes of a factorisation: tiles along a block's side, right-hand sides of one substitution, peak bytes by kind of task (the
-    process's own included), peak bytes on a device, flops n³/3, tasks, bytes read and written.
+    """Sizes of a factorisation and what it costs.
+
+    Parameters
+    ----------
+    n : int
+        Rows of the matrix.
+    tile_rows : int
+        Rows and columns of a stored tile.
+    dtype : str
+        "float32" or "float64" of the factor.
+    block_tiles : int
+        Tiles along the side of a block, which is one task.
+    columns : int
+        Right-hand sides of one substitution.
+    memory : dict
+        Peak bytes by kind of task, the process's own included.
+    device_memory : int
+        Peak bytes on a GPU.
+    flops : float
+        n³/3.
+    tasks : int
+        Blocks.
+    read_bytes, written_bytes : int
+        Of all tasks together.
     """
 
     n: int
@@ -73,10 +95,33 @@ def plan_factorize(
     matrix_dtype: str = "float32",
     device_bytes: int = 0,
 ) -> FactorizePlan:
-    """The plan for an n × n matrix in tiles of tile_rows², the factor in `dtype`.
+    """The plan for an n × n matrix.
 
-    memory_bytes: what one task may take, the process included; None: not bounded. slots: tasks at a time. device_bytes: memory
-    of the GPU that computes, 0 for none. Raises MemoryBudgetError with the numbers when not even one tile a task fits.
+    Parameters
+    ----------
+    n : int
+        Rows of the matrix.
+    tile_rows : int
+        Rows and columns of a stored tile.
+    dtype : str
+        "float32" or "float64" of the factor.
+    memory_bytes : int or None
+        What one task may take, the process included; None: not bounded.
+    slots : int
+        Tasks at a time.
+    matrix_dtype : str
+        Of the matrix's tiles.
+    device_bytes : int
+        Memory of the GPU that computes; 0 for none.
+
+    Returns
+    -------
+    FactorizePlan
+
+    Raises
+    ------
+    MemoryBudgetError
+        With the numbers, when not even one tile a task fits.
     """
     if n < 1 or tile_rows < 1 or slots < 1:
         raise InputError(f"plan_factorize: n={n}, tile_rows={tile_rows}, slots={slots}; each must be at least 1.")
@@ -94,12 +139,12 @@ def plan_factorize(
 
     block = next((b for b in range(most, 0, -1) if fits(b)), 0)
     if not block:
-        need, found = _peaks(n, tile_rows, dtype, matrix_dtype, 1)[0], memory_bytes
-        if memory_bytes is None or need <= memory_bytes:
-            need, found = _tiles_held(1) * tile_rows**2 * np.dtype(dtype).itemsize, device_bytes
+        needed, has = _peaks(n, tile_rows, dtype, matrix_dtype, 1)[0], memory_bytes
+        if memory_bytes is None or needed <= memory_bytes:
+            needed, has = _tiles_held(1) * tile_rows**2 * np.dtype(dtype).itemsize, device_bytes
         raise MemoryBudgetError(
-            f"cholesky-tile needs {format_bytes(need)} (tiles of {tile_rows} x {tile_rows}, {dtype}) but a task has "
-            f"{format_bytes(found or 0)}. Store the matrix in tiles of at most {_largest_tile(n, dtype, matrix_dtype, memory_bytes)} "
+            f"cholesky-tile needs {format_bytes(needed)} (tiles of {tile_rows} x {tile_rows}, {dtype}) but a task has "
+            f"{format_bytes(has or 0)}. Store the matrix in tiles of at most {_largest_tile(n, dtype, matrix_dtype, memory_bytes)} "
             "rows (Plan.tile_rows), or give each worker more memory."
         )
     cholesky, substitute = _peaks(n, tile_rows, dtype, matrix_dtype, block)
@@ -108,18 +153,19 @@ def plan_factorize(
         columns = min(columns, max(1, (memory_bytes - substitute) // (4 * 8 * n)))
     tile, half = tile_rows**2, n_tiles * (n_tiles + 1) // 2
     itemsize, matrix_itemsize = np.dtype(dtype).itemsize, np.dtype(matrix_dtype).itemsize
+    side = -(-n_tiles // block)
     return FactorizePlan(
-        n,
-        tile_rows,
-        dtype,
-        block,
-        columns,
-        {"cholesky-tile": cholesky, "substitute": substitute + 4 * 8 * n * columns},
-        _tiles_held(block) * tile * itemsize,
-        n**3 / 3,
-        -(-n_tiles // block) * (-(-n_tiles // block) + 1) // 2,
-        (_tiles_read(n_tiles, block) * itemsize + half * matrix_itemsize) * tile,
-        half * itemsize * tile,
+        n=n,
+        tile_rows=tile_rows,
+        dtype=dtype,
+        block_tiles=block,
+        columns=columns,
+        memory={"cholesky-tile": cholesky, "substitute": substitute + 4 * 8 * n * columns},
+        device_memory=_tiles_held(block) * tile * itemsize,
+        flops=n**3 / 3,
+        tasks=side * (side + 1) // 2,
+        read_bytes=(_tiles_read(n_tiles, block) * itemsize + half * matrix_itemsize) * tile,
+        written_bytes=half * itemsize * tile,
     )
 
 
@@ -140,8 +186,9 @@ def blocks_of(n_tiles: int, block: int, pending: Iterable[tuple[int, ...]] | Non
 
 
 def reads_of(block: Block, column: int) -> list[int]:
-    """Rows r whose tile (r, column) a task for `block` reads: those that its targets right of the column need, and the
-    diagonal one for its targets in the column; without the targets themselves.
+    """Rows r whose tile (r, column) a task for `block` reads.
+
+    Those that its targets right of the column need, and the diagonal one for its targets in the column. Targets are not read.
     """
     needed = {r for i, j in block.targets if j > column for r in (j, i)}
     if any(j == column and i > column for i, j in block.targets):
@@ -150,16 +197,17 @@ def reads_of(block: Block, column: int) -> list[int]:
 
 
 def feeding(blocks: Iterable[Block]) -> dict[Block, list[Block]]:
-    """For every block those among `blocks` that must be committed before it: left of it in its row, and in the rows of its
-    columns up to the diagonal.
+    """For every block those among `blocks` that must be committed before it.
+
+    They are left of it in its row, and in the rows of its columns up to the diagonal.
     """
     by_index = {b.index: b for b in blocks}
-    found = {}
+    feeds = {}
     for b in by_index.values():
         i, j = b.index
         before = [(i, k) for k in range(j)] + [(j, k) for k in range(j + (i != j))]
-        found[b] = [by_index[index] for index in dict.fromkeys(before) if index in by_index]
-    return found
+        feeds[b] = [by_index[index] for index in dict.fromkeys(before) if index in by_index]
+    return feeds
 
 
 def _tiles_held(block: int) -> int:

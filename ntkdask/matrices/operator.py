@@ -24,8 +24,8 @@ import numpy as np
 from ntkdask.arrays import Array, is_device_array, to_device, to_host
 from ntkdask.cache import DEFAULT_BYTES, shared
 from ntkdask.errors import InputError
-from ntkdask.execution.map_reduce import TASK_BYTES, map_tiles
-from ntkdask.execution.window import Done
+from ntkdask.execution.map_reduce import TASK_BYTES
+from ntkdask.execution.site import Site
 from ntkdask.files import remove
 from ntkdask.matrices.stored import PANEL_BYTES, StoredMatrix
 from ntkdask.solvers.products import products_bytes, tile_product, tile_products
@@ -34,20 +34,20 @@ from ntkdask.store import Index
 from ntkdask.threads import current, on_threads
 
 Piece = tuple[int, Any, np.ndarray]
-"""(block of rows, what the action wants to know of it, values)"""
+"""(block of rows, where in it the values belong as the action says, values)"""
 
 
 class Action(Protocol):
-    """What a pass over the tiles computes; small, since it travels with every task."""
+    """The computation of one pass over the tiles; small, since it travels with every task."""
 
     def wants(self, matrix: StoredMatrix, index: Index) -> bool:
         """Whether tile `index` contributes."""
 
     def begin(self, device: bool) -> Action:
-        """The action with what it needs loaded, once per task."""
+        """The action with its arrays loaded, once per task."""
 
     def pieces(self, matrix: StoredMatrix, index: Index, tile: Array) -> list[Piece]:
-        """What one tile contributes."""
+        """The contributions of one tile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class _Product:
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """Columns of M, by number: pieces carry the places of the columns among those asked for."""
+    """Columns of M by number; a piece carries the places of its columns in `numbers`."""
 
     numbers: np.ndarray
 
@@ -87,19 +87,21 @@ class _Columns:
 
     def pieces(self, matrix: StoredMatrix, index: Index, tile: Array) -> list[Piece]:
         rows, columns = matrix.store.slices(index)
-        found = []
+        pieces: list[Piece] = []
         here = np.flatnonzero((self.numbers >= columns.start) & (self.numbers < columns.stop))
         if here.size:
-            found.append((index[0], here, to_host(tile[:, self.numbers[here] - columns.start])))
+            pieces.append((index[0], here, to_host(tile[:, self.numbers[here] - columns.start])))
         if matrix.is_symmetric and index[0] != index[1]:
             mirrored = np.flatnonzero((self.numbers >= rows.start) & (self.numbers < rows.stop))
             if mirrored.size:
-                found.append((index[1], mirrored, to_host(tile[self.numbers[mirrored] - rows.start].T)))
-        return found
+                pieces.append((index[1], mirrored, to_host(tile[self.numbers[mirrored] - rows.start].T)))
+        return pieces
 
 
 @dataclass(frozen=True)
 class _Diagonal:
+    """The diagonal of M."""
+
     def wants(self, matrix: StoredMatrix, index: Index) -> bool:
         return index[0] == index[1]
 
@@ -138,8 +140,8 @@ class _PanelTask:
         def contribution(index: Index) -> list[Piece]:
             return action.pieces(self.matrix, index, self._tile(index, walk.keep))
 
-        found = [contribution(i) for i in walk.tiles] if self.device else on_threads(contribution, walk.tiles)
-        pieces = [piece for of_tile in found for piece in of_tile]
+        by_tile = [contribution(i) for i in walk.tiles] if self.device else on_threads(contribution, walk.tiles)
+        pieces = [piece for contributed in by_tile for piece in contributed]
         return _summed(pieces) if isinstance(action, _Product) else pieces
 
     def _tile(self, index: Index, keep: bool) -> Array:
@@ -150,6 +152,7 @@ class _PanelTask:
 
 
 def _summed(pieces: list[Piece]) -> list[Piece]:
+    """One piece for each block of rows, the sum of its pieces in their order."""
     sums: dict[int, np.ndarray] = {}
     for block, _, values in pieces:
         sums[block] = sums[block] + values if block in sums else values
@@ -159,13 +162,30 @@ def _summed(pieces: list[Piece]) -> list[Piece]:
 class StoredKernel:
     """S·K·S of the complete matrix K stored at `url`, S = diag(scale): an operator on float64 vectors.
 
-    `A @ v`: v (m,) or (m, k) → (n,) or (n, k) float64, accumulated in float64 whatever the tiles' dtype. scale: (n,) ≥ 0, square
-    roots of sample weights, 0 leaves a row out; None: K itself, which may then be rectangular. client: a Dask client, or None
-    for a loop here. threads: of each task (None leaves them); on the host a panel's tiles are shared out among them, and
-    bits do not depend on their number. cache_bytes: what a worker process may keep of the matrix beside its other cache, on the GPU
-    when `device`; panels that do not fit are read for every product.
+    `A @ v` takes v (m,) or (m, k) to (n,) or (n, k) float64, accumulated in float64 whatever the tiles' dtype.
 
-    Raises StoreError for an incomplete matrix, InputError for shapes that do not fit.
+    Parameters
+    ----------
+    url : path
+        Of the matrix (n, m).
+    client : distributed.Client or None
+        Whose workers multiply; None: a loop in this process.
+    scale : array (n,) or None
+        Diagonal of S, >= 0: square roots of sample weights, 0 leaves a row out. None: K itself, which may then be rectangular.
+    threads : int or None
+        Of each task; None leaves them. On the host they share a panel's tiles, and bits do not depend on their number.
+    cache_bytes : int
+        What a worker process may keep of the matrix beside its other cache, on the GPU when `device`. Panels that do not fit are read
+        for every product.
+    device : bool
+        Whether to compute on the workers' GPUs.
+
+    Raises
+    ------
+    StoreError
+        For an incomplete matrix.
+    InputError
+        For shapes that do not fit.
     """
 
     def __init__(
@@ -179,9 +199,24 @@ class StoredKernel:
     ) -> None:
         self.matrix = StoredMatrix.open(url)
         self.shape, self.dtype = self.matrix.shape, np.dtype(np.float64)
-        self._client, self._threads, self._cache_bytes, self._device = client, threads, cache_bytes, device
+        # silent: a product is no stage of a workflow
+        self._site = Site(client=client, threads=threads)
+        self._cache_bytes, self._device = cache_bytes, device
+        self.threads = threads
         self.scale = None if scale is None else self._require_scale(scale)
         self._panels = self.matrix.panels()
+
+    @classmethod
+    def at(
+        cls,
+        site: Site,
+        url: str | os.PathLike[str],
+        scale: np.ndarray | None = None,
+        cache_bytes: int = 0,
+        device: bool = False,
+    ) -> StoredKernel:
+        """The operator whose products run at a site, with its client and threads; nobody hears of them."""
+        return cls(url, site.client, scale, site.threads, cache_bytes, device)
 
     def __matmul__(self, v: Any) -> np.ndarray:
         v = np.asarray(v, np.float64)
@@ -257,12 +292,13 @@ class StoredKernel:
             self.shape, dtype=self.dtype, matvec=product, matmat=product, rmatvec=product, rmatmat=product
         )
 
-    def task_bytes(self, k: int) -> int:
-        """Peak bytes of a product's task with k right-hand sides beside the cache: vectors, pieces, and per thread a tile, its
-        checksummed file and the strips.
+    def task_bytes(self, k: int, threads: int | None = None) -> int:
+        """Peak bytes of a product's task with k right-hand sides beside the cache.
+
+        Vectors, pieces, and for each thread (None: those of the operator) a tile, its checksummed file and the strips.
         """
         rows, columns = self.matrix.tile_shape
-        threads = self._threads or current()
+        threads = threads or self.threads or current()
         tile = rows * columns * self.matrix.dtype.itemsize
         pieces = max(len(panel) for panel in self._panels) * 8 * k * (rows + columns)
         return 2 * 8 * self.shape[1] * k + pieces + threads * (3 * tile + products_bytes(rows, columns, k))
@@ -276,33 +312,27 @@ class StoredKernel:
                 walks.append(_Walk(number, tiles, self._is_kept(number)))
         order, waiting = deque(walk.number for walk in walks), dict[int, list[Piece]]()
 
-        def receive(walk: _Walk, done: Done[list[Piece]]) -> None:
-            waiting[walk.number] = done.value
+        def receive(walk: _Walk, pieces: list[Piece]) -> None:
+            waiting[walk.number] = pieces
             while order and order[0] in waiting:
                 for piece in waiting.pop(order.popleft()):
                     take(*piece)
 
-        map_tiles(
-            _PanelTask(self.matrix, action, self._cache_bytes, self._device),
-            walks,
-            self._client,
-            label="kernel-product",
-            receive=receive,
-            threads=self._threads,
-            near=lambda walk: walk.number,
-        )
+        task = _PanelTask(self.matrix, action, self._cache_bytes, self._device)
+        self._site.each(task, walks, "kernel-product", receive, near=lambda walk: walk.number)
 
     def _is_kept(self, number: int) -> bool:
-        """The panels of a worker, round and round, fill its cache; the same ones stay for every product. A cache that is walked
-        in a circle and is too small for the circle would keep none.
+        """Whether a panel stays in its worker's cache: the first ones of every worker do, as many as fit, for every product.
+
+        Panels go round the workers. A cache that took every panel in turn, too small for all, would have dropped each one before it is
+        needed again.
         """
-        workers = 1 if self._client is None else max(1, len(self._client.nthreads()))
-        return (number // workers + 1) * PANEL_BYTES <= self._cache_bytes
+        return (number // self._site.n_workers + 1) * PANEL_BYTES <= self._cache_bytes
 
     @contextlib.contextmanager
     def _carried(self, v: np.ndarray) -> Iterator[Any]:
         """v as tasks take it: itself when they run here or it is small, else the url of a state that lives for one product."""
-        if self._client is None or v.nbytes <= TASK_BYTES // 2:
+        if self._site.client is None or v.nbytes <= TASK_BYTES // 2:
             yield v
             return
         path = Path(self.matrix.url)

@@ -1,4 +1,4 @@
-"""Reading tiles one ahead of their use: what a task that streams over a factor spends its waiting for the disk on."""
+"""Reading tiles one ahead of their use, so that a task that streams over a factor computes while the disk reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 def ahead(read: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """read(item) for every item in order, the next one read by a thread while the caller uses this one.
 
-    Two results are alive here at most: the caller's latest and the one that comes. An error of `read` is raised in its turn.
+    At most two results are alive here: the caller's latest and the next one. An error of `read` is raised in its turn.
     """
     if not items:
         return

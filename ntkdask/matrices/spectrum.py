@@ -1,9 +1,9 @@
 """The spectrum of a stored symmetric matrix: its ends, its largest eigenvalues, its trace, its statistical dimensions.
 
 Exact by LAPACK, as one task, where the matrix fits one memory; else from products with the operator over its tiles: the
-largest eigenvalues by implicitly restarted Lanczos (ARPACK), the smallest by LOBPCG, which always returns an iterate whose
-residual says how much it is worth, statistical dimensions by stochastic Lanczos quadrature. The loop over products is here,
-the products are on the workers.
+largest eigenvalues by implicitly restarted Lanczos (ARPACK), the smallest by LOBPCG, whose last iterate is returned with its
+residual whether it converged or not, statistical dimensions by stochastic Lanczos quadrature. The iterations run here, the
+products on the workers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from scipy.linalg import eigvalsh
 from ntkdask import seeds, threads
 from ntkdask.arrays import FLOAT_DTYPES, as_array, is_dask, to_host
 from ntkdask.errors import InputError, MemoryBudgetError
-from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.execution.progress import Listener, Silent
-from ntkdask.execution.window import Done
+from ntkdask.execution.site import Site
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.matrices.stored import StoredMatrix
-from ntkdask.planning.resources import BASE_BYTES
+from ntkdask.planning.resources import BASE_BYTES, Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.solvers.traces import statistical_dimensions
@@ -55,10 +54,32 @@ class StatisticalDimension:
 class Spectrum:
     """What `spectrum` found of a symmetric (n, n) matrix.
 
-    eigenvalues: the k largest, descending, with `residuals` ‖K v − λ v‖ (0 when exact). lambda_min: an eigenvalue lies within
-    lambda_min_residual of it, and the smallest is not above it; lambda_min_converged: the residual is at most
-    tolerance·lambda_max. condition: lambda_max / lambda_min; infinite where lambda_min is not above rounding, and a lower bound
-    where it did not converge. products: with how many vectors the matrix was multiplied.
+    Parameters
+    ----------
+    n : int
+        Rows of the matrix.
+    method : str
+        "dense" or "lanczos".
+    eigenvalues : tuple of float
+        The k largest, descending.
+    residuals : tuple of float
+        ‖K v − λ v‖ of each of them; 0 when exact.
+    lambda_max, lambda_min : float
+        The ends of the spectrum. The smallest eigenvalue is not above lambda_min.
+    lambda_min_residual : float
+        An eigenvalue lies within this of lambda_min.
+    lambda_min_converged : bool
+        Whether that residual is at most tolerance·lambda_max.
+    condition : float
+        lambda_max / lambda_min; infinite where lambda_min is not above rounding, and a lower bound where it did not converge.
+    trace : float
+        Sum of the diagonal.
+    statistical_dimension : tuple of StatisticalDimension
+        One for each alpha that was asked for.
+    products : int
+        With how many vectors the matrix was multiplied.
+    seconds : float
+        What all took.
     """
 
     n: int
@@ -97,30 +118,71 @@ def spectrum(
     threads: int | None = None,
     listener: Listener | None = None,
 ) -> Spectrum:
-    """Eigenvalues, trace and statistical dimensions of a symmetric matrix: stored (its url), an array or a dask array.
+    """Eigenvalues, trace and statistical dimensions of a symmetric matrix.
 
-    k: how many of the largest eigenvalues. statistical_dimension: alphas > 0. method: "dense" decomposes (n² float64 in one
-    process); "lanczos" multiplies, for stored matrices alone; "auto" decomposes when that fits plan.memory_bytes, or
-    without a budget up to 8 192 rows. client: the decomposition is one task there, products are one task a panel; None: here.
-    cache_bytes: what each worker may keep of the matrix between products. tolerance: of eigenvalues, relative to lambda_max.
-    max_products: of the search for the smallest one. n_probes, n_steps, seed: of the stochastic quadrature. threads: of each task
-    (None leaves them).
+    Parameters
+    ----------
+    matrix : url of a stored matrix, array (n, n) or dask array
+        Symmetric and finite, float32 or float64. Arrays are decomposed in this process.
+    k : int
+        How many of the largest eigenvalues.
+    statistical_dimension : sequence of float
+        Alphas > 0 whose tr K(K + alpha)⁻¹ is wanted.
+    method : str
+        "dense" decomposes (n² float64 in one process); "lanczos" multiplies, for stored matrices alone. "auto" decomposes when that
+        fits plan.memory_bytes, or else the smallest worker's share; where neither is known, up to 8 192 rows.
+    client : distributed.Client or None
+        The decomposition is one task there, products are one task a panel; None: in this process.
+    plan : Plan or None
+        Its memory_bytes bound the decomposition.
+    cache_bytes : int
+        What each worker may keep of the matrix between products.
+    tolerance : float
+        Of eigenvalues, relative to lambda_max.
+    max_products : int
+        Of the search for the smallest eigenvalue.
+    n_probes, n_steps, seed : int
+        Probes, Lanczos steps and seed of the stochastic quadrature.
+    threads : int or None
+        Of each task; None leaves them.
+    listener : Listener or None
+        Hears of the decomposition.
 
-    Raises InputError for what is not symmetric or not finite and for parameters out of range, MemoryBudgetError for a dense
-    decomposition that was asked for and does not fit.
-    Source: Lehoucq, Sorensen & Yang 1998 (ARPACK); Knyazev 2001 (LOBPCG); Ubaru, Chen & Saad 2017 (quadrature).
+    Returns
+    -------
+    Spectrum
+
+    Raises
+    ------
+    InputError
+        For what is not symmetric or not finite, and for parameters out of range.
+    MemoryBudgetError
+        With the numbers, before anything runs: for a decomposition that was asked for and does not fit, and for products that do
+        not fit the smallest worker's share.
+
+    References
+    ----------
+    Lehoucq, Sorensen & Yang 1998 (ARPACK); Knyazev 2001 (LOBPCG); Ubaru, Chen & Saad 2017 (quadrature).
+
+    Examples
+    --------
+    >>> found = spectrum(np.diag([1.0, 2.0, 4.0]), statistical_dimension=[2.0])
+    >>> found.eigenvalues, found.condition, round(found.statistical_dimension[0].value, 3)
+    ((4.0, 2.0, 1.0), 4.0, 1.5)
     """
     started = time.perf_counter()
-    plan, listener = plan or Plan(), listener or Silent()
     alphas = [float(a) for a in statistical_dimension]
     _check(k, alphas, method, tolerance, max_products)
-    operand = _operand(matrix)
-    n = operand.shape[0]
-    if _is_dense(operand, method, plan):
-        values = _eigenvalues(operand, client, threads, listener)
-        found = _from_eigenvalues(values, k, alphas)
+    operand, site = _operand(matrix), Site(client=client, listener=listener or Silent(), threads=threads)
+    n, stored = operand.shape[0], isinstance(operand, StoredMatrix)
+    budget = plan.memory_bytes if plan is not None else None
+    offered = site.resources() if stored and budget is None else Resources()
+    if _is_dense(operand, method, budget or offered.memory_bytes):
+        found = _from_eigenvalues(_eigenvalues(operand, site), k, alphas)
     else:
-        operator = _Counted(StoredKernel(operand.url, client, threads=threads, cache_bytes=cache_bytes))
+        stored_kernel = StoredKernel.at(site, operand.url, cache_bytes=cache_bytes)
+        _require_products(stored_kernel, max(k, n_probes if alphas else 1), cache_bytes, offered)
+        operator = _Counted(stored_kernel)
         found = _from_products(operator, min(k, n - 2), tolerance, max_products, seed)
         if alphas:
             values, errors = statistical_dimensions(operator, alphas, n_probes, n_steps, seed)
@@ -146,7 +208,7 @@ def _check(k: int, alphas: list[float], method: str, tolerance: float, max_produ
 
 
 def _operand(matrix: Any) -> Any:
-    """A StoredMatrix, or a symmetric float64 array in memory."""
+    """A StoredMatrix, or a symmetric float32 or float64 array in memory."""
     if isinstance(matrix, (str, os.PathLike)):
         stored = StoredMatrix.open(matrix)
         if not stored.is_symmetric:
@@ -166,20 +228,35 @@ def _operand(matrix: Any) -> Any:
     return array
 
 
-def _is_dense(operand: Any, method: str, plan: Plan) -> bool:
-    """Whether to decompose; MemoryBudgetError when that is asked for, or the only way, and does not fit."""
+def _is_dense(operand: Any, method: str, budget: int | None) -> bool:
+    """Whether to decompose; MemoryBudgetError when that is asked for, or the only way, and does not fit `budget` bytes."""
     n, stored = operand.shape[0], isinstance(operand, StoredMatrix)
     needed = BASE_BYTES + 8 * n * n + 2**28  # LAPACK's blocks, tiles on their way
-    if plan.memory_bytes is not None and needed > plan.memory_bytes and (method == "dense" or not stored):
+    if budget is not None and needed > budget and (method == "dense" or not stored):
         raise MemoryBudgetError(
             f"the decomposition of a {n} x {n} matrix needs {format_bytes(needed)} (the process itself {format_bytes(BASE_BYTES)}) "
-            f'but a task has {format_bytes(plan.memory_bytes)}. Store the matrix (kernel_matrix with a url) and use method="lanczos".'
+            f'but a task has {format_bytes(budget)}. Store the matrix (kernel_matrix with a url) and use method="lanczos".'
         )
     if not stored and method == "lanczos":
         raise InputError('spectrum: method="lanczos" is for stored matrices. Give the url of one, or method="dense".')
     if method != "auto" or not stored:
         return method != "lanczos"
-    return n <= DENSE_ROWS if plan.memory_bytes is None else needed <= plan.memory_bytes
+    return n <= DENSE_ROWS if budget is None else needed <= budget
+
+
+def _require_products(operator: StoredKernel, columns: int, cache_bytes: int, offered: Resources) -> None:
+    """MemoryBudgetError when a product with so many vectors does not fit the smallest worker's share, if it is known."""
+    share = offered.memory_bytes
+    if share is None:
+        return
+    needed = BASE_BYTES + cache_bytes + operator.task_bytes(columns, operator.threads or offered.threads)
+    if needed > share:
+        rows, width = operator.matrix.tile_shape
+        raise MemoryBudgetError(
+            f"spectrum: kernel-product needs {format_bytes(needed)} (the process itself {format_bytes(BASE_BYTES)}, cache "
+            f"{format_bytes(cache_bytes)}, tiles of {rows} x {width}, {columns} vectors) but a worker has {format_bytes(share)}. Use "
+            "a smaller cache_bytes, k or n_probes, store the matrix in smaller tiles (Plan.tile_rows), or give workers more memory."
+        )
 
 
 @dataclass(frozen=True)
@@ -190,19 +267,12 @@ class _EigenvaluesTask:
         return eigvalsh(matrix.read("float64"), overwrite_a=True, check_finite=False)
 
 
-def _eigenvalues(operand: Any, client: Any, n_threads: int | None, listener: Listener) -> np.ndarray:
-    if not isinstance(operand, StoredMatrix):
-        with threads.limited(n_threads or threads.ambient()):
-            return eigvalsh(operand.astype(np.float64), overwrite_a=True, check_finite=False)
-    found: list[np.ndarray] = []
-    listener.stage("spectrum", 1)
-
-    def receive(tile: Any, done: Done[np.ndarray]) -> None:
-        found.append(done.value)
-        listener.task("spectrum", done)
-
-    map_tiles(_EigenvaluesTask(), [operand], client, label="spectrum", receive=receive, threads=n_threads)
-    return found[0]
+def _eigenvalues(operand: Any, site: Site) -> np.ndarray:
+    """All eigenvalues, ascending, float64: of a stored matrix as a task, of an array in this process."""
+    if isinstance(operand, StoredMatrix):
+        return site.alone(_EigenvaluesTask(), "spectrum", operand)
+    with threads.limited(site.threads or threads.ambient()):
+        return eigvalsh(operand.astype(np.float64), overwrite_a=True, check_finite=False)
 
 
 def _from_eigenvalues(values: np.ndarray, k: int, alphas: list[float]) -> dict[str, Any]:
@@ -225,7 +295,7 @@ def _from_eigenvalues(values: np.ndarray, k: int, alphas: list[float]) -> dict[s
 
 
 class _Counted:
-    """An operator that counts the vectors it was multiplied with."""
+    """An operator that counts the vectors with which it was multiplied."""
 
     def __init__(self, operator: StoredKernel) -> None:
         self.operator, self.shape, self.products = operator, operator.shape, 0
@@ -274,7 +344,7 @@ def _from_products(operator: _Counted, k: int, tolerance: float, max_products: i
 
 
 def _smallest(operator: _Counted, start: np.ndarray, tolerance: float, max_products: int) -> tuple[float, float]:
-    """(Rayleigh quotient, residual) of LOBPCG's vector for the smallest eigenvalue, converged or not."""
+    """(Rayleigh quotient, its residual) of LOBPCG's last vector for the smallest eigenvalue, converged or not."""
     from scipy.sparse.linalg import lobpcg
 
     with warnings.catch_warnings():

@@ -27,8 +27,21 @@ PANEL_BYTES = 2**27
 class StoredMatrix:
     """Address of a complete matrix (n, m) of float tiles.
 
-    triangle: "symmetric" or "lower" when only tiles (i, j), j <= i, are stored. token: digest of what made it and of its bytes;
-    caches are keyed with it, so that another matrix at the same url is never taken for this one.
+    Parameters
+    ----------
+    url : str
+        Of its store.
+    shape : (int, int)
+        Rows and columns.
+    tile_shape : (int, int)
+        Of a whole tile; the last ones of a side may be smaller.
+    dtype : numpy.dtype
+        float32 or float64.
+    triangle : str or None
+        "symmetric" or "lower" when only tiles (i, j), j <= i, are stored.
+    token : str
+        Digest of what made the matrix and of its bytes. Caches are keyed with it, so that another matrix at the same url is never
+        taken for this one.
     """
 
     url: str
@@ -54,7 +67,14 @@ class StoredMatrix:
         token = registry.digest([store.fingerprint, checksums])
         n, m = store.shape
         rows, columns = store.tile_shape
-        return cls(str(store.path), (n, m), (rows, columns), store.dtype, store.triangle, token)
+        return cls(
+            url=str(store.path),
+            shape=(n, m),
+            tile_shape=(rows, columns),
+            dtype=store.dtype,
+            triangle=store.triangle,
+            token=token,
+        )
 
     @property
     def store(self) -> TileStore:
@@ -107,7 +127,7 @@ class StoredMatrix:
         return out
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Any rows and columns, as NumPy's basic indexing and dask's slicing ask for them; reads the tiles they lie in."""
+        """Any rows and columns, as NumPy's basic indexing and dask's slicing ask for them; reads the tiles that hold them."""
         keys = (*(key if isinstance(key, tuple) else (key,)), slice(None))[:2]
         wanted = [np.atleast_1d(np.arange(size)[k]) for size, k in zip(self.shape, keys, strict=True)]
         out = np.empty([len(w) for w in wanted], self.dtype)

@@ -1,4 +1,4 @@
-"""Choose alpha from a path of scores."""
+"""Choosing alpha: the ways to do it, what their scores are called, and the best of a path of scores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import numpy as np
 
 from ntkdask.errors import InputError
 from ntkdask.solvers.ridge import Ridge, Solution
+
+SELECTION_SCORES = {"gcv": "GCV", "loo": "leave-one-out MSE", "kfold": "k-fold MSE", "holdout": "holdout MSE"}
+"""The ways to choose alpha, and what reports call the score that each makes least."""
+SELECTIONS = tuple(SELECTION_SCORES)
+
+
+def score_name(selection: str) -> str:
+    """What the scores of a selection are called.
+
+    >>> score_name("loo")
+    'leave-one-out MSE'
+    """
+    return SELECTION_SCORES[selection]
 
 
 def score_path(

@@ -14,6 +14,7 @@ from ntkdask.kernels import NTK, ArcCosine
 from ntkdask.matrices import spectrum as module
 from ntkdask.matrices.spectrum import spectrum
 from ntkdask.networks import fully_connected
+from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
 from ntkdask.store import TileStore
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
@@ -203,3 +204,46 @@ def test_stores_that_have_no_spectrum(tmp_path):
     TileStore.open(url).chunk_path((1, 0)).unlink()
     with pytest.raises(StoreError, match="has 14 of its 15 tiles"):
         spectrum(url)
+
+
+def offering(monkeypatch, memory: int | None) -> list:
+    """Workers whose smallest share is `memory`; who asked."""
+    asked = []
+    monkeypatch.setattr(
+        "ntkdask.execution.workers.resources", lambda client: asked.append(client) or Resources(memory, threads=1)
+    )
+    return asked
+
+
+def test_workers_are_asked_what_fits(tmp_path, client, monkeypatch):
+    url = stored(tmp_path)
+    asked = offering(monkeypatch, 2**30)
+    assert spectrum(url, 3, client=client).method == "dense"
+    assert asked == [client]
+    # 320 MiB of the process, 256 MiB of LAPACK: the decomposition is too large, products are not
+    offering(monkeypatch, 500 * 2**20)
+    assert spectrum(url, 3, client=client, max_products=5).method == "lanczos"
+    with pytest.raises(
+        MemoryBudgetError, match=r"of a 200 x 200 matrix needs 576 MiB .* but a task has 500 MiB.*lanczos"
+    ):
+        spectrum(url, client=client, method="dense")
+    # without a limit of theirs, rows decide
+    offering(monkeypatch, None)
+    assert spectrum(url, client=client).method == "dense"
+
+
+def test_products_that_do_not_fit_are_refused_before_they_start(tmp_path, client, monkeypatch):
+    url, listener = stored(tmp_path), Counter()
+    offering(monkeypatch, 330 * 2**20)
+    with pytest.raises(
+        MemoryBudgetError, match=r"kernel-product needs .* tiles of 48 x 48, 3 vectors\) but a worker has 330 MiB"
+    ):
+        spectrum(url, 3, client=client, cache_bytes=2**28, listener=listener)
+    assert not listener.stages
+
+
+@pytest.mark.parametrize("arguments", [{"plan": Plan(memory_bytes=2**30)}, {"method": "dense"}])
+def test_what_a_plan_says_is_not_asked(tmp_path, client, monkeypatch, arguments):
+    asked = offering(monkeypatch, 2**30)
+    assert spectrum(stored(tmp_path), client=client, **arguments).method == "dense"
+    assert len(asked) == ("plan" not in arguments)

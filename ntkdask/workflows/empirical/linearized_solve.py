@@ -79,18 +79,7 @@ def solve_linearized(
     part = replace(site, record=record, name=name, threads=sizes.threads)
 
     def solve() -> dict[str, Any]:
-        # TODO(merge): one site in place of folder, client, listener, record and name
-        fit = solve_stored(
-            Path(matrix.url),
-            Gathered("", labels),
-            options,
-            sizes,
-            part.home,
-            part.client,
-            part.listener,
-            part.record,
-            part.name,
-        )
+        fit = solve_stored(Path(matrix.url), Gathered("", labels), options, sizes, part)
         kept = save_state(site.states, {"coefficients": fit.solution.coefficients})
         return {"coefficients": kept, "solver": sizes.solver, "facts": {"solver_reason": sizes.reason, **fit.facts}}
 

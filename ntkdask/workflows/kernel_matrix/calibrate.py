@@ -1,8 +1,8 @@
 """How long an entry of a kernel takes here, measured in about a second, where and with the threads that tiles will be computed.
 
-Rows are seeded normal ones of the data's shape: at planning time preprocessing is not fitted, and what a kernel costs hardly depends
+Rows are seeded normal ones of the data's shape: at planning time preprocessing is not fitted, and the cost of a kernel hardly depends
 on the rows. With a client every slot measures at the same time, as they share caches and memory. The number chooses tiles
-(`pace`) and predicts time; it enters no fingerprint, the tiles that it chose are stored with the run.
+(`planning.pace`) and predicts time. It enters no fingerprint; the tiles that it chose are stored with the run.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ntkdask import seeds, threads
 from ntkdask.arrays import Array, to_device, to_host
-from ntkdask.execution.map_reduce import map_tiles
-from ntkdask.execution.window import Done
+from ntkdask.execution.site import Site
 from ntkdask.kernels import Kernel
+from ntkdask.kernels.base import completed
 from ntkdask.planning.pace import Pace
-
-T = TypeVar("T")
 
 SECONDS = 1.0
 """Of measuring, compilation not counted."""
@@ -29,12 +27,12 @@ LEAST_SECONDS, SHARE = 0.05, 0.05
 LEAST_SHARE = 0.02
 """Of a small tile's seconds that its entries take at least, where a kernel passes over the rows of both sides first."""
 GROWTH = 2
-MOST_SAMPLES = 16
+"""Of the measured tile's side, from one measurement to the next."""
 
 
 @dataclass(frozen=True)
 class _CalibrateTask:
-    """Measure square tiles of growing size; what the largest took."""
+    """Measure square tiles of growing size, and tell what the largest took."""
 
     kernel: Kernel
     row_shape: tuple[int, ...]
@@ -47,7 +45,7 @@ class _CalibrateTask:
         # a few entries for every thread
         rows = min(self.most_rows, max(2, math.isqrt(4 * threads.current())))
         x, y = self._rows(rows)
-        # what is compiled at the first call
+        # the first calls compile
         self._seconds(self.kernel, x, y)
         self._seconds(self.kernel, x)
         self._seconds(self.kernel.diagonal, x)
@@ -64,7 +62,7 @@ class _CalibrateTask:
         symmetric, diagonal = self._seconds(self.kernel, x), self._seconds(self.kernel.diagonal, x)
         share = max(0.5, (symmetric - diagonal) / seconds)
         row_seconds = max(0.0, symmetric - share * seconds) / rows
-        if not getattr(self.kernel, "passes_over_rows", False):
+        if not completed(self.kernel).passes_over_rows:
             return Pace(seconds / rows**2, share, row_seconds, rows, threads.current())
         entry = _entry_seconds((rows, seconds), measured_before)
         side = max(0.0, seconds - entry * rows**2) / (2 * rows)
@@ -78,9 +76,9 @@ class _CalibrateTask:
 
     def _seconds(self, call: Callable[..., Any], *rows: Array) -> float:
         started = time.perf_counter()
-        found = call(*rows)
+        values = call(*rows)
         # waits for the device
-        to_host((found[-1] if isinstance(found, tuple) else found)[:1])
+        to_host((values[-1] if isinstance(values, tuple) else values)[:1])
         return time.perf_counter() - started
 
 
@@ -91,18 +89,6 @@ def _entry_seconds(last: tuple[int, float], before: tuple[int, float]) -> float:
     return least if not r0 or r0 == r else max(least, (t / r - t0 / r0) / (r - r0))
 
 
-def on_slots(task: Callable[[int], T], client: Any, slots: int, n_threads: int | None) -> list[T]:
-    """What a measuring task gives: in this process, or (client) on each of its slots at the same time, MOST_SAMPLES at most."""
-    found: list[T] = []
-
-    def receive(tile: int, done: Done[T]) -> None:
-        found.append(done.value)
-
-    count = 1 if client is None else max(1, min(slots, MOST_SAMPLES))
-    map_tiles(task, range(count), client, label="calibrate", receive=receive, threads=n_threads)
-    return found
-
-
 def calibrate(
     kernel: Kernel,
     row_shape: tuple[int, ...],
@@ -110,25 +96,49 @@ def calibrate(
     most_rows: int,
     *,
     entries: float = math.inf,
-    client: Any = None,
+    site: Site | None = None,
     slots: int = 1,
-    n_threads: int | None = None,
     device: bool = False,
 ) -> Pace:
-    """The kernel's `Pace` for rows of this shape and dtype: in this process, or (client) as the mean over its slots, at most 16.
+    """The kernel's `Pace` for rows of this shape and dtype.
 
-    most_rows: of the square tile that is measured, within which a task's memory is planned. entries: of the matrix that is planned,
-    which measuring should not rival. slots: of the client. n_threads: of each task (None leaves them). device: compute on the
-    GPU. Errors are those of the kernel: InputError for rows that it does not take.
+    Parameters
+    ----------
+    kernel : Kernel
+        What is measured.
+    row_shape : tuple of int
+        Shape of a row of data.
+    dtype : str
+        "float32" or "float64" of the rows.
+    most_rows : int
+        Rows of the square tile that is measured, at most: within them a task's memory is planned.
+    entries : float
+        Entries of the matrix that is planned, which measuring should not rival.
+    site : Site or None
+        Where and with how many threads to measure; None is this process as it is. The listener hears nothing of it.
+    slots : int
+        Of the site's client; at most 16 of them measure.
+    device : bool
+        Whether to compute on the GPU.
+
+    Returns
+    -------
+    Pace
+        The mean over the slots that measured; least rows and threads of all.
+
+    Raises
+    ------
+    InputError
+        The kernel's own, for rows that it does not take.
     """
     task = _CalibrateTask(kernel, tuple(row_shape), dtype, most_rows, entries, device)
-    found = on_slots(task, client, slots, n_threads)
-    count = len(found)
+    paces = (site or Site()).on_slots(task, slots)
+    count = len(paces)
     return Pace(
-        sum(p.entry_seconds for p in found) / count,
-        sum(p.symmetric_share for p in found) / count,
-        sum(p.row_seconds for p in found) / count,
-        min(p.rows for p in found),
-        min(p.threads for p in found),
-        sum(p.side_seconds for p in found) / count,
+        entry_seconds=sum(p.entry_seconds for p in paces) / count,
+        symmetric_share=sum(p.symmetric_share for p in paces) / count,
+        row_seconds=sum(p.row_seconds for p in paces) / count,
+        rows=min(p.rows for p in paces),
+        threads=min(p.threads for p in paces),
+        side_seconds=sum(p.side_seconds for p in paces) / count,
     )

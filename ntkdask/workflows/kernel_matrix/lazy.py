@@ -11,10 +11,10 @@ import numpy as np
 
 from ntkdask.arrays import Array, as_array, is_dask
 from ntkdask.datasets import Dataset
-from ntkdask.kernels.base import Kernel, entry_size, parts_of
+from ntkdask.kernels.base import Kernel, completed, parts_of
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.workflows.kernel_matrix.plan import plan_matrix
+from ntkdask.workflows.kernel_matrix.plan import MatrixShape, plan_matrix
 from ntkdask.workflows.kernel_matrix.tile import entries_matrix
 from ntkdask.workflows.sources import row_shape_of
 from ntkdask.workflows.stream import require_finite
@@ -27,7 +27,7 @@ def lazy_kernel_matrix(kernel: Kernel, sources: Sequence[Any], dtype: str, plan:
     Every block of rows is preprocessed once; tiles above the diagonal of a symmetric matrix are transposed ones.
     """
     rows = [_blocks(kernel, source, name, dtype, plan, sources) for source, name in zip(sources, "xy", strict=False)]
-    entry = entry_size(kernel, row_shape_of(sources[0]))
+    entry = completed(kernel).entry_size(row_shape_of(sources[0]))
     return _assembled(kernel, rows[0], rows[1] if len(rows) > 1 else None, dtype, entry)
 
 
@@ -39,18 +39,14 @@ def _blocks(kernel: Kernel, source: Any, name: str, dtype: str, plan: Plan, sour
     if not is_dask(x):
         x = as_array(x)
         counts = [len(s) if not isinstance(s, Dataset) else s.n for s in sources]
-        row_bytes = int(np.prod(x.shape[1:])) * x.dtype.itemsize
-        sizes = plan_matrix(
-            kernel,
-            counts[0],
-            counts[1] if len(counts) > 1 else None,
-            row_shape_of(x),
-            row_bytes,
-            dtype,
-            plan.memory_bytes,
-            tile_rows=plan.tile_rows,
-            tile_cols=plan.tile_cols,
+        shape = MatrixShape(
+            n=counts[0],
+            m=counts[1] if len(counts) > 1 else None,
+            row_shape=row_shape_of(x),
+            row_bytes=int(np.prod(x.shape[1:])) * x.dtype.itemsize,
+            dtype=dtype,
         )
+        sizes = plan_matrix(kernel, shape, plan.memory_bytes, tile_rows=plan.tile_rows, tile_cols=plan.tile_cols)
         x = da.from_array(x, chunks=(sizes.tile_rows if name == "x" else sizes.tile_cols, *x.shape[1:]))
     x = x.rechunk({axis: -1 for axis in range(1, x.ndim)})
     fitted = FittedPreprocessor.for_rows(x.shape[1:], x.dtype, dtype)

@@ -12,15 +12,15 @@ from ntkdask.arrays import Array, release_device_memory, to_host
 from ntkdask.kernels.base import Kernel
 
 LEAST_ROWS = 8
-"""Rows of a piece below which a lack of memory is no matter of the tile's size."""
+"""Rows of the smallest piece: where that does not fit, smaller ones would not either."""
 
 
 def compute_tile(kernel: Kernel, x: Array, y: Array | None = None) -> tuple[tuple[np.ndarray, ...], int]:
     """(matrices, halvings): kernel(x, y), y=None for x itself, one C-ordered host matrix for each part of the kernel.
 
-    A kernel of several rows of the matrix for one row of data, (n, m, k, k), gives (n·k, m·k) in the order i·k + o. Where the
-    device is out of memory the longer side is halved, again and again until the pieces fit; halvings is how often at most. A piece of
-    LEAST_ROWS rows that does not fit raises what the device said.
+    Entries that are k × k matrices, (n, m, k, k), become (n·k, m·k) in the order i·k + o. Where the device is out of memory the longer
+    side is halved until the pieces fit; halvings is how often the smallest piece was. A piece of LEAST_ROWS rows that does not fit
+    raises the device's error.
     """
     values = _attempt(lambda: kernel(x) if y is None else kernel(x, y))
     if values is not None:
@@ -46,8 +46,9 @@ def compute_tile(kernel: Kernel, x: Array, y: Array | None = None) -> tuple[tupl
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a library says that the device's memory is too small, or an error that it caused does: CuPy's and torch's
-    OutOfMemoryError, cuBLAS's refusal.
+    """Whether an error, or one that caused it, says that the device's memory is too small.
+
+    Those are CuPy's and torch's OutOfMemoryError, and cuBLAS's refusal to allocate.
     """
     if any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__):
         return True
@@ -58,7 +59,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _attempt(call: Callable[[], Any]) -> Any:
-    """What `call` gives; None when the device is out of memory, with what it held given back."""
+    """What `call` returns; None when the device is out of memory, after the memory of the call is freed."""
     try:
         return call()
     except Exception as error:

@@ -10,7 +10,7 @@ alpha, β      ← (K + αI)β = Y − 1b: one eigendecomposition or Cholesky fa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from ntkdask.kernels import Kernel
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor, Step
 from ntkdask.states import load_state
-from ntkdask.workflows.kernel_matrix.build import kernel_matrix
+from ntkdask.workflows.kernel_matrix.build import stored_kernel_matrix
 from ntkdask.workflows.kernel_ridge.gather import Gathered, gather, gather_in_memory
 from ntkdask.workflows.kernel_ridge.heat_map import heat_map
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
@@ -31,10 +31,9 @@ from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
 from ntkdask.workflows.kernel_ridge.solve import solve_in_memory, solve_stored
 from ntkdask.workflows.model import KernelRidgeModel, RidgeFit, load_model
 from ntkdask.workflows.preprocess import fit_preprocessing
+from ntkdask.workflows.selection import score_name
 from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.stream import ROWWISE, FeatureStream, store_preprocessor
-
-SCORE_NAMES = {"gcv": "GCV", "loo": "leave-one-out MSE", "kfold": "k-fold MSE", "holdout": "holdout MSE"}
 
 
 def fit_kernel_ridge(
@@ -48,52 +47,68 @@ def fit_kernel_ridge(
     n_classes: int | None = None,
     site: Site | None = None,
 ) -> RidgeFit:
-    """Fit on the selected rows, which are the union of `groups` (parts of the rows): the folds, or one group of all.
+    """Fit on the selected rows, which are the union of `groups`: the folds, or one group of all.
 
-    With k-fold every group is held out in turn, with holdout the last one; the chosen alpha is then fitted on all. url: folder for
-    points, tiles, states and the model, needed with a client; a run there is resumed through `record`, whose stage names begin
-    with `name`. Raises InputError when K + αI is not positive definite, saying by how much.
+    Parameters
+    ----------
+    rows : Rows
+        With their targets.
+    groups : sequence of tuples of int
+        Parts of the rows. With k-fold every group is held out in turn, with holdout the last one; the chosen alpha is then fitted on
+        all.
+    options : KernelRidgeOptions
+        What to solve for.
+    plan : KernelRidgePlan
+        Sizes, solver and threads.
+    kernel : Kernel
+        Of one number for a pair of rows.
+    steps : tuple of Step
+        Preprocessing, fitted to the selected rows.
+    n_classes : int or None
+        Classes of labels; None for regression.
+    site : Site or None
+        Its folder keeps points, tiles, states and the model, and a run there is resumed through its record. None, or a site without a
+        folder: the matrix stays in this process.
+
+    Returns
+    -------
+    RidgeFit
+        Stored where there is a folder.
+
+    Raises
+    ------
+    InputError
+        When K + αI is not positive definite, saying by how much; for rows that are not finite, and groups without rows.
     """
-    site = site or Site(threads=plan.threads)
-    url, client, listener, record, name = site.folder, site.client, site.listener, site.record, site.name
+    site = replace(site or Site(), threads=plan.threads)
     everything = rows_of_groups(rows, groups)
-    score_name = SCORE_NAMES[options.selection_of(plan.solver)]
-    if url is None:
+    scores = score_name(options.selection_of(plan.solver))
+    if site.folder is None:
         fitted = fit_preprocessing(everything, steps, plan, site)
         stream = FeatureStream(everything, fitted, ROWWISE, n_classes, plan.batch_rows)
         points, labels = gather_in_memory(stream, groups)
-        matrix = kernel(to_device(points, plan.device))
-        fit = solve_in_memory(matrix, labels, options, plan)
-        return RidgeFit(
-            _model(fitted, kernel, points, fit, n_classes, plan), fit.path, score_name, None, _facts(fit, plan)
-        )
-    states = url / "state"
-    kernel = shipped(kernel, states, client)
-    preprocessor = record.once(
-        f"{name}preprocess", lambda: store_preprocessor(states, fit_preprocessing(everything, steps, plan, site))
+        fit = solve_in_memory(kernel(to_device(points, plan.device)), labels, options, plan)
+        return RidgeFit(_model(fitted, kernel, points, fit, n_classes, plan), fit.path, scores, None, _facts(fit, plan))
+    kernel = shipped(kernel, site.states, site.client)
+    preprocessor = site.once(
+        "preprocess", lambda: store_preprocessor(site.states, fit_preprocessing(everything, steps, plan, site))
     )
     stream = FeatureStream(everything, preprocessor, ROWWISE, n_classes, plan.batch_rows)
-    gathered = Gathered(**record.once(f"{name}gather", lambda: asdict(gather(stream, groups, url, client, listener))))
-    kernel_matrix(
-        kernel,
-        gathered.points,
-        url=url / "kernel",
-        client=client,
-        listener=listener,
-        threads=plan.threads,
-        plan=Plan(plan.matrix_tile, memory_bytes=plan.build_bytes, dtype=plan.dtype),
-    )
+    gathered = Gathered(**site.once("gather", lambda: asdict(gather(stream, groups, site))))
+    matrix = site.within("kernel")
+    sizes = Plan(plan.matrix_tile, memory_bytes=plan.build_bytes, dtype=plan.dtype)
+    stored_kernel_matrix(kernel, gathered.points, None, sizes, matrix)
 
     def solve() -> dict[str, Any]:
-        fit = solve_stored(url / "kernel", gathered, options, plan, url, client, listener, record, name)
+        fit = solve_stored(matrix.home, gathered, options, plan, site)
         fitted = FittedPreprocessor.from_state(*load_state(preprocessor))
         model = _model(fitted, kernel, gathered.dataset, fit, n_classes, plan)
         facts = _facts(fit, plan)
         facts["heat_map"] = heat_map(kernel, gathered.dataset, gathered.load(), n_classes)
-        return {"model": model.save(states), "path": fit.path, "facts": facts}
+        return {"model": model.save(site.states), "path": fit.path, "facts": facts}
 
-    result = record.once(f"{name}solve", solve)
-    return RidgeFit(load_model(result["model"]), result["path"], score_name, result["model"], result["facts"])
+    result = site.once("solve", solve)
+    return RidgeFit(load_model(result["model"]), result["path"], scores, result["model"], result["facts"])
 
 
 def _model(
@@ -104,18 +119,20 @@ def _model(
     n_classes: int | None,
     plan: KernelRidgePlan,
 ) -> KernelRidgeModel:
+    """The model of a fit, its coefficients on the host; points: the gathered rows, or the dataset that holds them."""
     solution = fit.solution
     return KernelRidgeModel(
-        preprocessor,
-        kernel,
-        points,
-        np.ascontiguousarray(to_host(solution.coefficients)),
-        to_host(solution.intercept),
-        solution.alpha,
-        n_classes,
-        plan.block_rows,
+        preprocessor=preprocessor,
+        kernel=kernel,
+        points=points,
+        coefficients=np.ascontiguousarray(to_host(solution.coefficients)),
+        intercept=to_host(solution.intercept),
+        alpha=solution.alpha,
+        n_classes=n_classes,
+        block_rows=plan.block_rows,
     )
 
 
 def _facts(fit: DualFit, plan: KernelRidgePlan) -> dict[str, Any]:
+    """The solver, why it was chosen, and the facts of its solves, for a fold's metrics."""
     return {"solver": plan.solver, "solver_reason": plan.reason, **fit.facts}

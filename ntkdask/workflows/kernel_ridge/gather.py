@@ -6,7 +6,7 @@ cast and preprocessed once; a group (an inner fold, the held-out rows) is a rang
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,18 +15,16 @@ import numpy as np
 
 from ntkdask.arrays import to_host
 from ntkdask.datasets import Dataset, open_dataset
-from ntkdask.datasets.rows import DatasetRows
 from ntkdask.datasets.writer import DatasetWriter, replacing
 from ntkdask.errors import InputError
-from ntkdask.execution.map_reduce import map_tiles
-from ntkdask.execution.progress import Listener, Silent
+from ntkdask.execution.site import Site
 from ntkdask.states import load_state, save_state
-from ntkdask.workflows.stream import ROWWISE, FeatureStream
+from ntkdask.workflows.stream import FeatureStream
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What belongs to the gathered rows: targets (n, k) float64, weights (n,) or None, starts of the groups and n at the end."""
+    """Targets (n, k) float64 and weights (n,) or None of the gathered rows; bounds: where each group starts, and n at the end."""
 
     targets: np.ndarray
     weights: np.ndarray | None
@@ -74,7 +72,7 @@ class Gathered:
 
     @property
     def dataset(self) -> Dataset:
-        """The points. Not cached: another fit may gather other rows at the same place."""
+        """The gathered rows, opened anew each time: another fit may gather other rows at the same place."""
         return open_dataset(self.points)
 
     def load(self) -> Labels:
@@ -85,6 +83,8 @@ class Gathered:
 
 @dataclass(frozen=True, eq=False)
 class _GatherTask:
+    """Gather the rows of the groups under `folder`."""
+
     stream: FeatureStream
     groups: tuple[tuple[int, ...], ...]
     folder: str
@@ -92,8 +92,8 @@ class _GatherTask:
     def __call__(self, tile: int) -> Gathered:
         points = Path(self.folder) / "points"
         rows = _Blocks()
-        with replacing(points, overwrite=True) as partial:
-            writer = DatasetWriter(partial, kind="unlabelled")
+        with replacing(points, overwrite=True) as unfinished:
+            writer = DatasetWriter(unfinished, kind="unlabelled")
             for x in rows.walk(self.stream, self.groups):
                 writer.append(x)
             writer.finish({"source": "gathered rows", "importer": "gather"})
@@ -104,14 +104,14 @@ class _GatherTask:
 
 
 class _Blocks:
-    """Walks the groups in order, gives out blocks of x and keeps what belongs to them."""
+    """Walks the groups in order, yields blocks of x and keeps their targets and weights."""
 
     def __init__(self) -> None:
         self._targets: list[np.ndarray] = []
         self._weights: list[np.ndarray | None] = []
         self._bounds = [0]
 
-    def walk(self, stream: FeatureStream, groups: Sequence[tuple[int, ...]]):
+    def walk(self, stream: FeatureStream, groups: Sequence[tuple[int, ...]]) -> Iterator[np.ndarray]:
         """Blocks of preprocessed rows on the host."""
         for group in groups or [()]:
             count = self._bounds[-1]
@@ -126,7 +126,7 @@ class _Blocks:
             self._bounds.append(count)
 
     def labels(self) -> Labels:
-        """What belongs to the rows walked."""
+        """Targets, weights and bounds of the rows walked; InputError where a group has no rows."""
         if self._bounds[-1] == 0:
             raise InputError("kernel ridge: there are no rows to fit.")
         weights = [w for w in self._weights if w is not None]
@@ -139,23 +139,9 @@ class _Blocks:
         return Labels(np.concatenate(self._targets), joined, tuple(self._bounds))
 
 
-def gather(
-    stream: FeatureStream,
-    groups: Sequence[tuple[int, ...]],
-    folder: Path,
-    client=None,
-    listener: Listener | None = None,
-) -> Gathered:
-    """Gather the stream's rows, group after group (one group of all without), under `folder`, as one task on the cluster."""
-    listener, found = listener or Silent(), []
-    listener.stage("gather-rows", 1)
-
-    def receive(tile, done) -> None:
-        found.append(done.value)
-        listener.task("gather-rows", done)
-
-    map_tiles(_GatherTask(stream, tuple(groups), str(folder)), [0], client, label="gather-rows", receive=receive)
-    return found[0]
+def gather(stream: FeatureStream, groups: Sequence[tuple[int, ...]], site: Site) -> Gathered:
+    """Gather the stream's rows in the site's folder, group after group (one group of all without), as one task."""
+    return site.alone(_GatherTask(stream, tuple(groups), str(site.home)), "gather-rows")
 
 
 def gather_in_memory(stream: FeatureStream, groups: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, Labels]:
@@ -164,8 +150,3 @@ def gather_in_memory(stream: FeatureStream, groups: Sequence[tuple[int, ...]]) -
     # a batch may be a view of the caller's rows
     points = np.concatenate([np.array(x) for x in blocks.walk(stream, groups)] or [np.empty((0, 1))])
     return points, blocks.labels()
-
-
-def gather_stream(rows: DatasetRows, preprocessor, n_classes: int | None, batch_rows: int) -> FeatureStream:
-    """The stream that gathers rows: preprocessed, unflattened, on the host."""
-    return FeatureStream(rows, preprocessor, ROWWISE, n_classes, batch_rows)

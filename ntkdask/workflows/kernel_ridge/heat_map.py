@@ -12,13 +12,14 @@ from ntkdask.kernels import Kernel
 from ntkdask.workflows.kernel_ridge.gather import Labels
 
 ROWS = 96
+"""Rows of the picture, at most."""
 
 
 def heat_map(kernel: Kernel, points: np.ndarray | Dataset, labels: Labels, n_classes: int | None) -> dict[str, Any]:
-    """{"values": k(x_i, x_j)/√(k(x_i, x_i)·k(x_j, x_j)) (m, m), "labels": m classes or targets, "sorted_by"}, ready for JSON.
+    """The correlations k(x_i, x_j)/√(k(x_i, x_i)·k(x_j, x_j)) of m rows as a table, ready for JSON.
 
-    At most `ROWS` rows, spaced evenly over the sorted training rows, so that classes keep their shares. A row whose k(x, x) is 0
-    has correlation 0.
+    Its keys are "values" (m, m), "labels" (m classes or targets) and "sorted_by" ("class" or "target"). At most `ROWS` rows are taken,
+    spaced evenly over the sorted training rows, so that classes keep their shares. A row whose k(x, x) is 0 has correlation 0.
     """
     keys = labels.targets.argmax(axis=1) if n_classes is not None else labels.targets[:, 0]
     order = np.argsort(keys, kind="stable")

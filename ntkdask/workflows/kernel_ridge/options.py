@@ -8,16 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask.errors import InputError, nearest
-
-SELECTIONS = ("auto", "gcv", "loo", "kfold", "holdout")
-
+from ntkdask.workflows.selection import SELECTIONS
 
 SOLVERS = ("auto", "eigh", "cholesky", "tiled_cholesky", "cg")
-
-
 DENSE = ("eigh", "cholesky")
-
-
+"""Solvers that hold the matrix in one task."""
 PROBES = 8
 """Random right-hand sides of the stochastic trace in GCV."""
 
@@ -26,9 +21,26 @@ PROBES = 8
 class KernelRidgeOptions:
     """A grid of alphas >= 0, how to choose among them, and how to solve.
 
-    selection "auto": GCV where the matrix is in one memory, else a holdout. solver: "eigh" and "cholesky" hold the matrix in
-    one task, "tiled_cholesky" and "cg" (preconditioned conjugate gradients) work on its stored tiles; "auto" takes the cheapest that
-    fits. tolerance: relative residual that conjugate gradients stop at, within max_iterations.
+    Parameters
+    ----------
+    alphas : number or sequence of numbers
+        Ridges on the unnormalised matrix, none negative.
+    fit_intercept : bool
+        Whether an intercept is fitted, not penalised.
+    selection : str
+        "gcv", "loo", "kfold" or "holdout"; "auto" is GCV where the matrix is in one memory, else a holdout.
+    solver : str
+        "eigh" and "cholesky" hold the matrix in one task, "tiled_cholesky" and "cg" (preconditioned conjugate gradients) work on its
+        stored tiles; "auto" takes the cheapest that fits.
+    tolerance : float
+        Relative residual at which conjugate gradients stop.
+    max_iterations : int
+        Of conjugate gradients.
+
+    Raises
+    ------
+    InputError
+        For values out of range, and for a selection that the solver cannot score.
     """
 
     alphas: tuple[float, ...] = (1.0,)
@@ -46,9 +58,12 @@ class KernelRidgeOptions:
         object.__setattr__(self, "alphas", tuple(alphas))
         if not alphas or not all(a >= 0 and np.isfinite(a) for a in alphas):
             raise InputError(f"alphas are {self.alphas}; expected at least one, none negative, all finite.")
-        for name, known in (("selection", SELECTIONS), ("solver", SOLVERS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
+        for name, value, names in (
+            ("selection", self.selection, ("auto", *SELECTIONS)),
+            ("solver", self.solver, SOLVERS),
+        ):
+            if value not in names:
+                raise InputError(f"unknown {name} {value!r}{nearest(str(value), names)}")
         if not isinstance(self.tolerance, numbers.Real) or not 0 < self.tolerance < 1:
             raise InputError(f"tolerance is {self.tolerance!r}, expected a number between 0 and 1, such as 1e-6.")
         whole = isinstance(self.max_iterations, numbers.Integral) and not isinstance(self.max_iterations, bool)
@@ -67,8 +82,8 @@ class KernelRidgeOptions:
 
     @staticmethod
     def scores_of(solver: str) -> tuple[str, ...]:
-        """Selections that a solver can score: leave-one-out takes the matrix in one memory, GCV that or a stochastic trace."""
-        return SELECTIONS[1:] if solver in DENSE else ("gcv", "kfold", "holdout")
+        """Selections that a solver can score: leave-one-out needs the matrix in one memory, GCV that or a stochastic trace."""
+        return SELECTIONS if solver in DENSE else ("gcv", "kfold", "holdout")
 
     def selection_of(self, solver: str) -> str:
         """How alpha is chosen with that solver."""
@@ -81,7 +96,7 @@ class KernelRidgeOptions:
         return {"kfold": n_folds, "holdout": 2}.get(self.selection_of(solver), 1) if self.chooses else 1
 
     def n_fits(self, solver: str, n_folds: int) -> int:
-        """Factorisations, or solutions, over the whole path; an eigendecomposition serves all."""
+        """Factorisations, or solves, over the whole path of alphas; one eigendecomposition serves all."""
         selection = self.selection_of(solver)
         if solver == "eigh":
             return 1

@@ -25,12 +25,12 @@ SINGULAR = "At alpha=0 a singular K (duplicate rows) has no solution but for con
 
 
 class Systems(Protocol):
-    """Solves with S K S + αI for one K and any α and S. What is solved is kept under a name, for a run that goes on."""
+    """Solves with S K S + αI for one K and any α and S. Solutions are kept under a name, so that a resumed run reads them."""
 
     def solve(
         self, alphas: Sequence[float], scale: np.ndarray, rhs: np.ndarray, name: str, start: np.ndarray | None = None
     ) -> Iterator[tuple[float, np.ndarray, Facts]]:
-        """(alpha, (n, c) solution, what it took) for every alpha; start: a solution nearby, or None."""
+        """(alpha, solution (n, c), facts of the solve) for every alpha; start: a solution of a near alpha, or None."""
 
     def product(self, vectors: np.ndarray) -> np.ndarray:
         """K @ vectors, (n, c) float64."""
@@ -38,7 +38,7 @@ class Systems(Protocol):
 
 @dataclass(frozen=True)
 class DualFit:
-    """The solution at the chosen alpha, the path of scores (empty for one alpha), and what solving took, ready for JSON."""
+    """The solution at the chosen alpha, the path of scores (empty for one alpha), and facts of the solves, ready for JSON."""
 
     solution: DualSolution
     path: list[dict[str, float]]
@@ -46,7 +46,7 @@ class DualFit:
 
 
 def convergence_note(facts: Facts) -> str:
-    """One sentence on the solves that stopped short of the tolerance, with the worst residual and what to do; "" for none."""
+    """One sentence on the solves that did not reach the tolerance, with the worst residual and what to do; "" for none."""
     solves = facts.get("solves", [])
     short = [s for s in solves if not s.get("converged", True)]
     if not short:
@@ -67,7 +67,7 @@ def solve_path(systems: Systems, labels: Labels, options: KernelRidgeOptions, so
     if options.selection_of(solver) == "gcv":
         return _by_trace(systems, labels, options, solves)
     errors: dict[float, list[float]] = {alpha: [] for alpha in options.alphas}
-    nearby: dict[float, np.ndarray] = {}
+    without_last: dict[float, np.ndarray] = {}
     for group in labels.held_out(options.selection_of(solver)):
         problem = DualProblem.of(labels.targets, labels.without(group), options.fit_intercept)
         name = f"without group {group}"
@@ -76,10 +76,10 @@ def solve_path(systems: Systems, labels: Labels, options: KernelRidgeOptions, so
             predicted = systems.product(solution.coefficients) + solution.intercept
             errors[alpha].append(labels.error(group, predicted[rows]))
             solves.append({"alpha": alpha, "held_out": group, **facts})
-            nearby[alpha] = solved
+            without_last[alpha] = solved
     path = score_path(options.alphas, [float(np.mean(errors[a])) for a in options.alphas])
     best = best_alpha(path)
-    return _final(systems, labels, options, best, nearby[best], path, solves)
+    return _final(systems, labels, options, best, without_last[best], path, solves)
 
 
 def _by_trace(systems: Systems, labels: Labels, options: KernelRidgeOptions, solves: list[Facts]) -> DualFit:
@@ -108,7 +108,7 @@ def _final(
     path: list[dict[str, float]],
     solves: list[Facts],
 ) -> DualFit:
-    """The fit to all rows; those that were held out start from 0."""
+    """The fit to all rows at one alpha. start: the solution without the last group, whose coefficients are 0 there; or None."""
     problem = DualProblem.of(labels.targets, labels.weights, options.fit_intercept)
     ((_, solved, facts),) = systems.solve((alpha,), problem.scale, problem.right_hand_sides(), "all rows", start)
     solves.append({"alpha": alpha, "held_out": None, **facts})

@@ -10,20 +10,14 @@ from ntkdask import registry
 from ntkdask.datasets.rows import Rows
 from ntkdask.execution.site import Site
 from ntkdask.kernels import Kernel
-from ntkdask.kernels.base import is_slow
+from ntkdask.kernels.base import completed
 from ntkdask.planning.resources import Costs, Resources
 from ntkdask.preprocessing import Step
 from ntkdask.wording import duration
+from ntkdask.workflows.kernel_ridge.costs import kernel_costs, kernel_times
 from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
-from ntkdask.workflows.kernel_ridge.plan import (
-    KernelRidgePlan,
-    KernelShape,
-    kernel_costs,
-    kernel_times,
-    measured,
-    plan_kernel_ridge,
-)
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, measured, plan_kernel_ridge
 from ntkdask.workflows.model import KernelRidgeModel, RidgeFit
 from ntkdask.workflows.recipe import FitRequest, Recipe
 
@@ -118,10 +112,10 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
 
     def measured(self, request: FitRequest, resources: Resources, site: Site, *, always: bool = False) -> Resources:
         """`resources` with the measured pace of a slow kernel, which bounds the tiles and the tasks of predictions."""
-        if not (always or is_slow(self.kernel)):
+        if not (always or completed(self.kernel).is_slow):
             return resources
         return measured(
-            resources, self.kernel, _shape(request), self.options, request.steps, plan=request.plan, client=site.client
+            resources, self.kernel, _shape(request), self.options, request.steps, plan=request.plan, site=site
         )
 
     def time_words(self, request: FitRequest, plan: KernelRidgePlan, resources: Resources) -> dict[str, str]:

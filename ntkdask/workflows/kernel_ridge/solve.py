@@ -1,7 +1,7 @@
-"""Which solver does the work of kernel ridge: in one task that holds the matrix, or on its stored tiles.
+"""The solvers of kernel ridge: in one task that holds the matrix, or on its stored tiles.
 
-`solve_in_memory` works on a matrix at hand, `solve_stored` on tiles: the dense solvers as one task with a host's threads, tiled
-Cholesky and conjugate gradients through `dual_path`. What is solved is in `solvers/dual_problem.py`.
+`solve_in_memory` works on a matrix in memory, `solve_stored` on tiles: the dense solvers as one task with a host's threads, tiled
+Cholesky and conjugate gradients through `path`. The problem itself is in `solvers/dual_problem.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import numpy as np
 
 from ntkdask.arrays import Array, to_host
 from ntkdask.cache import shared
-from ntkdask.execution.map_reduce import map_tiles
-from ntkdask.execution.progress import Listener, Record
+from ntkdask.execution.site import Site
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.solvers.dual import DualEigh
 from ntkdask.solvers.dual_cholesky import DualCholesky
@@ -25,11 +24,11 @@ from ntkdask.workflows.kernel_ridge.gather import Gathered, Labels
 from ntkdask.workflows.kernel_ridge.options import DENSE, KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import DualFit, solve_path
 from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
-from ntkdask.workflows.kernel_ridge.systems import DenseGradients, Factors, Gradients, Site
+from ntkdask.workflows.kernel_ridge.systems import DenseGradients, Factors, Gradients
 from ntkdask.workflows.selection import best_alpha, score_path
 
 SPECTRUM_POINTS = 200
-"""Eigenvalues that a report draws, of those an eigendecomposition gives."""
+"""Eigenvalues that a report draws, at most."""
 
 
 def solve_in_memory(matrix: Array, labels: Labels, options: KernelRidgeOptions, plan: KernelRidgePlan) -> DualFit:
@@ -95,6 +94,7 @@ def _by_cholesky(matrix: Array, labels: Labels, options: KernelRidgeOptions, dty
 
 
 def _held_out(matrix: Array, labels: Labels, group: int, solution: DualSolution) -> float:
+    """Mean squared error on a group of a solution without it."""
     rows = labels.rows(group)
     return labels.error(group, to_host(solution.predict(matrix[rows].astype("float64"))))
 
@@ -108,7 +108,7 @@ def _drawn(values: np.ndarray) -> list[list[float]]:
 
 @dataclass(frozen=True, eq=False)
 class _DenseTask:
-    """Read the whole matrix and fit, alone on its worker; store the solution, return its address."""
+    """Read the whole matrix and fit, alone on its worker; store the solution and return its address."""
 
     url: str
     gathered: Gathered
@@ -117,7 +117,7 @@ class _DenseTask:
     states: str
 
     def __call__(self, tile: int) -> dict[str, Any]:
-        # alone on its worker, which may need what it kept for other tasks
+        # alone on its worker: it may need the memory of the rows and tiles that are cached there
         shared.clear()
         matrix = StoredKernel(self.url).read_dense("float64")
         fit = solve_in_memory(matrix, self.gathered.load(), self.options, self.plan)
@@ -127,40 +127,22 @@ class _DenseTask:
 
 
 def solve_stored(
-    matrix: Path,
-    gathered: Gathered,
-    options: KernelRidgeOptions,
-    plan: KernelRidgePlan,
-    folder: Path,
-    client: Any,
-    listener: Listener,
-    record: Record,
-    name: str,
+    matrix: Path, gathered: Gathered, options: KernelRidgeOptions, plan: KernelRidgePlan, site: Site
 ) -> DualFit:
-    """Fit on the tiles at `matrix`; what is solved on the way is kept in `folder` and `record` under names that begin with `name`."""
-    states = folder / "state"
+    """Fit on the tiles at `matrix`; solutions on the way are kept in the site's folder and record."""
     if plan.solver in DENSE:
-        found: list[dict[str, Any]] = []
-        listener.stage("solve", 1)
-
-        def receive(tile: Any, done: Any) -> None:
-            found.append(done.value)
-            listener.task("solve", done)
-
-        task = _DenseTask(str(matrix), gathered, options, plan, str(states))
-        map_tiles(task, [0], client, label="solve", receive=receive, threads=plan.solve_threads)
-        arrays, attributes = load_state(found[0]["solution"])
+        task = _DenseTask(str(matrix), gathered, options, plan, str(site.states))
+        solved = site.alone(task, "solve", threads=plan.solve_threads)
+        arrays, attributes = load_state(solved["solution"])
         solution = DualSolution(arrays["coefficients"], arrays["intercept"], attributes["alpha"])
-        return DualFit(solution, found[0]["path"], found[0]["facts"])
-
-    site = Site(matrix, plan, folder, client, listener, record, name)
+        return DualFit(solution, solved["path"], solved["facts"])
     if plan.solver == "tiled_cholesky":
-        return solve_path(Factors(site), gathered.load(), options, plan.solver)
-    gradients = Gradients(site, options)
+        return solve_path(Factors(matrix, plan, site), gathered.load(), options, plan.solver)
+    gradients = Gradients(matrix, plan, site, options)
     fit = solve_path(gradients, gathered.load(), options, plan.solver)
-    known = gradients.leading_eigenvalues()
-    fit.facts["spectrum"] = _drawn(known[::-1])
+    leading = gradients.leading_eigenvalues()
+    fit.facts["spectrum"] = _drawn(leading[::-1])
     fit.facts["spectrum_note"] = (
-        f"The leading {known.size} eigenvalues are approximate: those of the preconditioner, lower bounds."
+        f"The leading {leading.size} eigenvalues are approximate: those of the preconditioner, lower bounds."
     )
     return fit

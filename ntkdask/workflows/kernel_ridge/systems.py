@@ -1,7 +1,8 @@
 """Solves with S K S + αI for many α on one kernel matrix: by tiled Cholesky, or by preconditioned conjugate gradients.
 
 Every solution is kept as a state as it comes, and conjugate gradients leave a checkpoint now and then, so that a killed run goes on
-where it was. True residuals are part of what is reported; gradients that did not converge raise when there is nothing to keep.
+where it was. Facts of a solve hold its true residual. Gradients that did not converge keep their best iterates, and raise where
+none is better than zero.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import numpy as np
 
 from ntkdask.arrays import Array, is_device_array, namespace, to_device, to_host
 from ntkdask.errors import InputError
-from ntkdask.execution.progress import DRIVER, Listener, Record
+from ntkdask.execution.progress import DRIVER
+from ntkdask.execution.site import Site
 from ntkdask.execution.window import Done, peak_bytes
 from ntkdask.files import remove
-from ntkdask.matrices.factorize import factorize
+from ntkdask.matrices.factorize import factorize_at
 from ntkdask.matrices.operator import StoredKernel
 from ntkdask.solvers.conjugate_gradients import Solved, Stopping, conjugate_gradients, conjugate_gradients_bytes
 from ntkdask.solvers.conjugate_gradients_state import State
@@ -40,93 +42,74 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where stored tiles are worked on, and what earlier runs finished there, under names that begin with `name`."""
+class _OnTiles:
+    """A kernel matrix in tiles, the plan that its solves follow, and the site where they run and are kept."""
 
     matrix: Path
     plan: KernelRidgePlan
-    folder: Path
-    client: Any
-    listener: Listener
-    record: Record
-    name: str
+    site: Site
 
     def operator(self, scale: np.ndarray | None = None) -> StoredKernel:
         """S K S on the cluster."""
         plan = self.plan
-        return StoredKernel(self.matrix, self.client, scale, plan.threads, plan.cache_bytes, plan.device)
+        return StoredKernel.at(self.site, self.matrix, scale, cache_bytes=plan.cache_bytes, device=plan.device)
+
+    def product(self, vectors: np.ndarray) -> np.ndarray:
+        """K @ vectors."""
+        return self.operator() @ vectors
 
     def keep(self, key: str, make: Callable[[], tuple[np.ndarray, list[Facts]]]) -> tuple[np.ndarray, list[Facts]]:
-        """What make() gives, stored; or what an earlier run stored under that key."""
+        """The solutions and facts that make() gives, stored, or those that an earlier run stored under that key."""
 
         def stored() -> dict[str, Any]:
             solved, facts = make()
-            return {"solved": save_state(self.folder / "state", {"solved": solved}, {"key": key}), "facts": facts}
+            return {"solved": save_state(self.site.states, {"solved": solved}, {"key": key}), "facts": facts}
 
-        kept = self.record.once(f"{self.name}solve {key}", stored)
+        kept = self.site.once(f"solve {key}", stored)
         return load_state(kept["solved"])[0]["solved"], kept["facts"]
 
 
 @dataclass(frozen=True)
-class Factors:
+class Factors(_OnTiles):
     """A tiled factorisation per alpha, deleted once its solution is kept."""
-
-    site: Site
 
     def solve(
         self, alphas: Sequence[float], scale: np.ndarray, rhs: np.ndarray, name: str, start: np.ndarray | None = None
     ) -> Iterator[tuple[float, np.ndarray, Facts]]:
-        """See `dual_path.Systems`; start is not needed."""
+        """See `path.Systems`; start is not needed."""
         for alpha in alphas:
             make = partial(self._factorised, alpha, scale, rhs, name)
-            solved, facts = self.site.keep(f"{name}, alpha {alpha!r}", make)
+            solved, facts = self.keep(f"{name}, alpha {alpha!r}", make)
             yield alpha, solved, facts[0]
-
-    def product(self, vectors: np.ndarray) -> np.ndarray:
-        """K @ vectors."""
-        return self.site.operator() @ vectors
 
     def _factorised(
         self, alpha: float, scale: np.ndarray, rhs: np.ndarray, name: str
     ) -> tuple[np.ndarray, list[Facts]]:
-        site, plan = self.site, self.site.plan
-        started = time.perf_counter()
-        url = site.folder / "factors" / f"{name}-{alpha!r}".replace(" ", "-")
-        factor = factorize(
-            site.matrix,
-            alpha,
-            url=url,
-            scale=scale,
-            client=site.client,
-            listener=site.listener,
-            threads=plan.threads,
-            memory_bytes=plan.free_bytes,
-            device_bytes=plan.device_bytes,
+        started, plan = time.perf_counter(), self.plan
+        place = self.site.within("factors").within(f"{name}-{alpha!r}".replace(" ", "-"))
+        factor = factorize_at(
+            place, self.matrix, alpha, scale=scale, memory_bytes=plan.free_bytes, device_bytes=plan.device_bytes
         )
         solved = factor.solve(rhs)
-        residual = rhs - site.operator(scale) @ solved - alpha * solved
-        remove(url)
+        residual = rhs - self.operator(scale) @ solved - alpha * solved
+        remove(place.home)
         return solved, [{"residual": _relative(residual, rhs), "seconds": time.perf_counter() - started}]
 
 
-class Gradients:
+@dataclass(frozen=True)
+class Gradients(_OnTiles):
     """Preconditioned block conjugate gradients, all alphas together, over stored tiles."""
 
-    def __init__(self, site: Site, options: KernelRidgeOptions) -> None:
-        self._site, self._options = site, options
+    options: KernelRidgeOptions
 
     def solve(
         self, alphas: Sequence[float], scale: np.ndarray, rhs: np.ndarray, name: str, start: np.ndarray | None = None
     ) -> Iterator[tuple[float, np.ndarray, Facts]]:
-        """See `dual_path.Systems`."""
+        """See `path.Systems`."""
         for turn in _turns(sorted(alphas, reverse=True), *rhs.shape):
             key = f"{name}, alphas {turn!r}"
-            solved, facts = self._site.keep(key, partial(self._iterated, turn, scale, rhs, key, start))
+            solved, facts = self.keep(key, partial(self._iterated, turn, scale, rhs, key, start))
             yield from zip(turn, solved, facts, strict=True)
-
-    def product(self, vectors: np.ndarray) -> np.ndarray:
-        """K @ vectors."""
-        return self._site.operator() @ vectors
 
     def leading_eigenvalues(self) -> np.ndarray:
         """Descending eigenvalues of the preconditioner's F Fᵀ, none above K's own of the same rank."""
@@ -135,19 +118,17 @@ class Gradients:
     def _iterated(
         self, alphas: list[float], scale: np.ndarray, rhs: np.ndarray, key: str, start: np.ndarray | None
     ) -> tuple[np.ndarray, list[Facts]]:
-        site, stage = self._site, f"{self._site.name}checkpoint {key}"
-        operator = site.operator(scale)
+        site, operator = self.site, self.operator(scale)
         preconditioner = LowRankPreconditioner.of(self._factor() * scale[:, None])
-        kept = site.record.stages.get(stage)
-        state = None if kept is None else State.from_state(*load_state(kept))
-        checkpoint = _Checkpoint(site, stage)
-        site.listener.stage("cg", self._options.max_iterations, 0 if state is None else state.iteration)
+        checkpoint = _Checkpoint(site, f"{site.name}checkpoint {key}")
+        state = checkpoint.earlier()
+        site.listener.stage("cg", self.options.max_iterations, 0 if state is None else state.iteration)
         result = conjugate_gradients(
             operator,
             rhs,
             alphas,
             preconditioner=preconditioner,
-            stopping=_stopping(self._options),
+            stopping=_stopping(self.options),
             start=start,
             state=state,
             callback=checkpoint,
@@ -157,24 +138,29 @@ class Gradients:
 
     def _factor(self) -> np.ndarray:
         """The low-rank factor of K itself, made once and kept as a state."""
-        site = self._site
+        site = self.site
 
         def make() -> str:
             site.listener.stage("preconditioner", 1)
             started = time.perf_counter()
-            factor = pivoted_cholesky(site.operator(), site.plan.rank, seed=SEED, block=PIVOTS)
+            factor = pivoted_cholesky(self.operator(), self.plan.rank, seed=SEED, block=PIVOTS)
             site.listener.task("preconditioner", Done(None, time.perf_counter() - started, peak_bytes(), DRIVER))
-            return save_state(site.folder / "state", {"factor": factor}, {"rank": factor.shape[1]})
+            return save_state(site.states, {"factor": factor}, {"rank": factor.shape[1]})
 
-        return load_state(site.record.once(f"{site.name}preconditioner", make))[0]["factor"]
+        return load_state(site.once("preconditioner", make))[0]["factor"]
 
 
 class _Checkpoint:
-    """Tells the listener of every iteration, and stores the state once a minute; the last one replaces the one before."""
+    """Tells the listener of every iteration, and stores the state once a minute; each one replaces the one before."""
 
     def __init__(self, site: Site, stage: str) -> None:
         self._site, self._stage = site, stage
         self._last = self._iterated = time.monotonic()
+
+    def earlier(self) -> State | None:
+        """The state that an earlier run left."""
+        kept = self._site.record.stages.get(self._stage)
+        return None if kept is None else State.from_state(*load_state(kept))
 
     def __call__(self, iteration: int, state: State) -> None:
         now = time.monotonic()
@@ -184,13 +170,13 @@ class _Checkpoint:
             return
         record = self._site.record
         before = record.stages.get(self._stage)
-        record.put(self._stage, save_state(self._site.folder / "state", *state.to_state()))
+        record.put(self._stage, save_state(self._site.states, *state.to_state()))
         if before is not None and before != record.stages[self._stage]:
             remove(before)
         self._last = time.monotonic()
 
     def drop(self) -> None:
-        """Forget the checkpoint, the run's or an earlier one's: what it led to is solved."""
+        """Forget the checkpoint, this run's or an earlier one's: its system is solved."""
         record = self._site.record
         if self._stage in record.stages:
             remove(record.stages[self._stage])
@@ -208,7 +194,7 @@ class DenseGradients:
     def solve(
         self, alphas: Sequence[float], scale: np.ndarray, rhs: np.ndarray, name: str, start: np.ndarray | None = None
     ) -> Iterator[tuple[float, np.ndarray, Facts]]:
-        """See `dual_path.Systems`."""
+        """See `path.Systems`."""
         device = is_device_array(self.matrix)
         operator = _Scaled(self.matrix, to_device(scale, device))
         preconditioner = LowRankPreconditioner.of(pivoted_cholesky(operator, self.rank, seed=SEED))
@@ -230,7 +216,7 @@ class DenseGradients:
 
 
 class _Scaled:
-    """S K S of a matrix in memory, as conjugate gradients and preconditioners want it."""
+    """S K S of a matrix in memory, with the products, columns and diagonal that conjugate gradients and preconditioners take."""
 
     def __init__(self, matrix: Array, scale: Array) -> None:
         self._matrix, self._scale, self.shape = matrix, scale, tuple(matrix.shape)
@@ -273,8 +259,9 @@ def _turns(alphas: list[float], n: int, columns: int) -> Iterator[list[float]]:
 
 
 def _checked(result: Solved, alphas: list[float], matrix: Any, dtype: Any) -> tuple[np.ndarray, list[Facts]]:
-    """(solutions, facts) per alpha; InputError where S K S + αI turned out not to be positive definite, or no iterate is better than
-    zero. matrix: S K S, dtype: K's.
+    """(solutions, facts) per alpha; matrix: S K S, dtype: K's.
+
+    InputError where S K S + αI turned out not to be positive definite, or no iterate is better than zero.
     """
     facts: list[Facts] = []
     for i, alpha in enumerate(alphas):

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask.errors import InputError, nearest
-
-SELECTIONS = ("gcv", "loo", "kfold", "holdout")
-
+from ntkdask.workflows.selection import SELECTIONS, score_name
 
 SOLVERS = ("auto", "eigh", "tridiagonal", "cholesky")
 
@@ -72,8 +70,7 @@ class RidgeOptions:
     @property
     def score_name(self) -> str:
         """Name of the scores that choose alpha."""
-        names = {"gcv": "GCV", "loo": "leave-one-out MSE", "kfold": "k-fold MSE", "holdout": "holdout MSE"}
-        return names[self.selection]
+        return score_name(self.selection)
 
     def held_out(self, n_groups: int) -> Sequence[int]:
         """The groups that are held out in turn: all of them for "kfold", the last one for "holdout"."""

@@ -29,13 +29,15 @@ from ntkdask.errors import (
     StoreError,
 )
 from ntkdask.execution import cluster, workers
+from ntkdask.execution.site import Site
 from ntkdask.kernels import NNGP, NTK, ArcCosine, FlipAveraged
 from ntkdask.networks import convolutional, fully_connected
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.store import RECEIPTS, TileStore
-from ntkdask.workflows.kernel_matrix.build import build_kernel_matrix, kernel_matrix, open_matrix
-from ntkdask.workflows.kernel_matrix.plan import MatrixPlan, plan_matrix
+from ntkdask.workflows.kernel_matrix.build import kernel_matrix, open_matrix
+from ntkdask.workflows.kernel_matrix.fill import build_kernel_matrix
+from ntkdask.workflows.kernel_matrix.plan import MatrixPlan, MatrixShape, plan_matrix
 from ntkdask.workflows.stream import FeatureStream
 
 MIB, GIB = 2**20, 2**30
@@ -193,13 +195,13 @@ def test_selected_rows_of_streams(tmp_path):
         (streams[1], streams[0], kernel()(x[~in_train], x[in_train])),
     ):
         sizes = (n, None) if y_stream is None else (m, n)
-        plan = plan_matrix(kernel(), *sizes, (6,), 48, "float64", tile_rows=8, tile_cols=8)
+        plan = plan_matrix(kernel(), MatrixShape(*sizes, (6,), 48, "float64"), tile_rows=8, tile_cols=8)
         (store,) = build_kernel_matrix(
-            kernel(), x_stream, y_stream, tmp_path / f"{sizes}", plan, fingerprint={"kernel": "test"}
+            kernel(), x_stream, y_stream, plan, Site(tmp_path / f"{sizes}"), fingerprint={"kernel": "test"}
         )
         assert close(open_matrix(store.path).compute(), expected, "float64")
     with pytest.raises(InputError, match=r"the plan is for \(20, 30\) rows, \(30, None\) are selected"):
-        build_kernel_matrix(kernel(), streams[0], None, tmp_path / "other", plan, fingerprint={})
+        build_kernel_matrix(kernel(), streams[0], None, plan, Site(tmp_path / "other"), fingerprint={})
 
 
 # a cluster
@@ -493,7 +495,8 @@ def test_values_beyond_float32_are_named(tmp_path):
 
 def plan_of(n: int = 34_298, m: int | None = None, **changes) -> MatrixPlan:
     options = {"row_shape": (9,), "row_bytes": 72, "dtype": "float32"}
-    return plan_matrix(kernel(), n, m, **{**options, **changes})
+    sizes = {name: changes.pop(name, value) for name, value in options.items()}
+    return plan_matrix(kernel(), MatrixShape(n, m, **sizes), **changes)
 
 
 @pytest.mark.parametrize("n", [1, 5, 255, 256, 257, 1000, 4000, 8192, 34_298, 60_000])
@@ -555,7 +558,7 @@ def test_workers_stay_below_the_plan(tmp_path, k):
     with cluster.connect(n_workers=1, cuda=False, worker_memory="2 GiB") as client:
         budget = workers.resources(client).memory_bytes
         kernel_matrix(k, x, url=tmp_path / "k", client=client, plan=Plan(1280))
-    plan = plan_matrix(k, 2500, None, (512,), 2048, "float32", budget, tile_rows=1280)
+    plan = plan_matrix(k, MatrixShape(2500, None, (512,), 2048, "float32"), budget, tile_rows=1280)
     store = TileStore.open(tmp_path / "k" / "ntk" if k is PAIR else tmp_path / "k")
     peak = max(r.peak_bytes for r in store.receipts.values())
     assert peak <= plan.memory_bytes <= budget

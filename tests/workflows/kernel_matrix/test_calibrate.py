@@ -11,12 +11,13 @@ from job_examples import Counter, class_data, stored
 
 from ntkdask.errors import InputError
 from ntkdask.estimators import KernelRidgeClassifier
+from ntkdask.execution import site as site_module
 from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.execution.site import Site
 from ntkdask.jobs.run import run_job
 from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import NNGP, NTK, RBF, FlipAveraged, both
-from ntkdask.kernels.base import is_slow
+from ntkdask.kernels.base import completed
 from ntkdask.networks import convolutional, fully_connected, myrtle
 from ntkdask.planning.pace import LEAST_TILE_SECONDS, MOST_TASKS, TILE_SECONDS, TILES_PER_SLOT, Pace, elapsed_seconds
 from ntkdask.planning.resources import Resources
@@ -26,7 +27,7 @@ from ntkdask.wording import duration
 from ntkdask.workflows.kernel_matrix import calibrate as module
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix, plan_kernel_matrix
 from ntkdask.workflows.kernel_matrix.calibrate import calibrate
-from ntkdask.workflows.kernel_matrix.plan import plan_matrix
+from ntkdask.workflows.kernel_matrix.plan import MatrixShape, plan_matrix
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
 
@@ -126,7 +127,7 @@ def test_duration(seconds, words):
 
 
 def planned(n=4000, m=None, **changes):
-    return plan_matrix(RBF(0.1), n, m, (10,), 40, "float32", **changes)
+    return plan_matrix(RBF(0.1), MatrixShape(n, m, (10,), 40, "float32"), **changes)
 
 
 def test_a_fast_kernel_keeps_its_tiles():
@@ -213,7 +214,7 @@ def costly(monkeypatch):
 @pytest.mark.parametrize("most", [1, 3, 40, 2048])
 def test_the_pace_without_compilation_in_a_second(costly, entry_seconds, most):
     kernel = costly(entry_seconds)
-    found = calibrate(kernel, (3,), "float32", most, n_threads=1)
+    found = calibrate(kernel, (3,), "float32", most, site=Site(threads=1))
     assert found.entry_seconds == pytest.approx(entry_seconds)
     assert found.symmetric_share == pytest.approx(0.5, rel=1e-4)
     assert found.threads == 1
@@ -229,7 +230,9 @@ def test_the_pace_without_compilation_in_a_second(costly, entry_seconds, most):
 @pytest.mark.parametrize(("share", "row_entries"), [(0.5, 0.0), (0.5, 40.0), (1.0, 1.0), (1.3, 0.5)])
 def test_a_symmetric_tile_is_told_from_its_diagonal(costly, share, row_entries):
     """So that what a small tile took holds for a large one."""
-    found = calibrate(costly(MILLISECOND, share=share, row_entries=row_entries), (3,), "float32", 2048, n_threads=1)
+    found = calibrate(
+        costly(MILLISECOND, share=share, row_entries=row_entries), (3,), "float32", 2048, site=Site(threads=1)
+    )
     assert found.rows < 40
     assert found.symmetric_share == pytest.approx(share, rel=1e-6)
     assert found.row_seconds == pytest.approx(row_entries * MILLISECOND, abs=1e-9)
@@ -238,20 +241,20 @@ def test_a_symmetric_tile_is_told_from_its_diagonal(costly, share, row_entries):
 def test_no_symmetric_tile_takes_less_than_a_triangle(costly):
     """A diagonal that took longer by itself than within the call, as on a busy machine."""
     kernel = costly(MILLISECOND, share=0.1, row_entries=1.0)
-    found = calibrate(kernel, (3,), "float32", 16, n_threads=1)
+    found = calibrate(kernel, (3,), "float32", 16, site=Site(threads=1))
     assert found.symmetric_share == 0.5
     assert found.row_seconds == 0.0
 
 
 def test_measuring_does_not_rival_the_matrix(costly):
     kernel = costly(MILLISECOND)
-    calibrate(kernel, (3,), "float32", 100, entries=5000, n_threads=1)
+    calibrate(kernel, (3,), "float32", 100, entries=5000, site=Site(threads=1))
     assert kernel.clock.now - 3 * kernel.first <= 0.25 * 5
 
 
 def test_every_thread_finds_something_to_do(costly):
     kernel = costly(1.0)
-    calibrate(kernel, (3,), "float32", 100, n_threads=16)
+    calibrate(kernel, (3,), "float32", 100, site=Site(threads=16))
     assert kernel.calls[0] == ("rectangular", 8)
 
 
@@ -275,7 +278,7 @@ def test_a_kernel_refuses_its_rows_before_anything_is_planned():
 
 
 def test_a_real_kernel_in_this_process():
-    found = calibrate(NTK(fully_connected(1)), (10,), "float64", 64, n_threads=1)
+    found = calibrate(NTK(fully_connected(1)), (10,), "float64", 64, site=Site(threads=1))
     assert found.entry_seconds > 0
     assert found.symmetric_share > 0
     assert (found.rows, found.threads) == (64, 1)
@@ -286,7 +289,7 @@ def test_a_kernel_of_several_parts():
 
 
 def test_on_the_workers(client):
-    found = calibrate(RBF(0.1), (10,), "float32", 32, client=client, slots=2, n_threads=1)
+    found = calibrate(RBF(0.1), (10,), "float32", 32, site=Site(client=client, threads=1), slots=2)
     assert (found.rows, found.threads) == (32, 1)
 
 
@@ -297,9 +300,9 @@ def test_every_slot_measures_at_once(monkeypatch):
         seen.append(list(tiles))
         map_tiles(task, seen[-1], None, **keywords)
 
-    monkeypatch.setattr(module, "map_tiles", spied)
-    for slots, tasks in ((1, 1), (3, 3), (500, module.MOST_SAMPLES)):
-        calibrate(RBF(0.1), (4,), "float32", 4, client="a cluster", slots=slots)
+    monkeypatch.setattr(site_module, "map_tiles", spied)
+    for slots, tasks in ((1, 1), (3, 3), (500, site_module.MOST_SAMPLES)):
+        calibrate(RBF(0.1), (4,), "float32", 4, site=Site(client="a cluster"), slots=slots)
         assert len(seen.pop()) == tasks
     calibrate(RBF(0.1), (4,), "float32", 4, slots=8)
     assert len(seen.pop()) == 1
@@ -318,7 +321,7 @@ def test_every_slot_measures_at_once(monkeypatch):
     ],
 )
 def test_which_kernels_are_measured_before_a_run(kernel, slow):
-    assert is_slow(kernel) is slow
+    assert completed(kernel).is_slow is slow
 
 
 # matrices
@@ -328,8 +331,8 @@ def counted(monkeypatch, found: Pace) -> list:
     """Measurements that anyone takes: each gives `found`."""
     calls = []
     replacement = lambda *a, **k: calls.append((a, k)) or found  # noqa: E731
-    monkeypatch.setattr(module, "calibrate", replacement)
-    monkeypatch.setattr("ntkdask.workflows.kernel_matrix.build.measured_pace", replacement)
+    for caller in ("kernel_matrix.sizes", "kernel_ridge.plan"):
+        monkeypatch.setattr(f"ntkdask.workflows.{caller}.calibrate", replacement)
     return calls
 
 
@@ -368,6 +371,18 @@ def test_planning_for_a_cluster(client):
     assert here.slots == 2
     assert here.seconds > 0
     assert plan_kernel_matrix(RBF(0.1), np.zeros((300, 10)), client=client, workers=6).slots == 6
+
+
+def test_a_cluster_is_asked_once_what_it_offers(client, monkeypatch):
+    asked, offered = [], Resources(2**30, 10 * 2**20, 1, 1, 4)
+    monkeypatch.setattr("ntkdask.execution.workers.resources", lambda c: asked.append(c) or offered)
+    found = plan_kernel_matrix(RBF(0.1), np.zeros((3000, 10)), client=client, calibrate=False)
+    assert (asked, found.slots) == ([client], 4)
+    assert found.memory_bytes <= 2**30
+    # tiles are for the GPU that every worker has, and leave a tenth of it
+    assert 0 < found.device_bytes <= 9 * 2**20
+    # four slots of two workers are two of each
+    assert plan_kernel_matrix(RBF(0.1), np.zeros((30, 10)), client=client, calibrate=False, workers=5).slots == 10
 
 
 def test_a_stored_matrix_takes_the_tiles_that_time_allows(tmp_path, monkeypatch):

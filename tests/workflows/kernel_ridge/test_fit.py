@@ -25,13 +25,14 @@ from ntkdask.solvers.traces import inverse_trace, sign_probes
 from ntkdask.states import load_state, save_state
 from ntkdask.store import TileStore
 from ntkdask.workflows.kernel_ridge import systems as dual_systems
-from ntkdask.workflows.kernel_ridge.fit import SCORE_NAMES, fit_kernel_ridge
+from ntkdask.workflows.kernel_ridge.fit import fit_kernel_ridge
 from ntkdask.workflows.kernel_ridge.options import PROBES, KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import convergence_note
 from ntkdask.workflows.kernel_ridge.plan import KernelShape, plan_kernel_ridge
 from ntkdask.workflows.model import KernelRidgeModel, load_model
 from ntkdask.workflows.predict import predict
 from ntkdask.workflows.ridge.fit import RidgeOptions, fit_ridge
+from ntkdask.workflows.selection import SELECTION_SCORES
 from ntkdask.workflows.split import state_of
 
 N, ALPHAS = 83, (1e-3, 0.1, 10.0)
@@ -309,7 +310,7 @@ def test_folds_and_holdout_are_refits(tmp_path, client, solver, place, selection
     assert_equals_naive(
         fit.model, KERNEL(X[order]), Y[order], fit.model.alpha, None if weights is None else weights[order]
     )
-    assert fit.score_name == SCORE_NAMES[selection]
+    assert fit.score_name == SELECTION_SCORES[selection]
 
 
 @pytest.mark.parametrize("solver", ["eigh", "cholesky"])

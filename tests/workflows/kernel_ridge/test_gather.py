@@ -6,6 +6,7 @@ from job_examples import stored
 
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import InputError
+from ntkdask.execution.site import Site
 from ntkdask.preprocessing import FittedPreprocessor, fit_in_memory
 from ntkdask.preprocessing.targets import encode_targets
 from ntkdask.states import save_state
@@ -43,7 +44,7 @@ def test_groups_stand_side_by_side(tmp_path, client):
     rows = dataset_rows(tmp_path, weights=WEIGHTS, parts=PARTS)
     for name, where in (("here", None), ("there", client)):
         (tmp_path / name).mkdir()
-        gathered = gather(stream_of(rows), groups, tmp_path / name, where)
+        gathered = gather(stream_of(rows), groups, Site(tmp_path / name, where))
         labels = gathered.load()
         np.testing.assert_array_equal(gathered.dataset.rows(0, gathered.dataset.n), X[order])
         np.testing.assert_array_equal(labels.targets, Y[order])
@@ -59,7 +60,7 @@ def test_one_group_of_all_without_groups(tmp_path):
     points, labels = gather_in_memory(stream_of(MemoryRows(X, Y)), ())
     np.testing.assert_array_equal(points, X)
     assert (labels.bounds, labels.weights, labels.n) == ((0, N), None, N)
-    gathered = gather(stream_of(dataset_rows(tmp_path)), (), tmp_path / "run")
+    gathered = gather(stream_of(dataset_rows(tmp_path)), (), Site(tmp_path / "run"))
     np.testing.assert_array_equal(gathered.dataset.rows(0, N), X)
     assert gathered.load().weights is None
 
@@ -75,7 +76,9 @@ def test_rows_are_preprocessed_once_in_their_own_shape(tmp_path):
     images = RNG.integers(0, 256, (9, 2, 3, 1)).astype(np.uint8)
     labels = np.arange(9) % 3
     data = stored(tmp_path, images, labels)
-    gathered = gather(stream_of(DatasetRows(data.url, digest=data.digest), 3, dtype="float32"), (), tmp_path / "run")
+    gathered = gather(
+        stream_of(DatasetRows(data.url, digest=data.digest), 3, dtype="float32"), (), Site(tmp_path / "run")
+    )
     assert gathered.dataset.row_shape == (2, 3, 1)
     assert gathered.dataset.dtype == "float32"
     np.testing.assert_allclose(gathered.dataset.rows(0, 9), images / np.float32(255))
@@ -95,10 +98,10 @@ def test_rows_of_any_dtype_are_cast(dtype, numerics):
 
 def test_gathering_again_gives_the_new_rows(tmp_path):
     """Another fit may gather at the same place in one process: nothing of the first is taken for it."""
-    first = gather(stream_of(dataset_rows(tmp_path)), (), tmp_path / "run")
+    first = gather(stream_of(dataset_rows(tmp_path)), (), Site(tmp_path / "run"))
     assert first.dataset.n == N
     (tmp_path / "other").mkdir()
-    second = gather(stream_of(dataset_rows(tmp_path / "other", X[:5], Y[:5])), (), tmp_path / "run")
+    second = gather(stream_of(dataset_rows(tmp_path / "other", X[:5], Y[:5])), (), Site(tmp_path / "run"))
     assert second.points == first.points
     assert (second.dataset.n, second.load().n) == (5, 5)
     assert first.load().n == N
@@ -150,7 +153,7 @@ def test_rows_without_targets_or_rows(tmp_path):
 def test_a_refusal_leaves_no_points(tmp_path):
     bare = stored(tmp_path, X, None)
     with pytest.raises(InputError, match="without targets"):
-        gather(stream_of(DatasetRows(bare.url, digest=bare.digest)), (), tmp_path / "run")
+        gather(stream_of(DatasetRows(bare.url, digest=bare.digest)), (), Site(tmp_path / "run"))
     assert not (tmp_path / "run" / "points").exists()
 
 

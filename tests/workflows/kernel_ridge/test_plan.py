@@ -19,8 +19,9 @@ from ntkdask.networks import fully_connected
 from ntkdask.planning.resources import BASE_BYTES, Resources, require_memory
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import parse_steps
+from ntkdask.workflows.kernel_ridge.costs import kernel_costs
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
-from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, kernel_costs, plan_kernel_ridge
+from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, plan_kernel_ridge
 from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
 from ntkdask.workflows.model import POINTS_BYTES
 
