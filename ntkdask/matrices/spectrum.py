@@ -233,9 +233,14 @@ def _is_dense(operand: Any, method: str, budget: int | None) -> bool:
     n, stored = operand.shape[0], isinstance(operand, StoredMatrix)
     needed = BASE_BYTES + 8 * n * n + 2**28  # LAPACK's blocks, tiles on their way
     if budget is not None and needed > budget and (method == "dense" or not stored):
+        advice = (
+            'Use method="lanczos",'
+            if stored
+            else 'Store the matrix (kernel_matrix with a url) and use method="lanczos",'
+        )
         raise MemoryBudgetError(
             f"the decomposition of a {n} x {n} matrix needs {format_bytes(needed)} (the process itself {format_bytes(BASE_BYTES)}) "
-            f'but a task has {format_bytes(budget)}. Store the matrix (kernel_matrix with a url) and use method="lanczos".'
+            f"but a task has {format_bytes(budget)}. {advice} or give the task more memory."
         )
     if not stored and method == "lanczos":
         raise InputError('spectrum: method="lanczos" is for stored matrices. Give the url of one, or method="dense".')

@@ -194,14 +194,15 @@ def stored_kernel_matrix(kernel: Kernel, x: Any, y: Any, plan: Plan, site: Site)
     for source, name in zip(sources, "xy", strict=False):
         if not is_dask(source) and not isinstance(source, Dataset):
             check_finite_rows(source, name=name)
+    traits, shape = completed(kernel), shape_of(sources, dtype)
+    asked = with_stored_tiles(plan, path, parts, traits.entry_size(shape.row_shape))
+    measures = traits.is_slow and not (asked.tile_rows or asked.tile_cols)
+    # before weights and rows are written: what does not fit leaves nothing behind
+    sizes = sized(kernel, shape, asked, site, measures=measures)
     if site.client is not None:
         kernel = shipped(kernel, f"{path}.state", site.client)  # tasks carry no arrays
     inputs = path.with_name(path.name + ".inputs")
     located = [rows_of(s, inputs, site.client is not None, name) for s, name in zip(sources, "xy", strict=False)]
-    traits, shape = completed(kernel), shape_of(sources, dtype)
-    asked = with_stored_tiles(plan, path, parts, traits.entry_size(shape.row_shape))
-    measures = traits.is_slow and not (asked.tile_rows or asked.tile_cols)
-    sizes = sized(kernel, shape, asked, site, measures=measures)
     streams = [
         FeatureStream(
             rows,
