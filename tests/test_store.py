@@ -1,50 +1,20 @@
-"""Tiles and states: whole or not there, refused when they are another's, named when they are damaged."""
+"""Tiles: whole or not there, refused when they are another's, named when they are damaged."""
 
 import contextlib
-import errno
 import json
-import multiprocessing
 import os
-import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from job_examples import flip_bit
+from store_examples import PARAMETERS, SHAPE, arrays, create, fill, spawn, values
 
 from ntkdask import cache, files, states, store
-from ntkdask.errors import DamagedTileError, DiskSpaceError, FingerprintError, StoreError
+from ntkdask.errors import DamagedTileError, FingerprintError, StoreError
 from ntkdask.store import RECEIPTS, Receipt, TileStore
-
-SHAPE, TILE = (10, 7), (4, 3)  # 3 × 3 tiles, ragged on both axes
-PARAMETERS = {"seed": 0, "map": {"type": "NTKSketch", "n_components": 7}}
-
-
-def create(path: Path, **changes) -> TileStore:
-    options = {"shape": SHAPE, "tile_shape": TILE, "dtype": "float64", "fingerprint": PARAMETERS}
-    return TileStore.create(path, **{**options, **changes})
-
-
-def values() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=SHAPE)
-
-
-def fill(tiles: TileStore, indices=None) -> np.ndarray:
-    """Commit and record tiles of `values()`."""
-    full = values()
-    for index in tiles.indices() if indices is None else indices:
-        tiles.record(tiles.commit(index, np.ascontiguousarray(full[tiles.slices(index)])))
-    return full
-
-
-def spawn(target, *arguments) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
-    process.start()
-    return process
 
 
 def wait_until(condition, seconds: float = 20.0) -> None:
@@ -363,216 +333,11 @@ def test_sweep_takes_old_debris_alone(tmp_path):
     assert tiles.damaged() == []
 
 
-# states
-
-
-def arrays() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(3)
-    return {
-        "weights": rng.normal(size=(30, 4)),
-        "fortran": np.asfortranarray(rng.normal(size=(6, 5)).astype(np.float32)),
-        "scalar": np.array(2.5),
-        "count": np.array(3, np.int64),
-        "empty": np.empty((0, 3)),
-        "0.mean": np.zeros(4),
-    }
-
-
 @pytest.fixture(autouse=True)
 def fresh_cache():
     cache.shared.clear()
     yield
     cache.shared.clear()
-
-
-def test_states_round_trip(tmp_path):
-    attributes = {"alpha": 1 / 3, "steps": [{"type": "Center"}], "none": None}
-    url = states.save_state(tmp_path / "state", arrays(), attributes)
-    found, kept = states.load_state(url)
-    assert kept == attributes
-    assert found.keys() == arrays().keys()
-    for name, array in arrays().items():
-        assert found[name].dtype == array.dtype
-        assert np.array_equal(found[name], array)
-    assert not states.is_damaged(Path(url))
-    assert states.list_states(tmp_path) == [Path(url)]
-
-
-def test_a_state_takes_the_bytes_of_its_arrays(tmp_path, monkeypatch):
-    """Zarr writes chunks whole: one larger than its array would be mostly padding."""
-    url = Path(states.save_state(tmp_path, arrays()))
-    nbytes = sum(a.nbytes for a in arrays().values())
-    files = [p for p in url.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files if p.name != "zarr.json") < nbytes + 8 * len(files)
-    monkeypatch.setattr(states, "_CHUNK_BYTES", 256)  # an array of several chunks, the last one ragged
-    url = Path(states.save_state(tmp_path / "cut", arrays()))
-    chunks = list((url / "weights" / "c").rglob("0"))
-    assert len([p for p in (url / "weights" / "c").rglob("*") if p.is_file()]) == 4
-    assert all(p.stat().st_size <= 256 + 8 for p in chunks if p.is_file())
-    assert np.array_equal(states.load_state(str(url))[0]["weights"], arrays()["weights"])
-
-
-def test_equal_content_has_an_equal_address_and_is_written_once(tmp_path):
-    url = states.save_state(tmp_path, arrays(), {"a": 1, "b": 2})
-    before = {p: p.stat().st_mtime_ns for p in Path(url).rglob("*")}
-    assert states.save_state(tmp_path, dict(reversed(arrays().items())), {"b": 2, "a": 1}) == url
-    assert {p: p.stat().st_mtime_ns for p in Path(url).rglob("*")} == before
-
-
-def test_other_content_has_another_address(tmp_path):
-    nudged = arrays()
-    nudged["weights"][0, 0] = np.nextafter(nudged["weights"][0, 0], np.inf)
-    others = [
-        nudged,
-        arrays() | {"scalar": np.array(2.5, np.float32)},
-        arrays() | {"weights": arrays()["weights"].reshape(4, 30)},
-        {("other" if name == "weights" else name): a for name, a in arrays().items()},
-        {name: a for name, a in arrays().items() if name != "empty"},
-    ]
-    urls = [states.save_state(tmp_path, a) for a in [arrays(), *others]]
-    assert len({*urls, states.save_state(tmp_path, arrays(), {"a": 1})}) == 7
-
-
-def test_a_damaged_state_is_found_and_named(tmp_path):
-    url = Path(states.save_state(tmp_path, arrays()))
-    flip_bit(url / "weights" / "c" / "0" / "0")
-    assert states.is_damaged(url)
-    with pytest.raises(DamagedTileError, match=url.name):
-        states.load_state(str(url))
-
-
-@pytest.mark.parametrize("lost", ["weights/c/0/0", "scalar/c", "weights/zarr.json", "weights", "zarr.json"])
-def test_a_state_that_lost_a_file_is_damaged(tmp_path, lost):
-    """Zarr reads a chunk that is not there as zeros: a model of zeros would predict without a word."""
-    url = Path(states.save_state(tmp_path, arrays()))
-    store.remove(url / lost)
-    assert states.is_damaged(url)
-    if lost != "weights":  # whoever loads it asks for the array by name
-        with pytest.raises((DamagedTileError, StoreError)):
-            states.load_state(str(url))
-
-
-def test_a_state_that_lost_a_file_can_be_saved_again(tmp_path):
-    url = Path(states.save_state(tmp_path, arrays()))
-    store.remove(url)
-    assert states.save_state(tmp_path, arrays()) == str(url)
-    assert not states.is_damaged(url)
-
-
-# one driver at a time
-
-HOLD = """
-import sys, time
-from ntkdask.files import exclusive
-with exclusive(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_folder_has_one_driver(tmp_path):
-    with files.exclusive(tmp_path), pytest.raises(StoreError, match="in use by another run"), files.exclusive(tmp_path):
-        pass
-    with files.exclusive(tmp_path / "new" / "run"):
-        pass
-
-
-def test_the_lock_goes_with_a_killed_process(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match="in use by another run"), files.exclusive(tmp_path):
-            pass
-        holder.kill()
-        holder.wait(20)
-    with files.exclusive(tmp_path):
-        pass
-
-
-# the operating system says no
-
-
-def test_a_file_in_the_way(tmp_path):
-    (tmp_path / "file").write_text("")
-    for action in (
-        lambda: create(tmp_path / "file" / "k"),
-        lambda: store.write_text(tmp_path / "file" / "record.json", "{}"),
-        lambda: files.exclusive(tmp_path / "file" / "run").__enter__(),
-        lambda: states.save_state(tmp_path / "file", arrays()),
-    ):
-        with pytest.raises(StoreError, match=r"a file stands in the way|no permission"):
-            action()
-
-
-@pytest.mark.parametrize(
-    ("number", "kind", "words"),
-    [
-        (errno.EACCES, StoreError, "no permission to write"),
-        (errno.EROFS, StoreError, "no permission to write"),
-        (errno.ENOSPC, DiskSpaceError, "everything committed so far is kept"),
-        (errno.EDQUOT, DiskSpaceError, "no space left"),
-    ],
-)
-def test_refusals_to_write_say_what_to_do(tmp_path, monkeypatch, number, kind, words):
-    tiles = create(tmp_path / "k")
-    fill(tiles, [(0, 0)])
-    replace = os.replace
-
-    def refuse(source, target, **keywords):
-        if str(target).startswith(str(tmp_path)):
-            raise OSError(number, os.strerror(number), str(target))
-        return replace(source, target, **keywords)
-
-    monkeypatch.setattr(os, "replace", refuse)
-    monkeypatch.setattr(Path, "replace", lambda source, target: refuse(source, target))
-    with pytest.raises(kind, match=words) as refusal:
-        tiles.commit((0, 1), np.ones((4, 3)))
-    assert refusal.type is kind
-    assert isinstance(refusal.value.__cause__, OSError)
-    monkeypatch.undo()
-    resumed = create(tmp_path / "k")
-    assert (0, 0) not in resumed.pending()
-    assert (0, 1) in resumed.pending()
-
-
-def _fill_a_limited_disk(path: Path, answers) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
-    try:
-        TileStore.open(path).commit((0, 0), np.ones((256, 256)))
-    except DiskSpaceError as error:
-        answers.put(str(error))
-
-
-def test_a_file_that_may_not_grow(tmp_path):
-    """A real write that the kernel cuts short: no chunk, no debris that counts, an error that says so."""
-    create(tmp_path / "k", shape=(256, 256), tile_shape=(256, 256))
-    answers = multiprocessing.get_context("fork").Queue()
-    writer = spawn(_fill_a_limited_disk, tmp_path / "k", answers)
-    assert "no space left" in answers.get(timeout=20)
-    writer.join()
-    assert TileStore.open(tmp_path / "k").pending() == [(0, 0)]
-
-
-def test_other_errors_of_the_system_pass(tmp_path):
-    with pytest.raises(InterruptedError), store.writing(tmp_path):
-        raise InterruptedError(errno.EINTR, "interrupted")
-
-
-def test_free_bytes_of_what_is_not_there_yet(tmp_path):
-    here = os.statvfs(tmp_path)
-    assert files.free_bytes(tmp_path / "a" / "b") == pytest.approx(here.f_bavail * here.f_frsize, rel=0.05)
-
-
-def test_remove(tmp_path):
-    (tmp_path / "file").write_text("x")
-    fill(create(tmp_path / "k"))
-    (tmp_path / "link").symlink_to(tmp_path / "k")
-    store.remove(tmp_path / "link")
-    assert (tmp_path / "k" / "zarr.json").exists()
-    for name in ("file", "k", "nothing"):
-        store.remove(tmp_path / name)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_tile_store_of_a_folder(tmp_path):
