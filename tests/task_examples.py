@@ -32,7 +32,7 @@ def mark(folder: Path, text: str) -> int:
     return count + 1
 
 
-def wait_for(condition, seconds: float = 30.0) -> None:
+def wait_for(condition, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -24,7 +24,7 @@ import sys, time
 from ntkdask.files import exclusive
 with exclusive(sys.argv[1]):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -42,7 +42,7 @@ def test_the_lock_goes_with_a_killed_process(tmp_path):
         with pytest.raises(StoreError, match="in use by another run"), files.exclusive(tmp_path):
             pass
         holder.kill()
-        holder.wait(20)
+        holder.wait(120)
     with files.exclusive(tmp_path):
         pass
 
@@ -107,7 +107,7 @@ def test_a_file_that_may_not_grow(tmp_path):
     create(tmp_path / "k", shape=(256, 256), tile_shape=(256, 256))
     answers = multiprocessing.get_context("fork").Queue()
     writer = spawn(_fill_a_limited_disk, tmp_path / "k", answers)
-    assert "no space left" in answers.get(timeout=20)
+    assert "no space left" in answers.get(timeout=120)
     writer.join()
     assert TileStore.open(tmp_path / "k").pending() == [(0, 0)]
 

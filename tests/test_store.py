@@ -17,7 +17,7 @@ from ntkdask.errors import DamagedTileError, FingerprintError, StoreError
 from ntkdask.store import RECEIPTS, Receipt, TileStore
 
 
-def wait_until(condition, seconds: float = 20.0) -> None:
+def wait_until(condition, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"

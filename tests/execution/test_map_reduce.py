@@ -1,8 +1,8 @@
 """map_tiles and reduce_tiles: every tile once, in an order that needs allow, nothing finished computed twice."""
 
+import os
 import sys
 import time
-from collections import Counter
 
 import cloudpickle
 import pytest
@@ -72,16 +72,16 @@ def test_receipts_come_as_tasks_finish(two_workers, tmp_path):
     assert order[-1] == 0
 
 
-def test_both_workers_work(two_workers):
-    workers = Counter()
-    map_tiles(
-        lambda tile: time.sleep(0.05),
-        range(12),
-        two_workers,
-        label="nap",
-        receive=lambda tile, done: workers.update([done.worker]),
-    )
-    assert set(workers) == set(two_workers.scheduler_info(n_workers=-1)["workers"])
+def test_both_workers_work(two_workers, tmp_path):
+    """Every task waits until each worker has begun one: one worker alone would dead-lock."""
+
+    def task(tile: int) -> None:
+        (tmp_path / str(os.getpid())).touch()
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+
+    workers = set()
+    map_tiles(task, range(12), two_workers, label="meet", receive=lambda tile, done: workers.add(done.worker))
+    assert workers == set(two_workers.scheduler_info(n_workers=-1)["workers"])
 
 
 def test_labels_are_what_the_dashboard_shows(two_workers):
@@ -151,6 +151,16 @@ def test_needs_outside_the_map_count_as_received_and_circles_are_refused():
         map_tiles(abs, [0, 1, 2], None, label="circle", needs=lambda t: {0: [1], 1: [0], 2: []}[t])
 
 
+@pytest.fixture
+def no_stealing(two_workers):
+    """Idle workers take no task from others, which they do when one of them is held up by something else on the machine."""
+    stealing = two_workers.cluster.scheduler.extensions["stealing"]
+    two_workers.sync(stealing.stop)
+    yield
+    two_workers.sync(stealing.start)
+
+
+@pytest.mark.usefixtures("no_stealing")
 def test_tiles_near_each_other_share_a_worker(two_workers):
     for _ in range(2):
         workers: dict[int, set[str]] = {0: set(), 1: set()}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from factor_examples import SIDE, N, blocked, kernel, lower, store_matrix
-from job_examples import Counter, Killed
+from job_examples import Counter, Held, Killed
 
 from ntkdask.execution import cluster
 from ntkdask.execution.map_reduce import TASK_BYTES
@@ -237,7 +237,7 @@ def test_labels_on_the_dashboard(tmp_path, matrix, client):
 # --- kills --------------------------------------------------------------------------------------------------------
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=240.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"
@@ -264,8 +264,8 @@ def test_a_worker_killed_in_the_middle(tmp_path, matrix, monkeypatch):
     assert len(listener.labels) == TILES
 
 
-def _run_alone(matrix, url):
-    factorize(matrix, 0.1, url=url, threads=1)
+def _run_alone(matrix, url, tasks):
+    factorize(matrix, 0.1, url=url, threads=1, listener=Held(tasks))
 
 
 def test_the_driver_killed_in_the_middle(tmp_path):
@@ -280,7 +280,7 @@ def test_the_driver_killed_in_the_middle(tmp_path):
         return path.read_text().count("\n") if path.exists() else 0
 
     for share in (10, 3):
-        process = context.Process(target=_run_alone, args=(matrix, url))
+        process = context.Process(target=_run_alone, args=(matrix, url, total // share))
         process.start()
         wait_for(lambda share=share, process=process: committed() >= total // share or not process.is_alive())
         process.kill()

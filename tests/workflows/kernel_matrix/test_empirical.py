@@ -135,17 +135,35 @@ def test_classes_that_workers_cannot_import_are_refused_by_name(tmp_path, client
 
 SCRIPT = """
 import sys
+import time
 import torch
 from ntkdask.execution import cluster
 from ntkdask.kernels.empirical import PseudoNTK
 from ntkdask.planning.tiles import Plan
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
 
+
+class Held:
+    # waits, after 30 tasks, for the kill
+
+    tasks = 0
+
+    def stage(self, label, total, done=0):
+        pass
+
+    def task(self, label, done):
+        self.tasks += 1
+        if self.tasks == 30:
+            time.sleep(600)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
     with cluster.connect(n_workers=2, cuda=False, worker_memory="1 GiB", dashboard_port=0) as client:
-        kernel_matrix(PseudoNTK(module), sys.argv[1], url=sys.argv[2], client=client, plan=Plan(4), threads=1)
+        kernel_matrix(
+            PseudoNTK(module), sys.argv[1], url=sys.argv[2], client=client, plan=Plan(4), threads=1, listener=Held()
+        )
 """
 
 
@@ -163,11 +181,11 @@ def test_everything_killed_and_resumed(tmp_path):
     run = subprocess.Popen(
         [sys.executable, str(tmp_path / "run.py"), data, str(url)], start_new_session=True, cwd=tmp_path
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(receipts(url)) < 20 and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.005)
     os.killpg(run.pid, signal.SIGKILL)
-    run.wait(20)
+    run.wait(120)
     done = len(receipts(url))
     assert 20 <= done < 210
     with torch.random.fork_rng():

@@ -112,16 +112,38 @@ def computed(store: Path) -> Counts:
 
 SCRIPT = """
 import sys
+import time
 from ntkdask import kernels
 from ntkdask.execution import cluster
 from ntkdask.networks import fully_connected
 from ntkdask.planning.tiles import Plan
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
 
+
+class Held:
+    # waits, after 40 tasks, for the kill
+
+    tasks = 0
+
+    def stage(self, label, total, done=0):
+        pass
+
+    def task(self, label, done):
+        self.tasks += 1
+        if self.tasks == 40:
+            time.sleep(600)
+
+
 if __name__ == "__main__":
     with cluster.connect(n_workers=2, cuda=False, worker_memory="1 GiB") as client:
         kernel_matrix(
-            kernels.both(fully_connected(2)), sys.argv[1], url=sys.argv[2], client=client, plan=Plan(8), threads=1
+            kernels.both(fully_connected(2)),
+            sys.argv[1],
+            url=sys.argv[2],
+            client=client,
+            plan=Plan(8),
+            threads=1,
+            listener=Held(),
         )
 """
 
@@ -134,11 +156,11 @@ def test_the_driver_killed_mid_run_and_resumed(tmp_path):
     run = subprocess.Popen(
         [sys.executable, str(tmp_path / "run.py"), data, str(url)], start_new_session=True, cwd=tmp_path
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while len(computed(url / "nngp")) < 30 and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.005)
     os.killpg(run.pid, signal.SIGKILL)
-    run.wait(20)
+    run.wait(120)
     # the kill may fall between a tile's two receipts, so the parts may differ by one
     before = [computed(url / part) for part in ("nngp", "ntk")]
     total = 15 * 16 // 2
