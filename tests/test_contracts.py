@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from contracts import KERNELS, LEARNED, MAPS, images, import_all, normwise, peak_bytes, rows
+from sweeps import sweep
 
 from ntkdask import registry
 from ntkdask.errors import InputError, JobError
@@ -29,6 +30,21 @@ every_kernel_of_vectors = pytest.mark.parametrize("example", [e for e in KERNELS
 everything_of_vectors = pytest.mark.parametrize("example", [e for e in KERNELS + MAPS if not e.takes_images], ids=str)
 everything = pytest.mark.parametrize("example", KERNELS + MAPS, ids=str)
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def both_for_the_first(dtype, size):
+    """Which memory is measured every day: the first size in both dtypes, the second in float32, the third in float64."""
+    return size == 0 or dtype == size - 1
+
+
+def one_a_mechanism(examples):
+    """The examples as parameters; of those that draw in the same way (class, order, sampling, method) all but the first are slow."""
+    seen, found = set(), []
+    for example in examples:
+        drawn = (example.name, *(str(example.arguments.get(key)) for key in ("order", "sampling", "method")))
+        found.append(pytest.param(example, marks=pytest.mark.slow if drawn in seen else ()))
+        seen.add(drawn)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -173,9 +189,11 @@ def test_kernel_of_y_and_x_is_the_transpose(example):
 
 
 @every_kernel_of_vectors
-@pytest.mark.parametrize(("n", "m", "width"), [(300, 200, 20), (250, None, 20), (40, 30, 2000)])
-@both_dtypes
-def test_kernel_workspace_is_declared(example, n, m, width, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "size"), sweep(DTYPES, [(300, 200, 20), (250, None, 20), (40, 30, 2000)], fast=both_for_the_first)
+)
+def test_kernel_workspace_is_declared(example, dtype, size):
+    n, m, width = size
     kernel, x = example.make(), rows(n, dtype, width=width)
     y = None if m is None else rows(m, dtype, seed=1, width=width)
     planned = kernel.workspace_bytes(n, m or n, x.itemsize, (width,))
@@ -254,12 +272,14 @@ def test_fit_of_a_data_independent_map_gives_the_map(example):
 
 
 @every_map
-@pytest.mark.parametrize(("n", "shape"), [(500, (20,)), (100, (8, 8, 3)), (20, (2000,))], ids=str)
-@both_dtypes
-def test_map_workspace_is_declared(example, n, shape, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "size"), sweep(DTYPES, [(500, 20), (100, 8, 8, 3), (20, 2000)], fast=both_for_the_first), ids=str
+)
+def test_map_workspace_is_declared(example, dtype, size):
+    n, *shape = size
     parts = {name: 300 for name in ("n_relu", "n_step") if name in example.arguments}
     feature_map = example.make(n_components=example.workspace_components, **parts)
-    shape = example.shaped(shape)
+    shape = example.shaped(tuple(shape))
     x = np.random.default_rng(0).standard_normal((n, *shape)).astype(dtype)
     planned = feature_map.workspace_bytes(n, x.itemsize, shape)
     peak = peak_bytes(lambda: feature_map(x), planned)
@@ -412,7 +432,7 @@ def test_bias_of_deep_maps_shrinks():
     assert abs(bias[32][worst]) < 0.4 * abs(bias[4][worst])  # and falls: 1/√8 = 0.35, 1/8 = 0.13
 
 
-@every_map
+@pytest.mark.parametrize("example", one_a_mechanism(MAPS), ids=str)
 def test_variance_falls_as_one_over_m(example):
     x, count = example.rows(6)[[0, 2, 5]], 300
     variance = []

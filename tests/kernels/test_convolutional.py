@@ -6,6 +6,7 @@ from activation_examples import ALL, ALL_IDS
 from contracts import normwise
 from image_networks import GAP, HARD, LAYERED, RELU, hard_images, images, plain, twin
 from reference import arora_recursion, pixel_variances
+from sweeps import sweep
 
 from ntkdask import activations
 from ntkdask.kernels import NNGP, NTK, both
@@ -45,9 +46,9 @@ def test_depths_and_readouts(depth, readout):
     check(convolutional(depth, readout=readout), images(3, (5, 4, 3)))
 
 
-@pytest.mark.parametrize("padding", ["same", "valid", "circular"])
-@pytest.mark.parametrize("stride", [1, 2, 3, (1, 2)])
-@pytest.mark.parametrize("filter_size", [1, 2, 3, 5, (3, 1)])
+@pytest.mark.parametrize(
+    ("padding", "stride", "filter_size"), sweep(["same", "valid", "circular"], [1, 2, 3, (1, 2)], [1, 2, 3, 5, (3, 1)])
+)
 def test_filters(padding, stride, filter_size):
     """A geometry of every kind, then one that reads its planes."""
     first = Conv(filter_size, padding, stride)
