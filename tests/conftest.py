@@ -1,4 +1,4 @@
-"""Tests marked `gpu` run where there is one, else the reason is given; clusters that all tests share which do no harm to them."""
+"""What all tests share: clusters (see `clusters`), torch in one thread, and the reason where a test marked `gpu` cannot run."""
 
 import gc
 import os

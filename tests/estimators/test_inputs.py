@@ -6,7 +6,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
-from ridge_examples import ALPHAS, IMAGES, LABELS, MAP, RNG, WEIGHTS, Y2, X, Y
+from estimator_examples import ALPHAS, IMAGES, LABELS, MAP, RNG, WEIGHTS, Y2, X, Y
 from sklearn import linear_model
 
 from ntkdask import write_dataset

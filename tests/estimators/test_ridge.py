@@ -6,7 +6,7 @@ import pickle
 import dask.array as da
 import numpy as np
 import pytest
-from ridge_examples import ALPHAS, IMAGES, LABELS, MAP, RNG, WEIGHTS, Y2, X, Y
+from estimator_examples import ALPHAS, IMAGES, LABELS, MAP, RNG, WEIGHTS, Y2, X, Y
 from sklearn import config_context, linear_model
 from sklearn.base import clone
 from sklearn.datasets import load_digits

@@ -2,7 +2,7 @@
 
 import dask.array as da
 import numpy as np
-from ridge_examples import MAP, X, Y
+from estimator_examples import MAP, X, Y
 from sklearn import linear_model
 
 from ntkdask.estimators import FeatureTransformer, RidgeRegressor

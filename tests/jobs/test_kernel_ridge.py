@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from job_examples import Counter, Killed, class_data, regression_data, run, stored
-from kernel_ridge_jobs import ALPHAS, assert_equal_models, job_of, model
+from kernel_job_examples import ALPHAS, assert_equal_models, job_of, model
 
 from ntkdask import files, registry
 from ntkdask.errors import DiskSpaceError, FingerprintError, InputError

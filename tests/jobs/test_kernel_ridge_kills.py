@@ -4,7 +4,7 @@ import json
 
 import pytest
 from job_examples import Counter, Killed, class_data, damage, run, stored
-from kernel_ridge_jobs import assert_equal_models, job_of
+from kernel_job_examples import assert_equal_models, job_of
 
 from ntkdask.cache import shared
 from ntkdask.errors import NtkdaskError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from activation_examples import ALL, ALL_IDS
 from contracts import normwise
-from image_networks import GAP, HARD, LAYERED, RELU, hard_images, images, plain, twin
+from image_examples import GAP, HARD, LAYERED, RELU, hard_images, images, plain, twin
 from reference import arora_recursion, pixel_variances
 from sweeps import sweep
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from contracts import normwise, peak_bytes
-from image_networks import GAP, HARD, LAYERED, RELU, hard_images, images, twin
+from image_examples import GAP, HARD, LAYERED, RELU, hard_images, images, twin
 
 from ntkdask import threads
 from ntkdask.kernels import NTK, both

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from image_networks import GAP, images
+from image_examples import GAP, images
 
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.kernels import NNGP, NTK

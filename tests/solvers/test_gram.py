@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ridge_problems import WEIGHTED, problem, sums_of
+from solver_examples import WEIGHTED, problem, sums_of
 
 from ntkdask.solvers.gram import GramSums, packed_length, packed_size, triangle_panels
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from reference import gcv, hat_matrix, leave_one_out_squares, ridge
-from ridge_problems import WEIGHTED, problem, sums_of
+from solver_examples import WEIGHTED, problem, sums_of
 
 from ntkdask.errors import InputError
 from ntkdask.solvers.gram import GramSums

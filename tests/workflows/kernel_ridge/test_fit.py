@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from job_examples import regression_data, stored
-from kernel_ridge_examples import (
+from kernel_fit_examples import (
     ALPHAS,
     GROUPS,
     KERNEL,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_ridge_examples import (
+from kernel_fit_examples import (
     ALPHAS,
     GROUPS,
     KERNEL,

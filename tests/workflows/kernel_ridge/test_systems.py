@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from job_examples import Counter, Killed
-from kernel_ridge_examples import (
+from kernel_fit_examples import (
     ALPHAS,
     GROUPS,
     KERNEL,
