@@ -12,7 +12,7 @@ from ntkdask.wording import duration, format_bytes
         (7.2e-6, "7.2 µs"),
         (1.5e-3, "1.5 ms"),
         (48.04, "48 s"),
-        (125.0, "2 min 5 s"),
+        (125.0, "2 min 05 s"),
         (1e7, "2,777 h 46 min"),
     ],
 )
@@ -24,12 +24,12 @@ def test_duration(seconds, words):
     ("n", "text"),
     [
         (0, "0 B"),
-        (1023, "1023 B"),
+        (1023, "1,023 B"),
         (1024, "1 KiB"),
         (1536, "1.5 KiB"),
         (65.7 * 2**30, "65.7 GiB"),
         (2**40, "1 TiB"),
-        (5000 * 2**40, "5e+03 TiB"),
+        (5000 * 2**40, "4.88 PiB"),
     ],
 )
 def test_bytes_in_binary_units(n, text):

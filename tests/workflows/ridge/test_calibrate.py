@@ -93,12 +93,12 @@ def test_words_of_time(tmp_path):
     words = job.time_words(job.plan_for(resources)[0], resources)
     assert words["pace"] == "500 ms a row of features, measured on batches of 16 with 1 thread"
     # four fits of 90 rows, half a second of features and one of product a row, a slab a fit and so two rounds of two
-    assert words["time of gram-slab"] == "4 min 30 s on 2 slots: features 90 s, products 3 min 0 s"
+    assert words["time of gram-slab"] == "4 min 30 s on 2 slots: features 90 s, products 3 min 00 s"
     assert words["time of predict"] == "60 s on 2 slots"
     assert job.time_words(job.plan_for(resources)[0], Resources()) == {}
     again = ridge_job(data, split=SplitRule(folds=4), options=RidgeOptions((0.1, 1.0), selection="loo"))
     words = again.time_words(again.plan_for(resources)[0], resources)
-    assert words["time of gram-slab"].startswith("9 min 0 s")
+    assert words["time of gram-slab"].startswith("9 min 00 s")
 
 
 def test_only_told_where_asked(tmp_path):
