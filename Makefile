@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NTKDASK := $(abspath $(BIN))/ntkdask
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What Numba compiles for the tests is kept with the environment, for the processes of one run and for the next run.
+TEST := NUMBA_CACHE_DIR=$(abspath $(VENV))/numba-cache $(BIN)/python -m pytest
 
 .PHONY: demo test test-slow lint bench clean
 
@@ -25,10 +27,10 @@ demo: $(VENV)/.installed
 	@$(NTKDASK) run jobs/quickstart.toml --overwrite
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(TEST) -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow
+	$(TEST) -m slow
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .

@@ -1,4 +1,4 @@
-"""Tests marked `gpu` run where there is one, else the reason is given; clusters that all tests share which do no harm to them."""
+"""What all tests share: clusters (see `clusters`), torch in one thread, and the reason where a test marked `gpu` cannot run."""
 
 import gc
 import os
@@ -12,27 +12,38 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(share))
 
+import clusters
+
 from ntkdask import arrays
-from ntkdask.execution import cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def one_worker():
     """A client of one worker, which has every core; tests that kill or measure workers start their own."""
-    with cluster.connect(n_workers=1, cuda=False, worker_memory="2 GiB", dashboard_port=0) as client:
+    with clusters.ALL[1].awake() as client:
         yield client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def two_workers():
     """A client of two workers; tests that kill or measure workers start their own."""
-    with cluster.connect(n_workers=2, cuda=False, worker_memory="2 GiB", dashboard_port=0) as client:
+    with clusters.ALL[2].awake() as client:
         yield client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client(two_workers):
     return two_workers
+
+
+@pytest.fixture
+def one_torch_thread():
+    """torch in one thread, for tests of small tensors: where cores are shared, waiting for a second one takes far longer."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items):
@@ -47,3 +58,8 @@ def pytest_collection_finish():
     """Collections leave alone what the imports of all tests have made, 800 000 objects that they took 0.4 s to look at each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish():
+    for shared in clusters.ALL.values():
+        shared.close()

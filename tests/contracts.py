@@ -50,6 +50,11 @@ class Example:
     workspace_components: int = 600
 
     @property
+    def rows_stand_alone(self) -> bool:
+        """Whether a row has equal bits in any batch: compiled loops promise it, products in torch and BLAS do not (DESIGN.md)."""
+        return "module" not in self.arguments
+
+    @property
     def takes_images(self) -> bool:
         return len(self.row_shape) == 3
 

@@ -2,16 +2,18 @@
 
 import doctest
 import importlib
-import pkgutil
+from pathlib import Path
 
 import pytest
 
 import ntkdask
 
-MODULES = [
-    "ntkdask",
-    *(m.name for m in pkgutil.walk_packages(ntkdask.__path__, "ntkdask.") if "__main__" not in m.name),
-]
+HOME = Path(ntkdask.__file__).parent
+MODULES = sorted(
+    ".".join(("ntkdask", *path.relative_to(HOME).with_suffix("").parts)).removesuffix(".__init__")
+    for path in HOME.rglob("*.py")
+    if ">>>" in path.read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,40 +1,21 @@
-"""Files of runs: old debris, locks of folders, what the operating system refuses, free space."""
+"""Files: one driver a folder, and what to do when the operating system says no."""
 
 import errno
+import multiprocessing
 import os
+import resource
+import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from store_examples import arrays, create, fill, spawn
 
-from ntkdask import files
-from ntkdask.errors import StoreError
-
-
-@pytest.mark.parametrize("url", ["s3://bucket/k", "gs://bucket/k", "http://host/k"])
-def test_remote_schemes_are_refused(url):
-    with pytest.raises(StoreError, match="Give a path"):
-        files.local_path(url)
-
-
-def test_file_scheme_is_a_path(tmp_path):
-    assert files.local_path(f"file://{tmp_path}/k") == tmp_path / "k"
-
-
-def test_sweep_takes_old_debris_alone(tmp_path):
-    chunks = tmp_path / "k" / "c" / "0"
-    chunks.mkdir(parents=True)
-    chunk, old, new = chunks / "0", chunks / "1.0abc.partial", tmp_path / "k" / ".receipts.jsonl.1.tmp"
-    for path in (chunk, old, new):
-        path.write_bytes(b"half")
-    os.utime(chunk, (time.time() - 7200,) * 2)
-    os.utime(old, (time.time() - 7200,) * 2)
-    assert files.sweep(tmp_path) == 1
-    assert not old.exists()
-    assert new.exists()
-    assert chunk.exists()
-
+from ntkdask import files, states, store
+from ntkdask.errors import DiskSpaceError, StoreError
+from ntkdask.store import TileStore
 
 # one driver at a time
 
@@ -43,7 +24,7 @@ import sys, time
 from ntkdask.files import exclusive
 with exclusive(sys.argv[1]):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -61,7 +42,7 @@ def test_the_lock_goes_with_a_killed_process(tmp_path):
         with pytest.raises(StoreError, match="in use by another run"), files.exclusive(tmp_path):
             pass
         holder.kill()
-        holder.wait(20)
+        holder.wait(120)
     with files.exclusive(tmp_path):
         pass
 
@@ -69,15 +50,66 @@ def test_the_lock_goes_with_a_killed_process(tmp_path):
 # the operating system says no
 
 
-@pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_file_in_the_way(tmp_path, name):
+def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("")
     for action in (
-        lambda: files.write_text(tmp_path / name / "record.json", "{}"),
-        lambda: files.exclusive(tmp_path / name / "run").__enter__(),
+        lambda: create(tmp_path / "file" / "k"),
+        lambda: store.write_text(tmp_path / "file" / "record.json", "{}"),
+        lambda: files.exclusive(tmp_path / "file" / "run").__enter__(),
+        lambda: states.save_state(tmp_path / "file", arrays()),
     ):
         with pytest.raises(StoreError, match=r"a file stands in the way|no permission"):
             action()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.EACCES, StoreError, "no permission to write"),
+        (errno.EROFS, StoreError, "no permission to write"),
+        (errno.ENOSPC, DiskSpaceError, "everything committed so far is kept"),
+        (errno.EDQUOT, DiskSpaceError, "no space left"),
+    ],
+)
+def test_refusals_to_write_say_what_to_do(tmp_path, monkeypatch, number, kind, words):
+    tiles = create(tmp_path / "k")
+    fill(tiles, [(0, 0)])
+    replace = os.replace
+
+    def refuse(source, target, **keywords):
+        if str(target).startswith(str(tmp_path)):
+            raise OSError(number, os.strerror(number), str(target))
+        return replace(source, target, **keywords)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(Path, "replace", lambda source, target: refuse(source, target))
+    with pytest.raises(kind, match=words) as refusal:
+        tiles.commit((0, 1), np.ones((4, 3)))
+    assert refusal.type is kind
+    assert isinstance(refusal.value.__cause__, OSError)
+    monkeypatch.undo()
+    resumed = create(tmp_path / "k")
+    assert (0, 0) not in resumed.pending()
+    assert (0, 1) in resumed.pending()
+
+
+def _fill_a_limited_disk(path: Path, answers) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+    try:
+        TileStore.open(path).commit((0, 0), np.ones((256, 256)))
+    except DiskSpaceError as error:
+        answers.put(str(error))
+
+
+def test_a_file_that_may_not_grow(tmp_path):
+    """A real write that the kernel cuts short: no chunk, no debris that counts, an error that says so."""
+    create(tmp_path / "k", shape=(256, 256), tile_shape=(256, 256))
+    answers = multiprocessing.get_context("fork").Queue()
+    writer = spawn(_fill_a_limited_disk, tmp_path / "k", answers)
+    assert "no space left" in answers.get(timeout=120)
+    writer.join()
+    assert TileStore.open(tmp_path / "k").pending() == [(0, 0)]
 
 
 def test_other_errors_of_the_system_pass(tmp_path):

@@ -68,8 +68,10 @@ SCHEDULING_EXCEPTIONS = {
     ("datasets.dataset", "dask.array", False): "Dataset gives lazy dask arrays when asked to, and only then",
 }
 
-MAX_FILE_LINES = 450
-MAX_FUNCTION_LINES = 80
+MAX_FOLDER_FILES = 20
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+"""Of code: the docstring does not count."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +99,36 @@ def tree_of(module):
     return ast.parse(PATHS[module].read_text(encoding="utf-8"))
 
 
+@cache
+def nodes_of(module):
+    """Every node of a module's source, and whether it stands at the top: outside functions."""
+    found = []
+
+    def walk(node, at_top):
+        found.append((node, at_top))
+        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            walk(child, at_top and not inside)
+
+    walk(tree_of(module), True)
+    return found
+
+
+def nodes(module, *kinds):
+    return [node for node, _ in nodes_of(module) if isinstance(node, kinds)]
+
+
 def internal(name):
     """The module of this package that `ntkdask.x.y` names; None for a name inside one."""
     name = name.removeprefix("ntkdask.")
     return name if name in PATHS else None
 
 
+@cache
 def imports_of(module):
     """Every import of a module, wherever it stands; `from p import m` counts as p.m where that is a module."""
-    tree, found = tree_of(module), []
-    at_top = set(ast.walk(tree))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            at_top -= set(ast.walk(node)) - {node}
-    for node in ast.walk(tree):
+    found = []
+    for node, at_top in nodes_of(module):
         targets = []
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
@@ -120,7 +138,7 @@ def imports_of(module):
                 inner = f"{node.module}.{alias.name}"
                 is_module = internal(inner) or node.module == "dask"
                 targets.append(inner if is_module else node.module)
-        found += [Import(module, target, node.lineno, node in at_top) for target in targets]
+        found += [Import(module, target, node.lineno, at_top) for target in targets]
     return found
 
 
@@ -143,7 +161,9 @@ def floor_of(module):
     return 0 if head in GROUND else FLOORS.index(head)
 
 
-every_module = pytest.mark.parametrize("module", PATHS)
+def broken(rule):
+    """{module: what `rule(module)` finds wrong}, of the modules where it finds something."""
+    return {module: wrong for module in PATHS if (wrong := rule(module))}
 
 
 def test_the_walk_sees_the_package():
@@ -152,11 +172,54 @@ def test_the_walk_sees_the_package():
     assert any(not item.at_top and item.target == "cupy" for item in imports_of("arrays"))
 
 
-@every_module
-def test_imports_go_down(module):
-    floor = floor_of(module)
-    up = [f"line {i.line}: {t} (floor {floor_of(t)})" for i, t in own_imports(module) if floor_of(t) > floor]
-    assert not up, f"{module} (floor {floor}) imports from above: {up}"
+# --- the layout -----------------------------------------------------------------------------------------------------
+
+
+def test_the_ground_is_the_files_of_the_root():
+    files = {path.stem for path in PACKAGE.glob("*.py")}
+    assert files == GROUND | {"__init__", "__main__"}
+
+
+def test_every_floor_is_a_folder():
+    folders = {module.split(".")[0] for module in PATHS} - GROUND - {"__main__", "ntkdask"}
+    assert folders == set(FLOORS) - {"ground", "ntkdask"}
+
+
+def test_folders_are_small():
+    folders = [PACKAGE, *(p for p in PACKAGE.rglob("*") if p.is_dir() and p.name != "__pycache__")]
+    files = {str(folder.relative_to(PACKAGE)): sum(p.is_file() for p in folder.iterdir()) for folder in folders}
+    assert not {folder: count for folder, count in files.items() if count > MAX_FOLDER_FILES}
+
+
+def test_files_are_short():
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in PATHS.items()}
+    assert not {module: count for module, count in lines.items() if count > MAX_FILE_LINES}
+
+
+def code_lines(function):
+    """Lines of a function from `def` on, its docstring left out."""
+    first = function.body[0]
+    documented = ast.get_docstring(function, clean=False) is not None
+    return function.end_lineno - function.lineno + 1 - (first.end_lineno - first.lineno + 1 if documented else 0)
+
+
+def test_functions_are_short():
+    def long(module):
+        lines = {f.name: code_lines(f) for f in nodes(module, ast.FunctionDef, ast.AsyncFunctionDef)}
+        return {name: count for name, count in lines.items() if count > MAX_FUNCTION_LINES}
+
+    assert not broken(long)
+
+
+# --- imports --------------------------------------------------------------------------------------------------------
+
+
+def test_imports_go_down():
+    def up(module):
+        floor = floor_of(module)
+        return [f"line {i.line}: {t} (floor {floor_of(t)})" for i, t in own_imports(module) if floor_of(t) > floor]
+
+    assert not broken(up)
 
 
 def test_no_cycles():
@@ -168,14 +231,16 @@ def test_no_cycles():
         pytest.fail(f"modules import each other: {' ← '.join(error.args[1])}")
 
 
-@every_module
-def test_foreign_libraries_have_one_door(module):
-    wrong = [
-        f"line {i.line}: {i.target}"
-        for i in imports_of(module)
-        if (root := i.target.split(".")[0]) in DOORS and not any(fnmatch.fnmatchcase(module, d) for d in DOORS[root])
-    ]
-    assert not wrong, f"{module} imports what only {DOORS} may: {wrong}"
+def test_foreign_libraries_have_one_door():
+    def wrong(module):
+        return [
+            f"line {i.line}: {i.target}"
+            for i in imports_of(module)
+            if (root := i.target.split(".")[0]) in DOORS
+            and not any(fnmatch.fnmatchcase(module, door) for door in DOORS[root])
+        ]
+
+    assert not broken(wrong)
 
 
 def scheduling_imports(module):
@@ -186,10 +251,11 @@ def scheduling_imports(module):
     }
 
 
-@every_module
-def test_numerics_and_storage_do_not_schedule(module):
-    if floor_of(module) < SCHEDULING_FLOOR:
-        assert scheduling_imports(module) <= set(SCHEDULING_EXCEPTIONS)
+def test_numerics_and_storage_do_not_schedule():
+    def wrong(module):
+        return floor_of(module) < SCHEDULING_FLOOR and scheduling_imports(module) - set(SCHEDULING_EXCEPTIONS)
+
+    assert not broken(wrong)
 
 
 def test_exceptions_are_still_needed():
@@ -200,21 +266,56 @@ def test_exceptions_are_still_needed():
             assert library in {i.target for i in imports_of(module)}, f"{module} no longer imports {library}"
 
 
-@every_module
-def test_nothing_prints(module):
-    calls = [n for n in ast.walk(tree_of(module)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-    assert not [n.lineno for n in calls if n.func.id in ("print", "breakpoint", "exec", "eval")]
+# --- what no module does --------------------------------------------------------------------------------------------
 
 
-@every_module
-def test_nothing_asserts_on_input(module):
+def test_nothing_prints():
+    def wrong(module):
+        calls = [n for n in nodes(module, ast.Call) if isinstance(n.func, ast.Name)]
+        return [f"line {n.lineno}" for n in calls if n.func.id in ("print", "breakpoint", "exec", "eval")]
+
+    assert not broken(wrong)
+
+
+def test_nothing_asserts_on_input():
     """An assert disappears under -O; only what narrows a type for the checker may stay, and it says nothing to a user."""
 
     def narrows(test):
         return ast.unparse(test).startswith("isinstance(") or ast.unparse(test).endswith(" is not None")
 
-    asserts = [n for n in ast.walk(tree_of(module)) if isinstance(n, ast.Assert)]
-    assert not [n.lineno for n in asserts if n.msg or not narrows(n.test)]
+    def wrong(module):
+        return [f"line {n.lineno}" for n in nodes(module, ast.Assert) if n.msg or not narrows(n.test)]
+
+    assert not broken(wrong)
+
+
+def test_random_numbers_come_from_seeds():
+    def wrong(module):
+        if module == "seeds":
+            return []
+        attributes = [ast.unparse(n) for n in nodes(module, ast.Attribute)]
+        used = [a for a in attributes if a.startswith(("np.random.", "numpy.random.", "xp.random.", "random."))]
+        return used + [i.target for i in imports_of(module) if i.target == "random"]
+
+    assert not broken(wrong)
+
+
+@pytest.mark.xfail(
+    strict=False, reason="six places ask a kernel for what its protocol does not promise; they are going"
+)
+def test_kernels_are_asked_for_what_their_protocol_promises():
+    """Outside `kernels/`, nobody looks with getattr for what a kernel may or may not have."""
+
+    def wrong(module):
+        if module.split(".")[0] == "kernels":
+            return []
+        calls = [n for n in nodes(module, ast.Call) if ast.unparse(n.func) in ("getattr", "hasattr") and n.args]
+        return [f"line {n.lineno}: {ast.unparse(n)}" for n in calls if "kernel" in ast.unparse(n.args[0]).lower()]
+
+    assert not broken(wrong)
+
+
+# --- documentation --------------------------------------------------------------------------------------------------
 
 
 def public_definitions(module):
@@ -228,25 +329,9 @@ def public_definitions(module):
                 yield from ((f"{node.name}.{m.name}", m) for m in members)
 
 
-@every_module
-def test_what_is_public_is_documented(module):
-    assert ast.get_docstring(tree_of(module)), f"{module} has no docstring"
-    assert not [name for name, node in public_definitions(module) if not ast.get_docstring(node)]
+def test_what_is_public_is_documented():
+    def wrong(module):
+        names = [] if ast.get_docstring(tree_of(module)) else ["the module"]
+        return names + [name for name, node in public_definitions(module) if not ast.get_docstring(node)]
 
-
-@every_module
-def test_files_and_functions_are_short(module):
-    lines = len(PATHS[module].read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_FILE_LINES, f"{PATHS[module]} has {lines} lines"
-    functions = (n for n in ast.walk(tree_of(module)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
-    long = {n.name: n.end_lineno - n.lineno + 1 for n in functions if n.end_lineno - n.lineno + 1 > MAX_FUNCTION_LINES}
-    assert not long
-
-
-@every_module
-def test_random_numbers_come_from_seeds(module):
-    if module == "seeds":
-        return
-    calls = [ast.unparse(n) for n in ast.walk(tree_of(module)) if isinstance(n, ast.Attribute)]
-    assert not [c for c in calls if c.startswith(("np.random.", "numpy.random.", "xp.random.", "random."))]
-    assert "random" not in {i.target for i in imports_of(module)}
+    assert not broken(wrong)

@@ -1,25 +1,14 @@
-"""States: addressed by content, written once, named when they are damaged."""
+"""States: whole or not there, addressed by their content, named when they are damaged."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from job_examples import flip_bit
+from store_examples import arrays
 
 from ntkdask import cache, files, states
 from ntkdask.errors import DamagedTileError, StoreError
-
-
-def arrays() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(3)
-    return {
-        "weights": rng.normal(size=(30, 4)),
-        "fortran": np.asfortranarray(rng.normal(size=(6, 5)).astype(np.float32)),
-        "scalar": np.array(2.5),
-        "count": np.array(3, np.int64),
-        "empty": np.empty((0, 3)),
-        "0.mean": np.zeros(4),
-    }
 
 
 @pytest.fixture(autouse=True)
@@ -101,16 +90,3 @@ def test_a_state_that_lost_a_file_can_be_saved_again(tmp_path):
     files.remove(url)
     assert states.save_state(tmp_path, arrays()) == str(url)
     assert not states.is_damaged(url)
-
-
-def test_a_file_in_the_way(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"a file stands in the way|no permission"):
-        states.save_state(tmp_path / "file", arrays())
-
-
-def test_content_digest():
-    x = np.arange(6.0).reshape(2, 3)
-    assert states.content_digest(x) == states.content_digest(np.asfortranarray(x), None)
-    others = [x.astype(np.float32), x.reshape(3, 2), x + 1, x.T]
-    assert len({states.content_digest(o) for o in [x, *others]}) == 5

@@ -1,11 +1,8 @@
 """Tiles: whole or not there, refused when they are another's, named when they are damaged."""
 
 import contextlib
-import errno
 import json
-import multiprocessing
 import os
-import resource
 import signal
 import time
 from pathlib import Path
@@ -13,39 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from job_examples import flip_bit
+from store_examples import PARAMETERS, SHAPE, create, fill, spawn, values
 
-from ntkdask import states, store
-from ntkdask.errors import DamagedTileError, DiskSpaceError, FingerprintError, StoreError
+from ntkdask import cache, files, states, store
+from ntkdask.errors import DamagedTileError, FingerprintError, StoreError
 from ntkdask.store import RECEIPTS, Receipt, TileStore
 
-SHAPE, TILE = (10, 7), (4, 3)  # 3 × 3 tiles, ragged on both axes
-PARAMETERS = {"seed": 0, "map": {"type": "NTKSketch", "n_components": 7}}
 
-
-def create(path: Path, **changes) -> TileStore:
-    options = {"shape": SHAPE, "tile_shape": TILE, "dtype": "float64", "fingerprint": PARAMETERS}
-    return TileStore.create(path, **{**options, **changes})
-
-
-def values() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=SHAPE)
-
-
-def fill(tiles: TileStore, indices=None) -> np.ndarray:
-    """Commit and record tiles of `values()`."""
-    full = values()
-    for index in tiles.indices() if indices is None else indices:
-        tiles.record(tiles.commit(index, np.ascontiguousarray(full[tiles.slices(index)])))
-    return full
-
-
-def spawn(target, *arguments) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def wait_until(condition, seconds: float = 20.0) -> None:
+def wait_until(condition, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"
@@ -251,6 +223,16 @@ def test_equal_fingerprints_open_tuples_and_numpy_numbers(tmp_path):
     create(tmp_path / "k", fingerprint={"alphas": [0.1, 1e-300, 1 / 3], "n": 3})
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/k", "gs://bucket/k", "http://host/k"])
+def test_remote_schemes_are_refused(url):
+    with pytest.raises(StoreError, match="Give a path"):
+        files.local_path(url)
+
+
+def test_file_scheme_is_a_path(tmp_path):
+    assert files.local_path(f"file://{tmp_path}/k") == tmp_path / "k"
+
+
 def test_what_is_no_tile_store_is_refused(tmp_path):
     with pytest.raises(StoreError, match="holds no Zarr array"):
         TileStore.open(tmp_path / "nothing")
@@ -338,63 +320,25 @@ def test_a_kill_during_commits_leaves_no_torn_chunk(tmp_path):
         assert np.unique(tiles.read((0, 0))).tolist() == [float(attempt)]
 
 
-# the operating system says no
+def test_sweep_takes_old_debris_alone(tmp_path):
+    chunks = tmp_path / "k" / "c" / "0"
+    chunks.mkdir(parents=True)
+    chunk, old, new = chunks / "0", chunks / "1.0abc.partial", tmp_path / "k" / ".receipts.jsonl.1.tmp"
+    for path in (chunk, old, new):
+        path.write_bytes(b"half")
+    os.utime(chunk, (time.time() - 7200,) * 2)
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert files.sweep(tmp_path) == 1
+    assert not old.exists()
+    assert new.exists()
+    assert chunk.exists()
 
 
-def test_a_file_in_the_way(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"a file stands in the way|no permission"):
-        create(tmp_path / "file" / "k")
-
-
-@pytest.mark.parametrize(
-    ("number", "kind", "words"),
-    [
-        (errno.EACCES, StoreError, "no permission to write"),
-        (errno.EROFS, StoreError, "no permission to write"),
-        (errno.ENOSPC, DiskSpaceError, "everything committed so far is kept"),
-        (errno.EDQUOT, DiskSpaceError, "no space left"),
-    ],
-)
-def test_refusals_to_write_say_what_to_do(tmp_path, monkeypatch, number, kind, words):
-    tiles = create(tmp_path / "k")
-    fill(tiles, [(0, 0)])
-    replace = os.replace
-
-    def refuse(source, target, **keywords):
-        if str(target).startswith(str(tmp_path)):
-            raise OSError(number, os.strerror(number), str(target))
-        return replace(source, target, **keywords)
-
-    monkeypatch.setattr(os, "replace", refuse)
-    monkeypatch.setattr(Path, "replace", lambda source, target: refuse(source, target))
-    with pytest.raises(kind, match=words) as refusal:
-        tiles.commit((0, 1), np.ones((4, 3)))
-    assert refusal.type is kind
-    assert isinstance(refusal.value.__cause__, OSError)
-    monkeypatch.undo()
-    resumed = create(tmp_path / "k")
-    assert (0, 0) not in resumed.pending()
-    assert (0, 1) in resumed.pending()
-
-
-def _fill_a_limited_disk(path: Path, answers) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
-    try:
-        TileStore.open(path).commit((0, 0), np.ones((256, 256)))
-    except DiskSpaceError as error:
-        answers.put(str(error))
-
-
-def test_a_file_that_may_not_grow(tmp_path):
-    """A real write that the kernel cuts short: no chunk, no debris that counts, an error that says so."""
-    create(tmp_path / "k", shape=(256, 256), tile_shape=(256, 256))
-    answers = multiprocessing.get_context("fork").Queue()
-    writer = spawn(_fill_a_limited_disk, tmp_path / "k", answers)
-    assert "no space left" in answers.get(timeout=20)
-    writer.join()
-    assert TileStore.open(tmp_path / "k").pending() == [(0, 0)]
+@pytest.fixture(autouse=True)
+def fresh_cache():
+    cache.shared.clear()
+    yield
+    cache.shared.clear()
 
 
 def test_every_tile_store_of_a_folder(tmp_path):
@@ -402,6 +346,13 @@ def test_every_tile_store_of_a_folder(tmp_path):
     states.save_state(tmp_path / "state", {"weights": values()})
     store.create_array(tmp_path / "plain", (3,), (3,), "float64")
     assert [s.path for s in store.tile_stores(tmp_path)] == paths
+
+
+def test_content_digest():
+    x = np.arange(6.0).reshape(2, 3)
+    assert states.content_digest(x) == states.content_digest(np.asfortranarray(x), None)
+    others = [x.astype(np.float32), x.reshape(3, 2), x + 1, x.T]
+    assert len({states.content_digest(o) for o in [x, *others]}) == 5
 
 
 def test_receipts_are_json(tmp_path):

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 from job_examples import COMMAND, class_data, damage, job_text, regression_data, stored
@@ -163,11 +164,10 @@ def test_usage_errors_of_the_shell(call):
 
 def test_a_scheduler_that_does_not_answer(call, monkeypatch):
     monkeypatch.setattr(cluster, "connect", functools.partial(cluster.connect, timeout=1.0))
-    with socket.socket() as taken:
+    # were it left to Dask, the test would run into its own time limit
+    with dask.config.set({"distributed.comm.timeouts.connect": "1h"}), socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
-        started = time.monotonic()
         answer = call("run", "job.toml", "--scheduler", f"tcp://127.0.0.1:{taken.getsockname()[1]}")
-        assert time.monotonic() - started < 10
     assert answer.code == 1
     assert "ClusterError: no scheduler answers" in answer.err
     assert not Path("runs").exists()
@@ -336,7 +336,7 @@ def test_mistakes_in_a_kernel_job(call, settings, words):
 
 def test_interrupting_a_run_says_how_to_go_on(folder):
     """Ctrl-C as a terminal sends it, to the command and all its processes: no traceback of any, and what to do next."""
-    x, labels = class_data(600, 32)
+    x, labels = class_data(2400, 32)
     write_dataset(folder / "d.zarr", x, labels, overwrite=True)
     process = subprocess.Popen(
         [*COMMAND, "job.toml", "--set", "run.slab_rows=4", "--set", "data.preprocess=[]"],

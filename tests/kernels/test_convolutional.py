@@ -1,24 +1,20 @@
-"""Exact kernels of images: against the naive twin and Arora's recursion, closed values, rounding, bad input."""
-
-import itertools
+"""Exact kernels of images: against the naive twin and Arora's recursion, closed values, rounding."""
 
 import numpy as np
 import pytest
 from activation_examples import ALL, ALL_IDS
-from contracts import normwise, peak_bytes
-from reference import arora_recursion, image_kernels, pixel_variances, slopes_dual
+from contracts import normwise
+from image_examples import GAP, HARD, LAYERED, RELU, hard_images, images, plain, twin
+from reference import arora_recursion, pixel_variances
+from sweeps import sweep
 
-from ntkdask import activations, threads
-from ntkdask.errors import DtypeError, InputError
+from ntkdask import activations
 from ntkdask.kernels import NNGP, NTK, both
 from ntkdask.kernels.planes import reference as planes
 from ntkdask.networks import (
     Activation,
-    AvgPool,
     Conv,
     Dense,
-    Flatten,
-    GlobalAvgPool,
     LayerNorm,
     Network,
     Residual,
@@ -26,54 +22,6 @@ from ntkdask.networks import (
     fully_connected,
     myrtle,
 )
-
-RELU = Activation("relu")
-GAP = GlobalAvgPool()
-
-
-def plain(layers):
-    """Layers as `reference.image_kernels` takes them; duals of activations with slopes are the twin's own."""
-    found = []
-    for layer in layers:
-        if isinstance(layer, Conv):
-            found.append(
-                (
-                    "conv",
-                    layer.filter,
-                    layer.padding,
-                    layer.strides,
-                    layer.weight_variance,
-                    layer.bias_variance,
-                    layer.trainable,
-                )
-            )
-        elif isinstance(layer, Dense):
-            found.append(("dense", layer.weight_variance, layer.bias_variance, layer.trainable))
-        elif isinstance(layer, Activation):
-            found.append(("activation", *duals(layer)))
-        elif isinstance(layer, Residual):
-            found.append(("residual", plain(layer.branch), plain(layer.shortcut)))
-        elif isinstance(layer, AvgPool):
-            found.append(("pool", layer.window))
-        else:
-            found.append(({LayerNorm: "norm", GlobalAvgPool: "gap", Flatten: "flatten"}[type(layer)],))
-    return found
-
-
-def duals(layer):
-    """k and k' of an Activation, as functions of (a, b, c)."""
-    sigma, gain = layer.sigma, layer.gain
-    if sigma.slopes:
-        return slopes_dual(*sigma.slopes, gain)
-    return lambda a, b, c: gain * sigma.dual(a, b, c), lambda a, b, c: gain * sigma.dual_derivative(a, b, c)
-
-
-def twin(network, x, y=None):
-    return image_kernels(plain(network.layers), x, y, x.shape[3] if network.scale_inputs else 1.0)
-
-
-def images(n, shape=(6, 6, 3), seed=0, dtype="float64"):
-    return np.random.default_rng(seed).standard_normal((n, *shape)).astype(dtype)
 
 
 def check(network, x, tolerance=1e-10):
@@ -98,94 +46,14 @@ def test_depths_and_readouts(depth, readout):
     check(convolutional(depth, readout=readout), images(3, (5, 4, 3)))
 
 
-@pytest.mark.parametrize("padding", ["same", "valid", "circular"])
-@pytest.mark.parametrize("stride", [1, 2, 3, (1, 2)])
-@pytest.mark.parametrize("filter_size", [1, 2, 3, 5, (3, 1)])
+@pytest.mark.parametrize(
+    ("padding", "stride", "filter_size"), sweep(["same", "valid", "circular"], [1, 2, 3, (1, 2)], [1, 2, 3, 5, (3, 1)])
+)
 def test_filters(padding, stride, filter_size):
     """A geometry of every kind, then one that reads its planes."""
     first = Conv(filter_size, padding, stride)
     layers = (Conv(2, "same", weight_variance=1.3), RELU, first, RELU, Conv(2, "circular"), RELU, GAP, Dense())
     check(Network(layers), images(2, (6, 5, 2)))
-
-
-LAYERED = {
-    "pool": (Conv(), RELU, AvgPool(2), Conv(), RELU, GAP, Dense()),
-    "pool columns": (Conv(), RELU, AvgPool((2, 1)), Conv(), RELU, Flatten(), Dense()),
-    "pool 3": (Conv(2), RELU, AvgPool((3, 2)), Conv(), RELU, GAP, Dense()),
-    "pool twice": (Conv(), RELU, AvgPool((3, 1)), Conv(), RELU, AvgPool(2), Conv(), RELU, Flatten(), Dense()),
-    "pool of a convolution": (Conv(), AvgPool(2), RELU, Conv(), RELU, GAP, Dense()),
-    "pool of circular": (Conv(3, "circular"), RELU, AvgPool(2), Conv(2, "circular"), RELU, GAP, Dense()),
-    "pool first": (AvgPool(2), Conv(), RELU, GAP, Dense()),
-    "biases": (Conv(3, "same", 1, 1.5, 0.2), RELU, Conv(3, "valid", 1, 0.7, 0.1), RELU, GAP, Dense(2.0, 0.3)),
-    "frozen": (
-        Conv(trainable=False),
-        RELU,
-        Conv(3, "same", 1, 1.2, 0.1, trainable=False),
-        RELU,
-        Conv(),
-        RELU,
-        GAP,
-        Dense(),
-    ),
-    "all frozen": (Conv(trainable=False), RELU, GAP, Dense(trainable=False)),
-    "two convolutions": (Conv(), Conv(2, "same", 2), RELU, Flatten()),
-    "norm": (Conv(), LayerNorm(), RELU, Conv(3, "same", 1, 1.0, 0.3), LayerNorm(), RELU, GAP, Dense()),
-    "norm of biases": (Conv(3, "same", 1, 1.0, 0.3), LayerNorm(), RELU, Conv(), LayerNorm(), Flatten(), Dense()),
-    "residual": (Conv(), Residual((RELU, Conv(), RELU, Conv())), RELU, GAP, Dense()),
-    "projection": (
-        Conv(),
-        Residual((RELU, Conv(3, "same", 2), RELU, Conv(3, "same", 1, 0.5)), (Conv(1, "same", 2),)),
-        RELU,
-        Residual((Conv(), LayerNorm(), RELU, Conv())),
-        GAP,
-        Dense(),
-    ),
-    "circular residual": (
-        Conv(3, "circular"),
-        Residual((RELU, Conv(3, "circular"))),
-        RELU,
-        Conv(2, "circular", 2),
-        RELU,
-        GAP,
-    ),
-    "nested": (
-        Conv(),
-        Residual((Residual((RELU, Conv(2)), (Conv(1), LayerNorm())), RELU, Conv()), (Residual((RELU, Conv())),)),
-        RELU,
-        Flatten(),
-        Dense(),
-    ),
-    "pool in a residual": (
-        Conv(),
-        Residual((RELU, Conv(), AvgPool(2)), (RELU, AvgPool(2), Conv())),
-        RELU,
-        GAP,
-        Dense(),
-    ),
-    "pools around a residual": (
-        Conv(),
-        RELU,
-        AvgPool(2),
-        Conv(),
-        Residual((RELU, Conv(), RELU, Conv())),
-        AvgPool(3),
-        RELU,
-        GAP,
-        Dense(),
-    ),
-    "tail": (Conv(), RELU, GAP, Dense(1.2, 0.1), RELU, Dense(0.8, trainable=False), Activation("erf"), Dense()),
-    "tail of residuals": (
-        Conv(),
-        RELU,
-        Flatten(),
-        Dense(),
-        LayerNorm(),
-        Residual((RELU, Dense())),
-        RELU,
-        Residual((Dense(),), (Dense(), RELU)),
-        Dense(),
-    ),
-}
 
 
 @pytest.mark.parametrize("name", LAYERED)
@@ -324,33 +192,6 @@ def test_networks_of_vectors_with_norms_and_residuals():
             np.testing.assert_allclose(kernel(network).diagonal(rows), own, rtol=1e-12)
 
 
-# --- rounding, variances of 0 -------------------------------------------------------------------------------------
-
-
-def hard_images(dtype="float64"):
-    """Two that are equal, one opposite, one saturated in part, two constant, one of zeros in part, one of zeros."""
-    x = images(8, (6, 6, 3), dtype=dtype)
-    x[1] = x[0]
-    x[2] = -x[0]
-    x[3, :4] = 1.0
-    x[4], x[5] = 0.7, 0.3
-    x[6, :, 3:] = 0
-    x[7] = 0
-    return x
-
-
-HARD = {
-    "gap": convolutional(3),
-    "flatten": convolutional(2, readout="flatten"),
-    "pooled": Network(LAYERED["pool"]),
-    "circular": convolutional(2, padding="circular"),
-    "biases": convolutional(2, bias_variance=0.3),
-    "residual": Network(LAYERED["projection"]),
-    "norm": Network(LAYERED["norm"]),
-    "tail": Network((Conv(), RELU, GAP, Dense(), RELU, Dense())),
-}
-
-
 @pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_rounding(name, dtype):
@@ -384,171 +225,6 @@ def test_scale(scale):
     x = images(3, dtype="float32")
     for kernel in (NTK(convolutional(2)), NTK(Network(LAYERED["pool"]))):
         np.testing.assert_allclose(kernel(np.float32(scale) * x), scale**2 * kernel(x), rtol=1e-5)
-
-
-# --- one result, however it is cut --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["pool", "projection", "tail"])
-def test_batches_and_threads_change_no_bit(name, monkeypatch):
-    network, x = Network(LAYERED[name]), images(7, (6, 6, 2))
-    whole, own, pairs = NTK(network)(x), NTK(network).diagonal(x), by_planes(network, x)
-    with threads.limited(1):
-        np.testing.assert_array_equal(NTK(network)(x), whole)
-        np.testing.assert_array_equal(by_planes(network, x), pairs)
-    np.testing.assert_array_equal(NTK(network).diagonal(x[3:5]), own[3:5])
-    np.testing.assert_allclose(NTK(network)(x[3:5], x[:3]), whole[3:5, :3], rtol=1e-12)
-    np.testing.assert_array_equal(by_planes(network, x[3:5], x[:3]), pairs[:, 3:5, :3])
-    monkeypatch.setattr(planes, "BATCH_ENTRIES", 36)
-    np.testing.assert_array_equal(by_planes(network, x), pairs)
-    np.testing.assert_array_equal(NTK(network).diagonal(x), own)
-
-
-def by_planes(network, x, y=None):
-    """(2, n, m): S and T at the readout by the general path."""
-    maps = [planes.variance_maps(network, side) for side in (x, x if y is None else y)]
-    return np.stack(planes.readout_pairs(network, x, y, *maps, True))
-
-
-GENERAL = {**{name: Network(layers) for name, layers in LAYERED.items()}, **HARD, "myrtle": myrtle(5)}
-
-
-@pytest.mark.parametrize("name", GENERAL)
-def test_planes_without_a_fused_pass(name):
-    """What the readout gives to the layers after it, by the general path, for pairs that are equal, constant and zero too."""
-    network, x = GENERAL[name], hard_images()[..., :2]
-    upto = Network(network.layers[: network.readout_position + 1])
-    if name == "myrtle":
-        x = x[:, :4, :4]
-    exact = twin(upto, x)
-    for found in (by_planes(upto, x), by_planes(upto, x, x.copy())):
-        for k, matrix in zip(found, exact, strict=True):
-            assert normwise(k, matrix, np.diag(matrix), np.diag(matrix)) <= 1e-10
-
-
-@pytest.mark.parametrize("readout", ["gap", "flatten"])
-def test_no_planes_are_computed_that_are_not_read(readout, monkeypatch):
-    """Flatten reads plane 0 alone, and through a pooling by 2 the planes −1, 0, 1."""
-    read, get = [], planes.Inputs.get
-    monkeypatch.setattr(planes.Inputs, "get", lambda self, delta: read.append(delta) or get(self, delta))
-    x = images(1, (4, 4, 3))
-    layers = (Conv(), RELU, AvgPool(2), Conv(), RELU, Flatten() if readout == "flatten" else GAP)
-    s, _ = planes.readout_pairs(Network(layers), x, x, *[planes.variance_maps(Network(layers), x)] * 2, False)
-    assert s.shape == (1, 1)
-    reach = (-1, 0, 1)
-    assert set(read) == set(
-        itertools.product(reach, reach) if readout == "flatten" else itertools.product(range(-3, 4), repeat=2)
-    )
-    # the variance maps: plane 0, and what the pooling mixes of it
-    count = 49 if readout == "gap" else 9
-    assert len(read) == count + 9
-
-
-@pytest.mark.parametrize(
-    "network", [convolutional(2), Network(LAYERED["tail"]), Network(LAYERED["pool in a residual"])]
-)
-def test_no_images_give_an_empty_matrix(network):
-    none = images(0)
-    assert NTK(network)(none).shape == (0, 0)
-    assert NTK(network)(none, images(2)).shape == (0, 2)
-    assert NTK(network).diagonal(none).shape == (0,)
-
-
-MEMORY = {
-    "gap": (convolutional(2), (6, 5, 3)),
-    "flatten": (convolutional(6, readout="flatten"), (16, 16, 3)),
-    "circular": (convolutional(1, padding="circular"), (5, 5, 3)),
-    "gelu": (convolutional(1, activation="gelu"), (5, 5, 1)),
-    "pooled": (Network(LAYERED["pool twice"]), (6, 6, 2)),
-    "residual": (Network(LAYERED["projection"]), (6, 6, 3)),
-    "tail": (Network(LAYERED["tail"]), (5, 5, 2)),
-}
-
-
-@pytest.mark.parametrize("name", MEMORY)
-@pytest.mark.parametrize("m", [None, 20])
-def test_workspace_is_declared(name, m):
-    network, shape = MEMORY[name]
-    x = images(40, shape)
-    y = None if m is None else images(m, shape, seed=1)
-    for kernel in (NTK(network), both(network)):
-        planned = kernel.workspace_bytes(40, m or 40, 8, shape)
-        peak = peak_bytes(lambda kernel=kernel: kernel(x, y), planned)
-        assert peak <= planned + 2**14
-        assert planned <= 5 * peak
-
-
-# --- bad input ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((3, 768), r"rows of shape \(768,\), but the network takes images, \(n, H, W, C\).*reshape"),
-        ((3, 16, 16), r"rows of shape \(16, 16\).*Add the axis of channels to grey images"),
-        ((3, 2, 16, 16, 3), r"rows of shape \(2, 16, 16, 3\).*reshape"),
-        ((5,), r"x has shape \(5,\), but the network takes images"),
-        ((3, 0, 16, 3), "at least one row, one column and one channel"),
-        ((3, 16, 16, 0), "at least one row, one column and one channel"),
-        ((3, 3, 32, 32), r"looks like \(C, H, W\), channels first \(NCHW\): give x.transpose\(0, 2, 3, 1\)"),
-        ((3, 1, 28, 28), "NCHW"),
-        ((3, 4, 24, 32), "NCHW"),
-    ],
-)
-def test_rows_that_are_no_images_are_refused(shape, message):
-    x, kernel = np.ones(shape), NTK(convolutional(1))
-    for call in (lambda: kernel(x), lambda: kernel(images(2), x), lambda: kernel.diagonal(x)):
-        with pytest.raises(InputError, match=message.replace("x has", ". has")):
-            call()
-    if len(shape) > 1:
-        with pytest.raises(InputError, match=message):
-            kernel.workspace_bytes(3, 3, 8, shape[1:])
-
-
-def test_narrow_images_are_no_channels():
-    for shape in ((3, 5, 32), (1, 64, 3), (4, 4, 32), (1, 100, 12)):
-        assert NNGP(convolutional(0))(np.ones((1, *shape))).shape == (1, 1)
-
-
-@pytest.mark.parametrize("shape", [(6, 6, 1), (6, 5, 3), (5, 6, 3)])
-def test_images_of_other_shapes_are_refused(shape):
-    with pytest.raises(InputError, match=r"x has images of 6×6 pixels with 3 channels and y of"):
-        NTK(convolutional(1))(images(2), images(2, shape))
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "float16", "int64"])
-def test_other_dtypes_are_refused(dtype):
-    x = np.ones((2, 6, 6, 3), dtype)
-    for call in (lambda: NTK(convolutional(1))(x), lambda: NTK(convolutional(1)).diagonal(x)):
-        with pytest.raises(DtypeError, match=f"{dtype}.*float32 or float64"):
-            call()
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ((Conv(7, "valid"), GAP), "layer 0: Conv: a filter of 7×7 with padding 'valid' does not fit an image of 6×6"),
-        ((Conv(), AvgPool(4), GAP), "layer 1: AvgPool: windows of 4×4 do not divide images of 6×6"),
-        (
-            (Conv(), Residual((Conv(3, "same", 2),)), GAP),
-            "layer 1: the branch of the Residual gives images of 3×3, its shortcut 6×6",
-        ),
-        (
-            (Conv(), AvgPool(2), Residual((Conv(4, "valid"),), (Conv(),)), GAP),
-            r"layer 2.branch.0: Conv: a filter of 4×4",
-        ),
-    ],
-)
-def test_images_that_do_not_fit_the_layers_are_refused(layers, message):
-    kernel = NTK(Network((*layers, Dense())))
-    for call in (
-        lambda: kernel(images(2)),
-        lambda: kernel.diagonal(images(2)),
-        lambda: kernel(images(0)),
-        lambda: kernel.workspace_bytes(2, 2, 8, (6, 6, 3)),
-    ):
-        with pytest.raises(InputError, match=message):
-            call()
 
 
 def test_networks_of_vectors_take_images_as_rows():

@@ -15,7 +15,11 @@ from ntkdask.networks import Activation, Dense, Network, fully_connected
 
 # float64: of the twin, whose angles after a bias come from long double cosines, good to √1e-19
 TOLERANCE = {"float32": 5e-6, "float64": 1e-8}
+
+
 DEEP_FLOAT32 = 1e-5
+
+
 PI = np.arccos(np.longdouble(-1))
 
 
@@ -262,30 +266,6 @@ def test_workspace_of_the_pair(network):
     peak = peak_bytes(lambda: pair(x), planned)
     assert peak <= planned + 2**14
     assert planned <= 4 * peak
-
-
-# --- RBF and arc-cosine -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
-@pytest.mark.parametrize("gamma", [0.05, 1.0, 100.0])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_rbf_far_from_the_origin(offset, gamma, dtype):
-    rng = np.random.default_rng(0)
-    x = (0.3 * rng.standard_normal((90, 12)) + offset).astype(dtype)
-    y = (x[:70] + rng.standard_normal((70, 12)) * 10.0 ** -rng.uniform(0, 8, (70, 1))).astype(dtype)
-    y[:5] = x[:5]
-    exact = np.exp(-gamma * ((x[:, None].astype(np.longdouble) - y) ** 2).sum(-1))
-    k = RBF(gamma)(x, y)
-    assert np.abs(k - exact).max() <= {"float32": 1e-7, "float64": 1e-12}[dtype]
-    assert (np.diag(k)[:5] == 1).all()
-    assert (np.diag(RBF(gamma)(x)) == 1).all()
-
-
-@pytest.mark.parametrize("gamma", [0, -1.0, math.inf, math.nan, "1", None])
-def test_rbf_refuses_other_gammas(gamma):
-    with pytest.raises(InputError, match="RBF: gamma is"):
-        RBF(gamma)
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3, 6])

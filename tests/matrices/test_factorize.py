@@ -1,4 +1,4 @@
-"""Tiled Cholesky against LAPACK: any tiles and blocks, scales and dtypes, resumed, refused, and what its factor solves."""
+"""Tiled Cholesky against LAPACK: any tiles and blocks, scales and dtypes; equal bits in a loop, on workers and after kills."""
 
 import json
 import multiprocessing
@@ -6,61 +6,28 @@ import os
 import signal
 import sys
 import time
-import tracemalloc
 from collections import Counter as Count
 
 import cloudpickle
 import numpy as np
 import pytest
 import scipy.linalg
-from job_examples import Counter, Killed, damage
+from factor_examples import SIDE, N, blocked, kernel, lower, store_matrix
+from job_examples import Counter, Held, Killed
 
-from ntkdask.errors import DamagedTileError, FingerprintError, InputError, MemoryBudgetError, StoreError
 from ntkdask.execution import cluster
 from ntkdask.execution.map_reduce import TASK_BYTES
 from ntkdask.matrices import factor as factor_module
 from ntkdask.matrices import factorize as factorize_module
-from ntkdask.matrices import factorize_plan
 from ntkdask.matrices.factor import Factor, open_factor
 from ntkdask.matrices.factorize import factorize
-from ntkdask.matrices.factorize_plan import blocks_of, feeding, plan_factorize, reads_of
-from ntkdask.planning.resources import BASE_BYTES, Resources
 from ntkdask.solvers.refinement import refine
 from ntkdask.store import RECEIPTS, TileStore
 
 # workers cannot import this module
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-N = 90
-SIDE = 6  # tiles of 16 rows, the last one ragged
 TILES = SIDE * (SIDE + 1) // 2
-
-
-def kernel(n=N, d=4, seed=0, repeat=()):
-    """A Gaussian kernel matrix of n rows; repeat: pairs (i, j), row j is row i again."""
-    x = np.random.default_rng(seed).standard_normal((n, d))
-    for i, j in repeat:
-        x[j] = x[i]
-    square = (x**2).sum(1)
-    return np.exp(-np.maximum(square[:, None] + square - 2 * x @ x.T, 0) / d)
-
-
-def store_matrix(folder, matrix, tile=16, dtype="float64", name="matrix"):
-    store = TileStore.create(
-        folder / name,
-        shape=matrix.shape,
-        tile_shape=(tile, tile),
-        dtype=dtype,
-        fingerprint={"seed": 0},
-        triangle="symmetric",
-    )
-    for index in store.indices():
-        store.record(store.commit(index, np.ascontiguousarray(matrix[store.slices(index)], dtype=dtype)))
-    return store.path
-
-
-def lower(url):
-    return np.asarray(TileStore.open(url).zarr_array()[:])
 
 
 def close(found, expected, tolerance=1e-10):
@@ -79,16 +46,6 @@ def right_sides(n=N, k=3, seed=1):
 @pytest.fixture
 def matrix(tmp_path):
     return store_matrix(tmp_path, kernel())
-
-
-def blocked(monkeypatch, tiles):
-    """Let tasks compute blocks of `tiles` × `tiles` tiles, whatever the planner would choose."""
-    monkeypatch.setattr(factorize_module, "plan_factorize", lambda *a, **k: _with_block(plan_factorize(*a, **k), tiles))
-
-
-def _with_block(plan, tiles):
-    count = sum(1 for _ in blocks_of(-(-plan.n // plan.tile_rows), tiles))
-    return type(plan)(**{**vars(plan), "block_tiles": tiles, "tasks": count})
 
 
 # --- against LAPACK -----------------------------------------------------------------------------------------------
@@ -181,112 +138,6 @@ def test_tiny_right_hand_sides_survive_float32(tmp_path, matrix):
     exact = np.linalg.solve(naive(kernel(), 0.1), b)
     for column in range(3):
         close(factor.solve(b)[:, column], exact[:, column], 1e-4)
-
-
-# --- plan ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_tiles", [1, 2, 5, 8])
-@pytest.mark.parametrize("block", [1, 2, 3, 8])
-def test_blocks_cover_the_triangle_and_read_what_is_committed(n_tiles, block):
-    blocks = list(blocks_of(n_tiles, block))
-    targets = Count(t for b in blocks for t in b.targets)
-    assert targets == Count((i, j) for i in range(n_tiles) for j in range(i + 1))
-    home = {t: b for b in blocks for t in b.targets}
-    before = feeding(blocks)
-    for b in blocks:
-        read = {home[r, k] for k in range(n_tiles) for r in reads_of(b, k)}
-        assert read <= set(before[b])
-        # every product's two factors, and the diagonal tile of a solve
-        needed = {t for i, j in b.targets for k in range(j) for t in ((i, k), (j, k))} | {(j, j) for _, j in b.targets}
-        assert {(r, k) for k in range(n_tiles) for r in reads_of(b, k)} == needed - set(b.targets)
-
-
-def test_what_is_committed_is_no_target():
-    blocks = list(blocks_of(4, 2, [(3, 2), (1, 0)]))
-    assert [b.targets for b in blocks] == [((1, 0),), ((3, 2),)]
-    assert reads_of(blocks[1], 1) == [2, 3]
-    assert reads_of(blocks[1], 2) == [2]
-
-
-def test_plan_counts(matrix, tmp_path, monkeypatch):
-    """Reads and writes of a run are those planned."""
-    plan = plan_factorize(N, 16, matrix_dtype="float64")
-    read, written = Count(), Count()
-    original = (TileStore.read, TileStore.commit)
-    monkeypatch.setattr(TileStore, "read", lambda s, i: read.update([s.path.name]) or original[0](s, i))
-    monkeypatch.setattr(TileStore, "commit", lambda s, i, *a: written.update([i]) or original[1](s, i, *a))
-    listener = Counter()
-    factorize(matrix, 0.1, url=tmp_path / "factor", listener=listener)
-    assert (read["factor"] + read["matrix"]) * 16**2 * 8 == plan.read_bytes
-    assert sum(written.values()) * 16**2 * 8 == plan.written_bytes
-    assert set(written.values()) == {1}
-    assert len(listener.labels) == plan.tasks
-    assert plan.flops == N**3 / 3
-
-
-def test_blocks_follow_memory_and_workers():
-    def size(**options):
-        return plan_factorize(65536, 1024, "float64", **options).block_tiles
-
-    assert size() == 8
-    assert size(slots=2) == 4
-    assert size(slots=4) == 2
-    assert size(slots=64) == 1
-    small = [size(memory_bytes=int(g * 2**30)) for g in (0.5, 0.75, 1, 1.5)]
-    assert small == sorted(small)
-    assert small[0] < small[-1]
-    assert size(device_bytes=2**28) < size(device_bytes=2**36)
-
-
-def test_memory_that_does_not_suffice_is_refused_with_what_would():
-    text = r"cholesky-tile needs .* \(tiles of 8192 x 8192, float64\) but a task has 1 GiB.* at most (\d+) rows"
-    with pytest.raises(MemoryBudgetError, match=text) as failure:
-        plan_factorize(65536, 8192, "float64", 2**30)
-    rows = int(str(failure.value).split("at most ")[1].split()[0])
-    assert plan_factorize(65536, rows, "float64", 2**30).worker_bytes <= 2**30
-    with pytest.raises(MemoryBudgetError):
-        plan_factorize(65536, 8192, "float64", device_bytes=2**30)
-    with pytest.raises(InputError, match="at least 1"):
-        plan_factorize(0, 16)
-
-
-@pytest.mark.parametrize("block", [1, 2])
-@pytest.mark.parametrize(
-    ("matrix_dtype", "dtype"), [("float64", "float64"), ("float32", "float64"), ("float32", "float32")]
-)
-def test_peaks_stay_below_the_plan(tmp_path, monkeypatch, block, matrix_dtype, dtype):
-    """What a factorisation and a substitution allocate beyond the process, measured and planned; the plan is not twice too large."""
-    n, tile = 1280, 320
-    matrix = store_matrix(tmp_path, kernel(n), tile, matrix_dtype)
-    blocked(monkeypatch, block)
-    small = 2**20  # receipts, metadata, Python's own
-    plan = _with_block(plan_factorize(n, tile, dtype, matrix_dtype=matrix_dtype), block)
-    planned = factorize_plan._peaks(n, tile, dtype, matrix_dtype, block)
-    factorize(
-        matrix, 0.1, url=tmp_path / "first", dtype=dtype, threads=1
-    )  # what is imported and cached once is not the task's
-    peak, factor = allocated(lambda: factorize(matrix, 0.1, url=tmp_path / "factor", dtype=dtype, threads=1))
-    assert 0.5 * (planned[0] - BASE_BYTES) < peak < planned[0] - BASE_BYTES + small
-    b = np.ones((n, plan.columns))
-    peak, _ = allocated(lambda: factor.solve(b))
-    assert peak < planned[1] - BASE_BYTES + 4 * b.nbytes + small
-
-
-def allocated(call):
-    """(peak bytes allocated during the call, what it returned)"""
-    tracemalloc.start()
-    try:
-        found = call()
-        return tracemalloc.get_traced_memory()[1], found
-    finally:
-        tracemalloc.stop()
-
-
-def test_a_budget_limits_the_columns_of_a_substitution():
-    plan = plan_factorize(1_000_000, 512, memory_bytes=2**30)
-    assert 1 <= plan.columns < 256
-    assert plan.worker_bytes <= 2**30
 
 
 # --- equal bits, resumed ------------------------------------------------------------------------------------------
@@ -383,162 +234,10 @@ def test_labels_on_the_dashboard(tmp_path, matrix, client):
     assert {"cholesky-tile", "substitute", "cholesky-pivots"} <= set(client.cluster.scheduler.task_prefixes)
 
 
-# --- not positive definite ----------------------------------------------------------------------------------------
-
-
-def advised(error):
-    return float(str(error.value).split("Use alpha >= ")[1].split()[0].rstrip(".,"))
-
-
-@pytest.mark.parametrize(("first", "second"), [(0, 1), (3, 40), (60, 89)])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_repeated_rows_without_a_ridge(tmp_path, first, second, dtype):
-    """Reported at the tile of the repetition, with an alpha that works; what was committed stays."""
-    matrix = store_matrix(tmp_path, kernel(d=60, repeat=[(first, second)]), dtype=dtype)
-    tile = second // 16
-    rows = rf"rows {tile * 16}:{min(tile * 16 + 16, N)} \(first at row {second}\)"
-    with pytest.raises(
-        InputError, match=rf"alpha=0 is not positive definite to rounding in {rows}.*Repeated rows"
-    ) as error:
-        factorize(matrix, 0.0, url=tmp_path / "factor")
-    store = TileStore.open(tmp_path / "factor")
-    assert [i for i in range(SIDE) if not store.pending([(i, i)])] == list(range(tile))
-    alpha = advised(error)
-    assert 0 < alpha < (1e-3 if dtype == "float32" else 1e-10)
-    factorize(matrix, alpha, url=tmp_path / "factor", overwrite=True)
-
-
-def test_the_error_names_the_eigenvalue_and_the_tile_on_a_cluster(tmp_path, client):
-    matrix = kernel(d=60)
-    matrix[50, 50] -= 2.0
-    schur = matrix[50, 50] - matrix[50, :50] @ np.linalg.solve(matrix[:50, :50], matrix[:50, 50])
-    with pytest.raises(InputError, match=r"rows 48:64 \(first at row 50\).*smallest eigenvalue -") as error:
-        factorize(store_matrix(tmp_path, matrix), 0.0, url=tmp_path / "factor", client=client)
-    assert any("cholesky-tile: block (3, 3)" in note for note in error.value.__notes__)
-    assert advised(error) >= -schur
-    factorize(tmp_path / "matrix", advised(error), url=tmp_path / "larger")
-
-
-def test_a_float32_matrix_with_slightly_negative_eigenvalues(tmp_path):
-    """Smooth kernels in float32 do this: eigenvalues fall below rounding, -1e-7·λ_max; the advice is of that size."""
-    matrix = kernel(d=2).astype("float32")
-    values = np.linalg.eigvalsh(matrix.astype(float))
-    assert -1e-6 * values[-1] < values[0] < 0
-    with pytest.raises(
-        InputError, match=r"float32 entries and a float64 factor.*or a matrix and a factor in float64"
-    ) as error:
-        factorize(store_matrix(tmp_path, matrix, dtype="float32"), 0.0, url=tmp_path / "factor")
-    assert -values[0] < advised(error) < 1e-5 * values[-1]
-    factorize(tmp_path / "matrix", advised(error), url=tmp_path / "larger")
-
-
-def test_values_that_are_no_numbers_are_named(tmp_path):
-    matrix = kernel()
-    matrix[40, 20] = matrix[20, 40] = np.nan
-    with pytest.raises(InputError, match=r"NaN or infinite values in rows 32:48"):
-        factorize(store_matrix(tmp_path, matrix), 0.1, url=tmp_path / "factor")
-
-
-# --- refusals -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({"alpha": 0.2}, "alpha: stored 0.1, asked 0.2"),
-        ({"scale": np.full(N, 2.0)}, "scale: stored None"),
-        ({"dtype": "float32"}, "dtype: stored 'float64', asked 'float32'"),
-        ({"fingerprint": {"run": 2}}, "run: stored None, asked 2"),
-    ],
-)
-def test_a_factor_of_something_else_is_refused(tmp_path, matrix, changes, line):
-    url = tmp_path / "factor"
-    before = lower(factorize(matrix, 0.1, url=url).url)
-    with pytest.raises(FingerprintError, match=line):
-        factorize(matrix, **{"alpha": 0.1, "url": url, **changes})
-    assert (lower(url) == before).all()
-    factor = factorize(matrix, **{"alpha": 0.1, "url": url, **changes}, overwrite=True)
-    assert (lower(factor.url) != before).any() or "fingerprint" in changes
-
-
-def test_a_factor_of_another_matrix_is_refused(tmp_path, matrix):
-    factorize(matrix, 0.1, url=tmp_path / "factor")
-    other = store_matrix(tmp_path, kernel(), tile=32, name="other")
-    with pytest.raises(FingerprintError, match="tile_shape"):
-        factorize(other, 0.1, url=tmp_path / "factor")
-
-
-def test_a_damaged_tile_is_named(tmp_path, matrix):
-    factor = factorize(matrix, 0.1, url=tmp_path / "factor")
-    calls = {
-        tmp_path / "factor": lambda: factor.solve(np.ones(N)),
-        matrix: lambda: factorize(matrix, 1.0, url=tmp_path / "b"),
-    }
-    for url, call in calls.items():
-        damage(url, (4, 2))
-        with pytest.raises(DamagedTileError, match=r"tile \(4, 2\) of .* is damaged"):
-            call()
-
-
-@pytest.mark.parametrize("alpha", [-1.0, np.nan, np.inf, "1", None, True, [1.0]])
-def test_alphas_that_make_no_sense(tmp_path, matrix, alpha):
-    with pytest.raises(InputError, match="alpha is"):
-        factorize(matrix, alpha, url=tmp_path / "factor")
-
-
-@pytest.mark.parametrize("scale", [np.ones(N - 1), np.ones((N, 1)), np.full(N, -1.0), np.full(N, np.nan)])
-def test_scales_that_make_no_sense(tmp_path, matrix, scale):
-    with pytest.raises(InputError, match=rf"scale has shape .* expected \({N},\)"):
-        factorize(matrix, 0.1, url=tmp_path / "factor", scale=scale)
-
-
-def test_a_left_out_row_without_a_ridge(tmp_path, matrix):
-    with pytest.raises(InputError, match=r"scale is 0 in 2 rows \(first 5\) and alpha is 0"):
-        factorize(matrix, 0.0, url=tmp_path / "factor", scale=np.where(np.isin(np.arange(N), (5, 9)), 0.0, 1.0))
-
-
-def test_matrices_that_cannot_be_factorised(tmp_path, matrix):
-    full = TileStore.create(tmp_path / "full", shape=(4, 4), tile_shape=(2, 2), dtype="float64", fingerprint={})
-    with pytest.raises(InputError, match="not stored as a symmetric matrix"):
-        factorize(full.path, 0.1, url=tmp_path / "factor")
-    with pytest.raises(StoreError, match="holds no Zarr array"):
-        factorize(tmp_path / "nowhere", 0.1, url=tmp_path / "factor")
-    with pytest.raises(InputError, match="a factor in 'float16'"):
-        factorize(matrix, 0.1, url=tmp_path / "factor", dtype="float16")
-    TileStore.open(matrix).forget([(2, 1)])
-    with pytest.raises(StoreError, match=r"1 tiles of .* not computed yet"):
-        factorize(matrix, 0.1, url=tmp_path / "factor")
-    assert not (tmp_path / "factor").exists()
-
-
-def test_factors_that_are_none(tmp_path, matrix):
-    with pytest.raises(InputError, match="not a Cholesky factor"):
-        Factor(str(matrix))
-    with pytest.raises(Killed):
-        factorize(matrix, 0.1, url=tmp_path / "factor", listener=Counter(2))
-    with pytest.raises(StoreError, match=r"not computed yet. Run `factorize` again"):
-        open_factor(tmp_path / "factor")
-
-
-@pytest.mark.parametrize(
-    ("rhs", "message"),
-    [
-        (np.ones(N + 1), rf"expected \({N},\)"),
-        (np.ones((N, 2, 2)), "shape"),
-        (3.0, "shape"),
-        (np.where(np.arange(N) == 7, np.nan, 1.0), "row 7"),
-    ],
-)
-def test_right_hand_sides_that_make_no_sense(tmp_path, matrix, rhs, message):
-    factor = factorize(matrix, 0.1, url=tmp_path / "factor")
-    with pytest.raises(InputError, match=message):
-        factor.solve(rhs)
-
-
 # --- kills --------------------------------------------------------------------------------------------------------
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=240.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"
@@ -565,8 +264,8 @@ def test_a_worker_killed_in_the_middle(tmp_path, matrix, monkeypatch):
     assert len(listener.labels) == TILES
 
 
-def _run_alone(matrix, url):
-    factorize(matrix, 0.1, url=url, threads=1)
+def _run_alone(matrix, url, tasks):
+    factorize(matrix, 0.1, url=url, threads=1, listener=Held(tasks))
 
 
 def test_the_driver_killed_in_the_middle(tmp_path):
@@ -581,7 +280,7 @@ def test_the_driver_killed_in_the_middle(tmp_path):
         return path.read_text().count("\n") if path.exists() else 0
 
     for share in (10, 3):
-        process = context.Process(target=_run_alone, args=(matrix, url))
+        process = context.Process(target=_run_alone, args=(matrix, url, total // share))
         process.start()
         wait_for(lambda share=share, process=process: committed() >= total // share or not process.is_alive())
         process.kill()
@@ -596,23 +295,3 @@ def test_the_driver_killed_in_the_middle(tmp_path):
     assert set(receipts(url).values()) == {1}
     assert 0 < done < total == len(store.receipts)
     assert len(listener.labels) == listener.stages[0][1] - listener.stages[0][2]
-
-
-def test_workers_are_asked_what_fits(tmp_path, matrix, client, monkeypatch):
-    """Before anything is stored: what is asked for, what there is, what to do; a budget of the caller's own is taken as it is."""
-    asked = []
-    for memory in (BASE_BYTES + 1000, None):
-        monkeypatch.setattr(
-            "ntkdask.execution.workers.resources",
-            lambda client, memory=memory: asked.append(client) or Resources(memory),
-        )
-        if memory is None:
-            factorize(matrix, 0.1, url=tmp_path / "factor", client=client)
-            continue
-        with pytest.raises(
-            MemoryBudgetError, match=r"cholesky-tile needs .* but a task has .*Store the matrix in tiles of"
-        ):
-            factorize(matrix, 0.1, url=tmp_path / "factor", client=client)
-        assert not (tmp_path / "factor").exists()
-        factorize(matrix, 0.1, url=tmp_path / "own", client=client, memory_bytes=2**30)
-    assert asked == [client, client]

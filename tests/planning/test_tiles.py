@@ -8,7 +8,6 @@ import pytest
 
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.planning.tiles import Plan, Tile, TileGrid, largest_rows, row_tiles, slab_rows
-from ntkdask.wording import format_bytes
 
 SIZES = [(1, 1, 1, 1), (7, 5, 2, 3), (8, 8, 8, 8), (9, 4, 100, 3), (12, 12, 5, 4)]
 
@@ -104,22 +103,6 @@ def test_budget_errors_name_the_numbers():
         largest_rows(3 * 2**29, lambda r: r * 2**31, 10, "ntk_random", "Use n_components <= 9.")
     with pytest.raises(MemoryBudgetError, match="Give the workers more memory"):
         largest_rows(1, lambda r: 2 * r, 10, "task")
-
-
-@pytest.mark.parametrize(
-    ("n", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1,023 B"),
-        (1024, "1 KiB"),
-        (1536, "1.5 KiB"),
-        (65.7 * 2**30, "65.7 GiB"),
-        (2**40, "1 TiB"),
-        (5000 * 2**40, "4.88 PiB"),
-    ],
-)
-def test_bytes_in_binary_units(n, text):
-    assert format_bytes(n) == text
 
 
 @pytest.mark.parametrize("arguments", [{}, {"tile_rows": 1, "tile_cols": 2, "memory_bytes": 3, "dtype": "float32"}])

@@ -1,25 +1,18 @@
-"""Gram sums and ridge regression against least squares, hat matrices and refits."""
+"""Ridge regression against least squares, hat matrices and refits."""
 
 import numpy as np
 import pytest
 from reference import gcv, hat_matrix, leave_one_out_squares, ridge
+from solver_examples import WEIGHTED, problem, sums_of
 
 from ntkdask.errors import InputError
-from ntkdask.solvers.gram import GramSums, packed_length, packed_size, triangle_panels
+from ntkdask.solvers.gram import GramSums
 from ntkdask.solvers.ridge import Centred, EighRidge, Solution, held_out_squares, solve_cholesky
-from ntkdask.solvers.tridiagonal import TridiagonalRidge
 
 ALPHAS = (1e-3, 0.1, 1.0, 30.0, 1e4)
+
+
 INTERCEPT = pytest.mark.parametrize("fit_intercept", [True, False], ids=["intercept", "origin"])
-WEIGHTED = pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-
-
-def problem(n, m, k=2, seed=0, noise=0.3):
-    """Features with an offset and unequal scales, targets that depend on them, positive weights."""
-    rng = np.random.default_rng(seed)
-    phi = rng.standard_normal((n, m)) * np.geomspace(1, 0.2, m) + rng.standard_normal(m)
-    y = phi @ rng.standard_normal((m, k)) / np.sqrt(m) + noise * rng.standard_normal((n, k)) + 5
-    return phi, y, rng.uniform(0.2, 3, n)
 
 
 SHAPES = {"tall": (40, 7), "square": (9, 9), "wide": (8, 20), "one feature": (12, 1), "one column more": (10, 9)}
@@ -37,112 +30,8 @@ def shaped(name):
 EVERY_SHAPE = pytest.mark.parametrize("shape", [*SHAPES, "duplicated columns"])
 
 
-def sums_of(phi, y, weights=None, batch=None):
-    sums = GramSums.zeros(phi.shape[1], y.shape[1])
-    step = batch or len(phi)
-    for start in range(0, len(phi), step):
-        rows = slice(start, start + step)
-        sums.add(phi[rows].copy(), y[rows], None if weights is None else weights[rows])
-    return sums
-
-
 def factorise(phi, y, weights=None, fit_intercept=True):
     return EighRidge.factorise(Centred.of(sums_of(phi, y, weights), fit_intercept))
-
-
-def assert_sums(sums, phi, y, weights=None, tolerance=1e-12):
-    """Against the definitions, in float64."""
-    phi, w = phi.astype("float64"), np.ones(len(y)) if weights is None else weights
-    lower = np.tril_indices(phi.shape[1])
-    naive = {
-        "gram": ((phi * w[:, None]).T @ phi)[lower],
-        "cross": (phi * w[:, None]).T @ y,
-        "features": w @ phi,
-        "targets": w @ y,
-        "squares": w @ y**2,
-        "weight": w.sum(),
-        "rows": (w > 0).sum(),
-    }
-    for name, expected in naive.items():
-        found = sums.gram[lower] if name == "gram" else getattr(sums, name)
-        scale = np.abs(expected).max(initial=0)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale, err_msg=name)
-
-
-# --- Gram sums ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("m", [1, 7, 255, 256, 257, 600])
-def test_panels_cover_the_lower_triangle_once(m):
-    count = np.zeros((m, m), int)
-    for rows, columns in triangle_panels(m):
-        count[rows, columns] += 1
-    assert (count[np.tril_indices(m)] == 1).all()
-    assert count.max() == 1
-    assert packed_size(m) == count.sum()
-    assert packed_length(m, 3) == count.sum() + 3 * m + m + 3 + 3 + 2
-
-
-@WEIGHTED
-@pytest.mark.parametrize(("n", "m", "batch"), [(50, 7, 50), (50, 7, 13), (300, 270, 128), (1, 3, 1)])
-def test_float64_sums_against_their_definition(n, m, batch, weighted):
-    phi, y, weights = problem(n, m)
-    weights = weights if weighted else None
-    assert_sums(sums_of(phi, y, weights, batch), phi, y, weights)
-
-
-@WEIGHTED
-def test_float32_sums_lose_only_one_batch_of_rounding(weighted):
-    phi, y, weights = problem(4000, 20)
-    phi, weights = phi.astype("float32"), weights if weighted else None
-    product = np.zeros((20, 20), "float32", order="F")
-    sums = GramSums.zeros(20, 2)
-    for start in range(0, 4000, 250):
-        rows = slice(start, start + 250)
-        sums.add(phi[rows].copy(), y[rows], None if weights is None else weights[rows], product)
-    # the Gram of a batch is a float32 product of 250 rows; everything else is summed in float64
-    assert_sums(sums, phi, y, weights, tolerance=1e-6)
-    assert sums.gram.dtype == sums.cross.dtype == "float64"
-    if not weighted:
-        np.testing.assert_allclose(sums.cross, phi.astype("float64").T @ y, rtol=1e-12)
-        np.testing.assert_allclose(sums.features, phi.astype("float64").sum(axis=0), rtol=1e-12)
-
-
-def test_rows_of_weight_zero_do_not_count():
-    phi, y, weights = problem(30, 5)
-    weights[::3] = 0
-    kept = weights > 0
-    sums = sums_of(phi, y, weights)
-    assert sums.rows == kept.sum()
-    assert_sums(sums, phi[kept], y[kept], weights[kept])
-
-
-def test_sums_of_disjoint_rows_add_and_folds_subtract():
-    phi, y, weights = problem(60, 300)
-    total = sums_of(phi[:20], y[:20], weights[:20])
-    total += sums_of(phi[20:], y[20:], weights[20:])
-    assert_sums(total, phi, y, weights)
-    rest = total.minus(sums_of(phi[20:45], y[20:45], weights[20:45]))
-    keep = np.r_[0:20, 45:60]
-    assert_sums(rest, phi[keep], y[keep], weights[keep], tolerance=1e-11)
-    assert_sums(total, phi, y, weights)  # untouched
-
-
-@pytest.mark.parametrize(("m", "k"), [(1, 1), (5, 3), (256, 1), (300, 2)])
-def test_pack_and_unpack(m, k):
-    phi, y, weights = problem(40, m, k)
-    sums = sums_of(phi, y, weights)
-    packed = sums.pack()
-    assert packed.shape == (packed_length(m, k),)
-    assert packed.dtype == "float64"
-    again = GramSums.unpack(packed, m, k)
-    assert_sums(again, phi, y, weights)
-    np.testing.assert_array_equal(np.tril(again.gram), np.tril(sums.gram))
-    assert (again.weight, again.rows) == (sums.weight, sums.rows)
-    assert isinstance(again.rows, int)
-    np.testing.assert_array_equal(again.pack(), packed)
-    both = GramSums.unpack(packed + packed, m, k)  # the reduction adds packed vectors
-    assert_sums(both, np.tile(phi, (2, 1)), np.tile(y, (2, 1)), np.tile(weights, 2))
 
 
 # --- ridge --------------------------------------------------------------------------------------------------------
@@ -318,37 +207,3 @@ def test_state_round_trip(fit_intercept):
         assert again.effective_dimension(alpha) == fit.effective_dimension(alpha)
     squares = again.leave_one_out_squares(phi, y, weights, ALPHAS)
     np.testing.assert_array_equal(squares, fit.leave_one_out_squares(phi, y, weights, ALPHAS))
-
-
-@pytest.mark.parametrize("fit_intercept", [True, False])
-@pytest.mark.parametrize(("n", "m"), [(60, 1), (60, 2), (80, 37), (300, 130)])
-def test_tridiagonal_is_the_eigendecomposition_without_vectors(n, m, fit_intercept):
-    rng = np.random.default_rng(n + m)
-    phi, y = rng.standard_normal((n, m)) + 0.3, rng.standard_normal((n, 3)) + 5.0
-
-    def centred():
-        sums = GramSums.zeros(m, 3)
-        sums.add(phi.copy(), y)
-        return Centred.of(sums, fit_intercept)
-
-    spectral, tridiagonal = EighRidge.factorise(centred()), TridiagonalRidge.factorise(centred())
-    for alpha in (1e-8, 1e-2, 1.0, 1e4):
-        a, b = spectral.solve(alpha), tridiagonal.solve(alpha)
-        np.testing.assert_allclose(b.weights, a.weights, rtol=1e-8, atol=1e-10)
-        np.testing.assert_allclose(b.intercept, a.intercept, rtol=1e-8, atol=1e-10)
-        np.testing.assert_allclose(tridiagonal.gcv(alpha), spectral.gcv(alpha), rtol=1e-9)
-        np.testing.assert_allclose(tridiagonal.residual_squares(alpha), spectral.residual_squares(alpha), rtol=1e-9)
-        np.testing.assert_allclose(
-            tridiagonal.effective_dimension(alpha), spectral.effective_dimension(alpha), rtol=1e-9
-        )
-
-
-def test_tridiagonal_refuses_what_is_not_positive_definite():
-    sums = GramSums.zeros(3, 1)
-    sums.add(np.eye(3)[[0, 1, 2, 0, 1]], np.ones((5, 1)))
-    sums.gram[2, 2] = -1.0
-    ridge = TridiagonalRidge.factorise(Centred.of(sums, fit_intercept=False))
-    with pytest.raises(InputError, match="not positive definite"):
-        ridge.solve(0.5)
-    assert ridge.gcv(0.5) == float("inf")
-    assert np.isfinite(ridge.solve(2.0).weights).all()

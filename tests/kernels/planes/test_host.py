@@ -97,10 +97,23 @@ def both_sides():
     return x, y
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-14), ("float32", 5e-7)])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_passes_agree(name, dtype, tolerance):
-    network = NETWORKS[name]
+TOLERANCE = {"float64": 1e-14, "float32": 5e-7}
+IN_FLOAT32 = ("pool4", "circ5", "res2", "nested", "myrtle5", "arora", "stride(1,3)")
+"""Every day: tables do not know the dtype, and the loops are the same code for all networks. The others are slow tests."""
+
+every_network = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=() if dtype == "float64" or name in IN_FLOAT32 else pytest.mark.slow)
+        for name in NETWORKS
+        for dtype in TOLERANCE
+    ],
+)
+
+
+@every_network
+def test_the_passes_agree(name, dtype):
+    network, tolerance = NETWORKS[name], TOLERANCE[dtype]
     x, y = (images.astype(dtype) for images in both_sides())
     stages = program(network, x.shape[1:3])
     assert plane_pass.takes(stages)
@@ -120,8 +133,7 @@ def test_the_passes_agree(name, dtype, tolerance):
         assert np.all(np.abs(a - b)[off] <= tolerance * np.maximum(own, owns[0][0]).max())
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", NETWORKS)
+@every_network
 def test_images_meet_themselves(name, dtype):
     network, x = NETWORKS[name], both_sides()[0].astype(dtype)
     x[0], x[1, :, 1:] = 0.5, x[1, :, :1]  # equal patches at every offset, and along the rows

@@ -1,7 +1,6 @@
-"""What time a kernel takes: arithmetic on a known pace, measuring against a clock that the kernel itself turns, plans and jobs."""
+"""Measuring what time a kernel takes, against a clock that the kernel itself turns; plans of matrices and of kernel ridge."""
 
 import json
-import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -16,14 +15,12 @@ from ntkdask.execution.map_reduce import map_tiles
 from ntkdask.execution.site import Site
 from ntkdask.jobs.run import run_job
 from ntkdask.jobs.training import SplitRule, TrainingJob
-from ntkdask.kernels import NNGP, NTK, RBF, FlipAveraged, both
-from ntkdask.kernels.base import completed
-from ntkdask.networks import convolutional, fully_connected, myrtle
-from ntkdask.planning.pace import LEAST_TILE_SECONDS, MOST_TASKS, TILE_SECONDS, TILES_PER_SLOT, Pace, elapsed_seconds
+from ntkdask.kernels import NTK, RBF, both
+from ntkdask.networks import convolutional, fully_connected
+from ntkdask.planning.pace import Pace
 from ntkdask.planning.resources import Resources
-from ntkdask.planning.tiles import Plan, TileGrid
+from ntkdask.planning.tiles import Plan
 from ntkdask.store import TileStore
-from ntkdask.wording import duration
 from ntkdask.workflows.kernel_matrix import calibrate as module
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix, plan_kernel_matrix
 from ntkdask.workflows.kernel_matrix.calibrate import calibrate
@@ -32,6 +29,8 @@ from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
 
 MILLISECOND, MICROSECOND = 1e-3, 1e-6
+
+
 IMAGES = NTK(convolutional(1))
 
 
@@ -41,86 +40,6 @@ def pace(entry_seconds=MILLISECOND, share=1.0, row_seconds=0.0) -> Pace:
 
 def images(n=30, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, 6, 6, 2)).astype(np.float32)
-
-
-# arithmetic
-
-
-@pytest.mark.parametrize(
-    ("n", "m", "tile"), [(100, None, 16), (96, None, 32), (5, None, 8), (1, None, 1), (70, 40, 16)]
-)
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_work_is_that_of_all_tiles(n, m, tile, share):
-    """Against the tiles themselves."""
-    grid = TileGrid(n, m or n, tile, tile, symmetric=m is None)
-    one, work = pace(share=share, row_seconds=0.3), 0.0
-    for t in grid:
-        on_diagonal = m is None and t.start == t.col_start
-        work += one.tile_seconds(t.rows, t.col_stop - t.col_start) * (share if on_diagonal else 1.0)
-        work += 0.3 * t.rows if on_diagonal else 0.0
-    assert one.work_seconds(n, m, tile) == pytest.approx(work)
-
-
-@pytest.mark.parametrize("entry_seconds", [1e-9, 7 * MICROSECOND, 1.5 * MILLISECOND, 0.2, 30.0, 1000.0])
-@pytest.mark.parametrize("slots", [1, 2, 8, 64])
-@pytest.mark.parametrize(
-    ("n", "m"), [(1, None), (300, None), (4000, None), (60_000, None), (1000, 5), (10_000, 50_000)]
-)
-def test_tiles_take_minutes_and_go_round(entry_seconds, slots, n, m):
-    one = pace(entry_seconds)
-    rows = one.tile_rows(n, m, slots)
-    assert rows >= 1
-    most = n if m is None else m
-    took = one.tile_seconds(min(rows, n), min(rows, most))
-    # where there would be more tiles than there may be, they take what they take: 200·201/2 is about MOST_TASKS
-    least = math.ceil(n / 200 if m is None else math.sqrt(n * m / MOST_TASKS))
-    assert rows <= max(1, least) or took <= TILE_SECONDS * (1 + 1e-9)
-    # cut further for the sake of the slots: so that there are enough, and not below the least
-    blocks = -(-n // rows)
-    tiles = blocks * (blocks + 1) // 2 if m is None else blocks * -(-m // rows)
-    assert rows == 1 or tiles >= TILES_PER_SLOT * slots or took <= LEAST_TILE_SECONDS * (1 + 1e-9)
-    assert tiles <= 1.8 * MOST_TASKS  # rows are rounded down to whole steps
-    # not smaller than it needs to be: a size up breaks a bound
-    larger = 2 * rows + 64
-    blocks = -(-n // larger)
-    tiles = blocks * (blocks + 1) // 2 if m is None else blocks * -(-m // larger)
-    assert tiles < TILES_PER_SLOT * slots or one.tile_seconds(larger, min(larger, most)) > TILE_SECONDS
-
-
-@pytest.mark.parametrize(
-    ("entry_seconds", "n_train", "n_total", "slots", "rows"),
-    [
-        (MILLISECOND, 4000, 10_000, 2, 22),  # 4 s a row, 90 s a task
-        (MILLISECOND, 100_000, 10_000, 2, 1),  # 100 s a row
-        (MILLISECOND, 4000, 160, 2, 10),  # 16 tasks
-        (MILLISECOND, 4000, 10, 2, 1),
-        (MICROSECOND, 1000, 1000, 1, 2000),  # more rows than there are
-    ],
-)
-def test_rows_of_a_task_of_predictions(entry_seconds, n_train, n_total, slots, rows):
-    assert pace(entry_seconds).predict_rows(n_train, n_total, slots) == rows
-
-
-def test_elapsed_seconds():
-    assert elapsed_seconds(100.0, 10, 1) == pytest.approx(100.0)
-    assert elapsed_seconds(100.0, 10, 4) == pytest.approx(30.0)
-    assert elapsed_seconds(100.0, 10, 50) == pytest.approx(10.0)
-    assert elapsed_seconds(0.0, 0, 3) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.0, "0 s"),
-        (7.2e-6, "7.2 µs"),
-        (1.5e-3, "1.5 ms"),
-        (48.04, "48 s"),
-        (125.0, "2 min 05 s"),
-        (1e7, "2,777 h 46 min"),
-    ],
-)
-def test_duration(seconds, words):
-    assert duration(seconds) == words
 
 
 # tiles of a plan
@@ -308,22 +227,6 @@ def test_every_slot_measures_at_once(monkeypatch):
     assert len(seen.pop()) == 1
 
 
-@pytest.mark.parametrize(
-    ("kernel", "slow"),
-    [
-        (RBF(0.1), False),
-        (NTK(fully_connected(3)), False),
-        (NTK(convolutional(1)), True),
-        (NNGP(myrtle(5)), True),
-        (both(convolutional(1)), True),
-        (FlipAveraged(NTK(convolutional(1))), True),
-        (FlipAveraged(RBF(0.1)), False),
-    ],
-)
-def test_which_kernels_are_measured_before_a_run(kernel, slow):
-    assert completed(kernel).is_slow is slow
-
-
 # matrices
 
 
@@ -371,18 +274,6 @@ def test_planning_for_a_cluster(client):
     assert here.slots == 2
     assert here.seconds > 0
     assert plan_kernel_matrix(RBF(0.1), np.zeros((300, 10)), client=client, workers=6).slots == 6
-
-
-def test_a_cluster_is_asked_once_what_it_offers(client, monkeypatch):
-    asked, offered = [], Resources(2**30, 10 * 2**20, 1, 1, 4)
-    monkeypatch.setattr("ntkdask.execution.workers.resources", lambda c: asked.append(c) or offered)
-    found = plan_kernel_matrix(RBF(0.1), np.zeros((3000, 10)), client=client, calibrate=False)
-    assert (asked, found.slots) == ([client], 4)
-    assert found.memory_bytes <= 2**30
-    # tiles are for the GPU that every worker has, and leave a tenth of it
-    assert 0 < found.device_bytes <= 9 * 2**20
-    # four slots of two workers are two of each
-    assert plan_kernel_matrix(RBF(0.1), np.zeros((30, 10)), client=client, calibrate=False, workers=5).slots == 10
 
 
 def test_a_stored_matrix_takes_the_tiles_that_time_allows(tmp_path, monkeypatch):
@@ -485,3 +376,15 @@ def test_estimators_on_a_cluster(client):
     there = KernelRidgeClassifier(IMAGES, alphas=(1.0,), client=client).fit(x, labels)
     np.testing.assert_allclose(there.decision_function(x), here.decision_function(x), atol=1e-4)
     assert there.score(x, labels) == here.score(x, labels)
+
+
+def test_a_cluster_is_asked_once_what_it_offers(client, monkeypatch):
+    asked, offered = [], Resources(2**30, 10 * 2**20, 1, 1, 4)
+    monkeypatch.setattr("ntkdask.execution.workers.resources", lambda c: asked.append(c) or offered)
+    found = plan_kernel_matrix(RBF(0.1), np.zeros((3000, 10)), client=client, calibrate=False)
+    assert (asked, found.slots) == ([client], 4)
+    assert found.memory_bytes <= 2**30
+    # tiles are for the GPU that every worker has, and leave a tenth of it
+    assert 0 < found.device_bytes <= 9 * 2**20
+    # four slots of two workers are two of each
+    assert plan_kernel_matrix(RBF(0.1), np.zeros((30, 10)), client=client, calibrate=False, workers=5).slots == 10

@@ -1,4 +1,4 @@
-"""Empirical kernels of torch modules out of core: stores, workers, kills, other weights, too small a device, estimators, job files."""
+"""Empirical kernels of torch modules out of core: stores, workers, kills, other weights, too small a device, plans."""
 
 import importlib
 import json
@@ -10,50 +10,24 @@ import time
 
 import numpy as np
 import pytest
+from empirical_examples import OUTPUTS, images, network
 
 torch = pytest.importorskip("torch")
-
-from job_examples import ONE_THREAD, Counter, Killed, stored  # noqa: E402
+from job_examples import Counter, Killed, stored  # noqa: E402
 from torch import nn  # noqa: E402
 
 import ntkdask as nd  # noqa: E402
-from ntkdask.errors import FingerprintError, InputError, JobError  # noqa: E402
+from ntkdask.errors import FingerprintError, InputError  # noqa: E402
 from ntkdask.features.projected import ProjectedGradients  # noqa: E402
-from ntkdask.jobs.run import run_job  # noqa: E402
-from ntkdask.jobs.spec import load_job, to_training_job  # noqa: E402
 from ntkdask.kernels.empirical import EmpiricalNTK, PseudoNTK  # noqa: E402
-from ntkdask.modules import ResNet18  # noqa: E402
-from ntkdask.modules.state.weights import save_weights  # noqa: E402
 from ntkdask.planning.pace import Pace  # noqa: E402
 from ntkdask.planning.tiles import Plan  # noqa: E402
 from ntkdask.store import RECEIPTS  # noqa: E402
 from ntkdask.workflows.kernel_matrix import tile as tile_compute  # noqa: E402
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix, open_matrix, plan_kernel_matrix  # noqa: E402
 from ntkdask.workflows.kernel_matrix.calibrate import LEAST_SHARE, _entry_seconds  # noqa: E402
-from ntkdask.workflows.model import load_model  # noqa: E402
 
-OUTPUTS = 3
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
-
-
-def network(seed=0):
-    """A small network of images in eval mode, its weights seeded normals."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Conv2d(4, 6, 3, stride=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(24, OUTPUTS),
-        )
-    return module.eval()
-
-
-def images(n=24, seed=0, dtype="float32"):
-    return np.random.default_rng(seed).normal(size=(n, 6, 6, 3)).astype(dtype)
 
 
 def blocks(values):
@@ -161,17 +135,35 @@ def test_classes_that_workers_cannot_import_are_refused_by_name(tmp_path, client
 
 SCRIPT = """
 import sys
+import time
 import torch
 from ntkdask.execution import cluster
 from ntkdask.kernels.empirical import PseudoNTK
 from ntkdask.planning.tiles import Plan
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
 
+
+class Held:
+    # waits, after 30 tasks, for the kill
+
+    tasks = 0
+
+    def stage(self, label, total, done=0):
+        pass
+
+    def task(self, label, done):
+        self.tasks += 1
+        if self.tasks == 30:
+            time.sleep(600)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
     with cluster.connect(n_workers=2, cuda=False, worker_memory="1 GiB", dashboard_port=0) as client:
-        kernel_matrix(PseudoNTK(module), sys.argv[1], url=sys.argv[2], client=client, plan=Plan(4), threads=1)
+        kernel_matrix(
+            PseudoNTK(module), sys.argv[1], url=sys.argv[2], client=client, plan=Plan(4), threads=1, listener=Held()
+        )
 """
 
 
@@ -189,11 +181,11 @@ def test_everything_killed_and_resumed(tmp_path):
     run = subprocess.Popen(
         [sys.executable, str(tmp_path / "run.py"), data, str(url)], start_new_session=True, cwd=tmp_path
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(receipts(url)) < 20 and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.005)
     os.killpg(run.pid, signal.SIGKILL)
-    run.wait(20)
+    run.wait(120)
     done = len(receipts(url))
     assert 20 <= done < 210
     with torch.random.fork_rng():
@@ -341,175 +333,3 @@ def test_passes_over_rows_are_part_of_the_pace():
     assert pace.tile_seconds(1, 1) == pytest.approx(e + 2 * f)
     side = pace._square_rows(90.0)
     assert pace.tile_seconds(side, side) == pytest.approx(90.0)
-
-
-# --- estimators ---------------------------------------------------------------------------------------------------
-
-
-def classes(n):
-    return np.arange(n) % 3
-
-
-def test_kernel_ridge_takes_modules(tmp_path, client):
-    x, y, kernel = images(), classes(24), PseudoNTK(network())
-    here = nd.KernelRidgeClassifier(kernel, alphas=(1.0,)).fit(x, y)
-    for given in ({"client": client}, {"url": tmp_path / "url"}):
-        there = nd.KernelRidgeClassifier(kernel, alphas=(1.0,), **given).fit(x, y)
-        assert there.alpha_ == here.alpha_
-        np.testing.assert_allclose(there.decision_function(x), here.decision_function(x), rtol=0, atol=1e-3)
-        assert there.kernel is kernel
-        assert (there.model_.kernel.module is kernel.module) == ("url" not in given)
-
-
-def test_a_stored_model_loads_where_its_module_is_known(tmp_path):
-    x, y = images(30), classes(30)
-    module = network(7)
-    fitted = nd.KernelRidgeClassifier(PseudoNTK(module), alphas=(1.0,), url=tmp_path / "fit").fit(x, y)
-    url = fitted.model_.save(tmp_path / "fit" / "state")
-    scores = load_model(url).scores(x)
-    np.testing.assert_allclose(scores, fitted.model_.scores(x), rtol=0, atol=1e-5)
-    # another process: the code of the module, any weights
-    code = (
-        "import sys; sys.path[:0] = ['tests/workflows/kernel_matrix', 'tests']\n"
-        "import numpy as np, torch\n"
-        "from ntkdask.modules.state import shipping\n"
-        "from ntkdask.workflows.model import load_model\n"
-        "from test_empirical import images, network\n"
-        "from ntkdask.errors import InputError\n"
-        f"model = load_model({url!r})\n"
-        "try:\n    model.scores(images(30))\nexcept InputError as error:\n    assert 'remember' in str(error)\n"
-        "else:\n    raise SystemExit('not refused')\n"
-        "shipping.remember(network(3))\n"
-        f"np.save({str(tmp_path / 'scores.npy')!r}, load_model({url!r}).scores(images(30)))\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), scores, rtol=0, atol=1e-5)
-
-
-def test_ridge_and_featurize_take_projected_gradients(tmp_path, client):
-    x, y, features = images(40), classes(40), ProjectedGradients(network(), 64)
-    found = nd.featurize(features, x, url=tmp_path / "f", client=client).compute()
-    np.testing.assert_allclose(found, features(x), rtol=0, atol=1e-5 * np.abs(found).max())
-    with pytest.raises(FingerprintError, match=r"map\.module\.weights"):
-        nd.featurize(ProjectedGradients(network(1), 64), x, url=tmp_path / "f", client=client)
-    here = nd.RidgeClassifier(features, alphas=(0.1, 1.0)).fit(x, y)
-    there = nd.RidgeClassifier(features, alphas=(0.1, 1.0), client=client).fit(x, y)
-    np.testing.assert_allclose(there.decision_function(x), here.decision_function(x), rtol=0, atol=1e-3)
-
-
-def test_landmarks_take_modules_to_the_workers(client):
-    x, y, features = images(40), classes(40), nd.features.Nystrom(PseudoNTK(network()), n_components=10)
-    here = nd.RidgeClassifier(features, alphas=(1.0,)).fit(x, y)
-    there = nd.RidgeClassifier(features, alphas=(1.0,), client=client).fit(x, y)
-    assert there.decision_function(x).shape == here.decision_function(x).shape
-    assert there.model_.map.map.kernel.module is features.kernel.module
-
-
-def test_a_full_matrix_is_no_matrix_for_kernel_ridge():
-    with pytest.raises(InputError, match=r"EmpiricalNTK gives 3×3. Use output='trace'"):
-        nd.KernelRidgeClassifier(EmpiricalNTK(network())).fit(images(9), classes(9))
-
-
-# --- job files ----------------------------------------------------------------------------------------------------
-
-JOB = """
-name = "pntk"
-[data]
-url = "{data}"
-split = {{ test = 0.25 }}
-[kernel]
-type = "PseudoNTK"
-module = {{ type = "ResNet18", width = 2, n_outputs = 3{weights} }}
-[solver]
-alphas = [0.1, 1.0]
-selection = "kfold"
-folds = 2
-[run]
-dtype = "float32"
-"""
-
-
-def write_job(tmp_path, weights="", **changes):
-    data = tmp_path / "d.zarr"
-    if not data.exists():
-        stored(
-            tmp_path,
-            np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype(np.float32),
-            classes(32),
-            "d.zarr",
-            kind="classification",
-            class_names=["a", "b", "c"],
-        )
-    text = JOB.format(data=data, weights=f', weights = "{weights}"' if weights else "")
-    for old, new in changes.items():
-        text = text.replace(old, new)
-    (tmp_path / "jobs").mkdir(exist_ok=True)
-    (tmp_path / "jobs" / "job.toml").write_text(text)
-    return tmp_path / "jobs" / "job.toml"
-
-
-def test_a_job_names_its_network(tmp_path):
-    job = load_job(write_job(tmp_path))
-    assert job.kernel == PseudoNTK(ResNet18(width=2, n_outputs=3, seed=0))
-    metrics = run_job(to_training_job(job), tmp_path / "run", resources=ONE_THREAD, resolved=job.to_config())
-    assert 0 <= metrics["test"]["accuracy"] <= 1
-    assert json.loads((tmp_path / "run" / "record.json").read_text())["fingerprint"]["kernel"]["module"]["width"] == 2
-    from ntkdask.jobs.spec import build_job
-
-    assert build_job(json.loads(json.dumps(job.to_config()))).kernel == job.kernel
-
-
-def test_weights_are_relative_to_the_job_and_belong_to_the_fingerprint(tmp_path):
-    path = write_job(tmp_path, weights="weights.safetensors")
-    with pytest.raises(JobError, match=r"weights of ResNet18: there is no file .*jobs/weights\.safetensors"):
-        load_job(path)
-    save_weights(ResNet18(width=2, n_outputs=3, seed=5).build(), tmp_path / "jobs" / "weights.safetensors")
-    job = load_job(path)
-    run_job(to_training_job(job), tmp_path / "run", resources=ONE_THREAD)
-    x = np.random.default_rng(1).normal(size=(3, 8, 8, 3)).astype(np.float32)
-    np.testing.assert_array_equal(job.kernel(x), PseudoNTK(ResNet18(width=2, n_outputs=3, seed=5))(x))
-    save_weights(ResNet18(width=2, n_outputs=3, seed=6).build(), tmp_path / "jobs" / "weights.safetensors")
-    with pytest.raises(FingerprintError, match=r"kernel\.module\.weights_digest: stored"):
-        run_job(to_training_job(load_job(path)), tmp_path / "run", resources=ONE_THREAD)
-
-
-class Bomb:
-    """What a malicious checkpoint holds."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path):
-    path = write_job(tmp_path, weights="weights.pt")
-    torch.save({"state_dict": Bomb(str(tmp_path / "boom"))}, tmp_path / "jobs" / "weights.pt")
-    job = load_job(path)
-    with pytest.raises(Exception, match="whose loading could run code"):
-        run_job(to_training_job(job), tmp_path / "run", resources=ONE_THREAD)
-    assert not (tmp_path / "boom").exists()
-
-
-def test_a_job_that_misspells_its_network_is_told(tmp_path):
-    for old, new, words in (
-        ('"ResNet18"', '"ResNet81"', r"unknown module 'ResNet81'.*did you mean 'ResNet18'"),
-        ("width = 2", "widht = 2", r"unknown key 'widht' for ResNet18.*did you mean 'width'"),
-        ('"PseudoNTK"', '"PseudoNKT"', r"did you mean 'PseudoNTK'"),
-    ):
-        with pytest.raises(JobError, match=words):
-            load_job(write_job(tmp_path, **{old: new}))
-
-
-def test_a_job_gives_its_network_to_the_module(tmp_path):
-    path = write_job(
-        tmp_path,
-        **{
-            '"ResNet18", width = 2, n_outputs = 3': '"FiniteNetwork", width = 4, n_outputs = 3, row_shape = [8, 8, 3]',
-            "[solver]": '[network]\npreset = "convolutional"\ndepth = 2\n[solver]',
-        },
-    )
-    kernel = load_job(path).kernel
-    assert kernel.module.network == nd.convolutional(2)
-    assert kernel.module.row_shape == (8, 8, 3)
