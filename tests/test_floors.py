@@ -300,9 +300,6 @@ def test_random_numbers_come_from_seeds():
     assert not broken(wrong)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="six places ask a kernel for what its protocol does not promise; they are going"
-)
 def test_kernels_are_asked_for_what_their_protocol_promises():
     """Outside `kernels/`, nobody looks with getattr for what a kernel may or may not have."""
 

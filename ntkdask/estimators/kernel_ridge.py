@@ -18,6 +18,7 @@ from ntkdask.estimators.base import RidgeBase, Source, found_resources
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
 from ntkdask.execution.site import Site
 from ntkdask.kernels import NTK, Kernel
+from ntkdask.kernels.base import is_kernel
 from ntkdask.networks import fully_connected
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
@@ -74,7 +75,7 @@ class _KernelRidge(RidgeBase):
 
     def _recipe(self, source: Source, dtype: str) -> KernelRidgeRecipe:
         kernel = NTK(fully_connected(1)) if self.kernel is None else self.kernel
-        if isinstance(kernel, type) or not callable(kernel) or not hasattr(kernel, "workspace_bytes"):
+        if not is_kernel(kernel):
             raise InputError(
                 f"{type(self).__name__}: kernel is {kernel!r}; give one of ntkdask.kernels, such as RBF(0.1)."
             )

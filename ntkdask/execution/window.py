@@ -60,7 +60,23 @@ class Done(Generic[T]):
 
 @dataclass(frozen=True)
 class Item:
-    """A task to run: its key, the call with its arguments, its label, the worker it would like, its place in the order."""
+    """A task to run.
+
+    Parameters
+    ----------
+    key : hashable
+        The tile, or the node of a reduction.
+    call : callable
+        The task.
+    arguments : tuple
+        That it is called with.
+    label : str
+        Prefix of its key on the cluster, which the dashboard shows.
+    near : int or None
+        Tasks of an equal number go to the same worker while it has room.
+    order : int
+        Among tasks that may start, the least goes first.
+    """
 
     key: Hashable
     call: Callable[..., Any]

@@ -67,8 +67,8 @@ class KernelBase:
 
 
 def is_kernel(thing: Any) -> bool:
-    """Whether `thing` is a kernel, of this package or of a user: an object, not a class, that computes."""
-    return not isinstance(thing, type) and isinstance(thing, Computes)
+    """Whether `thing` is a kernel, of this package or of a user: an object, not a class, that computes and says what memory it takes."""
+    return not isinstance(thing, type) and callable(thing) and hasattr(thing, "workspace_bytes")
 
 
 def completed(kernel: Any) -> Kernel:

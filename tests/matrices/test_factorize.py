@@ -15,12 +15,14 @@ import scipy.linalg
 from factor_examples import SIDE, N, blocked, kernel, lower, store_matrix
 from job_examples import Counter, Held, Killed
 
+from ntkdask.errors import MemoryBudgetError
 from ntkdask.execution import cluster
 from ntkdask.execution.map_reduce import TASK_BYTES
 from ntkdask.matrices import factor as factor_module
 from ntkdask.matrices import factorize as factorize_module
 from ntkdask.matrices.factor import Factor, open_factor
 from ntkdask.matrices.factorize import factorize
+from ntkdask.planning.resources import BASE_BYTES, Resources
 from ntkdask.solvers.refinement import refine
 from ntkdask.store import RECEIPTS, TileStore
 
@@ -295,3 +297,23 @@ def test_the_driver_killed_in_the_middle(tmp_path):
     assert set(receipts(url).values()) == {1}
     assert 0 < done < total == len(store.receipts)
     assert len(listener.labels) == listener.stages[0][1] - listener.stages[0][2]
+
+
+def test_workers_are_asked_what_fits(tmp_path, matrix, client, monkeypatch):
+    """Before anything is stored: what is asked for, what there is, what to do; a budget of the caller's own is taken as it is."""
+    asked = []
+    for memory in (BASE_BYTES + 1000, None):
+        monkeypatch.setattr(
+            "ntkdask.execution.workers.resources",
+            lambda client, memory=memory: asked.append(client) or Resources(memory),
+        )
+        if memory is None:
+            factorize(matrix, 0.1, url=tmp_path / "factor", client=client)
+            continue
+        with pytest.raises(
+            MemoryBudgetError, match=r"cholesky-tile needs .* but a task has .*Store the matrix in tiles of"
+        ):
+            factorize(matrix, 0.1, url=tmp_path / "factor", client=client)
+        assert not (tmp_path / "factor").exists()
+        factorize(matrix, 0.1, url=tmp_path / "own", client=client, memory_bytes=2**30)
+    assert asked == [client, client]

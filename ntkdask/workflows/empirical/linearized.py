@@ -153,7 +153,6 @@ def predict_linearized(
     Mohamadi & Sutherland 2023, eqs. 5 and 6.
     """
     require_torch("predict_linearized")
-    from ntkdask.modules.outputs import on_gpu
 
     plan, site = plan or Plan(), Site.at(url, client, listener)
     # tasks elsewhere need a folder; without one everything stays here
@@ -174,16 +173,9 @@ def predict_linearized(
     streams = [_stream(source, folder, dtype, name) for source, name in named if source is not None]
     priors = [_outputs(module, stream, input_layout) for stream in streams]
     if folder is None:
-        rows = [to_device(stream.selected_rows(0, stream.n_selected), on_gpu()) for stream in streams]
-        matrix = theta(rows[0])
-        cross = matrix if test is None else theta(rows[1], rows[0])
+        matrix, cross = _computed_matrices(theta, streams)
     else:
-        keywords = {"client": client, "plan": plan, "listener": site.listener}
-        kernel_matrix(theta, _shared(streams[0]), url=folder / "train", **keywords)
-        matrix = cross = folder / "train"
-        if test is not None:
-            kernel_matrix(theta, _shared(streams[1]), _shared(streams[0]), url=folder / "test", **keywords)
-            cross = folder / "test"
+        matrix, cross = _stored_matrices(theta, streams, folder, plan, site)
     return predict_stored_linearized(
         matrix,
         cross,
@@ -199,6 +191,28 @@ def predict_linearized(
         resources=resources,
         listener=listener,
     )
+
+
+def _computed_matrices(theta: Any, streams: list[FeatureStream]) -> tuple[Any, Any]:
+    """(Θ of the training rows, Θ of the test rows, where there are any, with them), in this process."""
+    from ntkdask.modules.outputs import on_gpu
+
+    rows = [to_device(stream.selected_rows(0, stream.n_selected), on_gpu()) for stream in streams]
+    matrix = theta(rows[0])
+    return matrix, matrix if len(rows) == 1 else theta(rows[1], rows[0])
+
+
+def _stored_matrices(
+    theta: Any, streams: list[FeatureStream], folder: Path, plan: Plan, site: Site
+) -> tuple[Path, Path]:
+    """The same in tiles under the folder: where they lie."""
+    keywords: dict[str, Any] = {"client": site.client, "plan": plan, "listener": site.listener}
+    rows = [_shared(stream) for stream in streams]
+    kernel_matrix(theta, rows[0], url=folder / "train", **keywords)
+    if len(rows) == 1:
+        return folder / "train", folder / "train"
+    kernel_matrix(theta, rows[1], rows[0], url=folder / "test", **keywords)
+    return folder / "train", folder / "test"
 
 
 def predict_stored_linearized(

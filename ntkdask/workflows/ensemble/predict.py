@@ -149,12 +149,9 @@ def predict_ensemble(
         kernel_bytes=lambda rows, columns: kernel.workspace_bytes(rows, columns, itemsize, row_shape),
     )
     inputs = None if folder is None else folder / "inputs"
-    train, digest = located_rows(source, inputs, client is not None, "x_train")
-    test, test_digest = None, ""
-    if test_source is not None:
-        test, test_digest = located_rows(test_source, inputs, client is not None, "x_test")
-    streams = _stream(train, sizes), None if test is None else _stream(test, sizes)
-    kernels = ComputedKernels(network, training.last_layer, *streams, sizes.width)
+    train, digest = _located(source, inputs, client, "x_train", sizes)
+    test, test_digest = (None, "") if test_source is None else _located(test_source, inputs, client, "x_test", sizes)
+    kernels = ComputedKernels(network, training.last_layer, train, test, sizes.width)
     site = replace(site, threads=sizes.threads or site.threads)
     matrix_plan = Plan(memory_bytes=plan.memory_bytes, dtype=dtype)
     run = EnsembleRun(
@@ -263,6 +260,14 @@ def _build(kernels: ComputedKernels, site: Site, plan: Plan) -> Kernels:
         return StoredKernels(StoredMatrix.open(url), None, None, None, None, kernels.width)
     nngp, ntk = (StoredMatrix.open(url / part) for part in ("nngp", "ntk"))
     return StoredKernels(ntk, nngp, None, None, None, kernels.width)
+
+
+def _located(
+    source: Any, inputs: Path | None, client: Any, name: str, sizes: EnsemblePlan
+) -> tuple[FeatureStream, str]:
+    """(rows of `source` as kernels take them, digest of their content)."""
+    rows, digest = located_rows(source, inputs, client is not None, name)
+    return _stream(rows, sizes), digest
 
 
 def _stream(rows: Rows, sizes: EnsemblePlan) -> FeatureStream:
