@@ -67,7 +67,7 @@ class KernelBase:
 
 
 def is_kernel(thing: Any) -> bool:
-    """Whether `thing` is a kernel, of this package or of a user: an object, not a class, that computes and says what memory it takes."""
+    """Whether `thing` is a kernel, this package's or a user's: an object, not a class, that computes and says what memory it takes."""
     return not isinstance(thing, type) and callable(thing) and hasattr(thing, "workspace_bytes")
 
 
