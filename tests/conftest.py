@@ -12,6 +12,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(share))
 
+# torch 2.13's oneDNN writes past small blocks in the backward pass of convolutions with its AVX2 code (heap corruption, seen on AMD
+# processors without AVX-512; the code for AVX does not). Read when torch is imported.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
+
 import clusters
 
 from ntkdask import arrays
