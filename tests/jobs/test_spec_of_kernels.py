@@ -52,7 +52,7 @@ def test_every_key_of_a_kernel_job(tmp_path):
     assert (options.tolerance, options.max_iterations, options.fit_intercept) == (1e-4, 50, True)
     training = to_training_job(job)
     assert type(training.recipe).__name__ == "KernelRidgeRecipe"
-    assert (training.kernel, training.options) == (RBF(0.1), options)
+    assert (training.recipe.kernel, training.recipe.options) == (RBF(0.1), options)
     assert (training.plan.tile_cols, training.plan.tile_rows, training.plan.dtype) == (512, None, "float32")
     assert training.fingerprint()["kernel"] == {"type": "RBF", "gamma": 0.1}
 
@@ -115,7 +115,7 @@ def test_kernels_and_back(kernel, network, expected):
         ({"features": {"type": "NTKRandomFeatures", "n_components": 8}}, "[features] and [kernel] are both there"),
         (
             {"kernel": None, "network": {"preset": "fully_connected", "depth": 1}},
-            "[network] without [features] or [kernel]",
+            "[network] needs [features] or [kernel]",
         ),
         ({"kernel": "NTK"}, "kernel is 'NTK'"),
         ({"kernal": {"type": "NTK"}}, "unknown key 'kernal'; did you mean 'kernel'?"),

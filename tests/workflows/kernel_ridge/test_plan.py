@@ -341,5 +341,6 @@ def test_printed_sizes(tmp_path):
     assert words["tiles"] == "6 of 100 × 100, one triangle"
     assert words["solver"].startswith("eigh (about")
     assert words["alphas"] == "2, chosen by holdout"
-    alone = dataclasses.replace(job, options=KernelRidgeOptions((1.0,)))
+    one_alpha = dataclasses.replace(job.recipe, options=KernelRidgeOptions((1.0,)))
+    alone = dataclasses.replace(job, recipe=one_alpha)
     assert "alphas" not in alone.recipe.size_words(alone.request(), plan)
