@@ -183,7 +183,7 @@ def test_description_begins_with_the_dashboard(client):
     assert lines[0] == f"dashboard  {client.dashboard_link}"
     assert lines[1].startswith("scheduler  tcp://127.0.0.1:")
     assert "2 on 1 host, 2 task slots" in lines[2]
-    assert "1.00 GiB each, CPU only" in lines[2]
+    assert "1 GiB each, CPU only" in lines[2]
 
 
 def test_closing_the_client_ends_the_cluster_and_restores_the_environment(tmp_path, monkeypatch):
