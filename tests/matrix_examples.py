@@ -9,7 +9,7 @@ from job_examples import stored
 from ntkdask import kernels
 from ntkdask.kernels import NTK
 from ntkdask.networks import fully_connected
-from ntkdask.workflows.kernel_matrix.plan import MatrixPlan, plan_matrix
+from ntkdask.workflows.kernel_matrix.plan import MatrixPlan, MatrixShape, plan_matrix
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 PAIR = kernels.both(fully_connected(2))
@@ -41,4 +41,5 @@ def given(tmp_path: Path, x: np.ndarray, source: str):
 
 def plan_of(n: int = 34_298, m: int | None = None, **changes) -> MatrixPlan:
     options = {"row_shape": (9,), "row_bytes": 72, "dtype": "float32"}
-    return plan_matrix(kernel(), n, m, **{**options, **changes})
+    sizes = {name: changes.pop(name, value) for name, value in options.items()}
+    return plan_matrix(kernel(), MatrixShape(n, m, **sizes), **changes)
