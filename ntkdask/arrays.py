@@ -126,20 +126,54 @@ def to_host(x: Array) -> np.ndarray:
     return _cupy().asnumpy(x) if is_device_array(x) else np.asarray(x)
 
 
-def as_array(x: Any) -> Array:
+def as_array(x: Any, name: str = "x") -> Array:
     """`x` as a NumPy or CuPy array.
 
     Arrays of the two are returned as they are, what speaks DLPack (torch tensors) is taken over without a copy, anything else
-    goes through `np.asarray`.
+    goes through `np.asarray`. Tensors that require gradients give their values, bfloat16 is widened to float32. InputError, which
+    calls x `name`, for sparse matrices and tensors that hold no plain numbers.
     """
     if isinstance(x, np.ndarray) or is_device_array(x):
         return x
+    if is_sparse(x):
+        raise sparse_refused(x, name)
     if hasattr(x, "__dlpack_device__"):
-        kind, _ = x.__dlpack_device__()
-        if int(kind) == 1:  # kDLCPU
-            return np.from_dlpack(x)
-        return _cupy().from_dlpack(x)
+        return _from_dlpack(x, name)
     return np.asarray(x)
+
+
+def _from_dlpack(x: Any, name: str) -> Array:
+    """A tensor as an array that shares its memory, where it has such memory."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        if x.layout != torch.strided:
+            raise InputError(
+                f"{name} is a sparse tensor ({x.layout}), but dense rows are needed here. Use {name}.to_dense()."
+            )
+        x = x.detach()
+        if x.dtype == torch.bfloat16:
+            x = x.to(torch.float32)  # NumPy has no bfloat16; every value of it is a float32
+    try:
+        kind, _ = x.__dlpack_device__()
+        return np.from_dlpack(x) if int(kind) == 1 else _cupy().from_dlpack(x)  # 1: kDLCPU
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{name} is a {type(x).__name__} of dtype {x.dtype} that cannot be read as an array: {error}. Give its values as float32 "
+            "in the memory of the host or of a CUDA device."
+        ) from error
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether x is a sparse matrix or array of SciPy or CuPy; imports neither."""
+    return hasattr(x, "toarray") and hasattr(x, "nnz")
+
+
+def sparse_refused(x: Any, name: str) -> InputError:
+    """The error for a sparse matrix where only dense rows will do."""
+    return InputError(
+        f"{name} is a sparse {type(x).__name__}, but dense rows are needed here. Use {name}.toarray(), or a map that takes sparse "
+        "rows: NTKSketch or HomogeneousSketch with leaves='count'."
+    )
 
 
 def require_float(x: Any, name: str = "x") -> Array:
@@ -148,12 +182,7 @@ def require_float(x: Any, name: str = "x") -> Array:
     Kernels and feature maps call this on their inputs. Workflows and estimators cast integers, bool and float16 first. Errors
     call the array `name`.
     """
-    if hasattr(x, "toarray") and hasattr(x, "nnz"):
-        raise InputError(
-            f"{name} is a sparse {type(x).__name__}, but dense rows are needed here. Use {name}.toarray(), or a map that takes sparse "
-            "rows: NTKSketch or HomogeneousSketch with leaves='count'."
-        )
-    x = as_array(x)
+    x = as_array(x, name)
     if x.dtype.name not in FLOAT_DTYPES:
         raise DtypeError(
             f"{name} has dtype {x.dtype}, but kernels and feature maps take float32 or float64. "

@@ -26,6 +26,10 @@ class InputError(UserError):
     """Arrays or parameters that a function cannot take: shapes, NaN rows, alpha <= 0."""
 
 
+class ArgumentError(InputError, TypeError):
+    """A keyword argument that an estimator does not have; the message has the nearest one."""
+
+
 class DtypeError(UserError, TypeError):
     """A dtype that numerics do not take: they accept float32 and float64."""
 

@@ -82,7 +82,9 @@ def _column(values: Any, name: str) -> Any:
         column = values
     else:
         try:
-            column = as_array(values)
+            column = as_array(values, name)
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"{name} is no array: its rows disagree ({error}). Give rows of one shape.") from error
     if column.ndim == 0:

@@ -52,6 +52,9 @@ class Rows(Protocol):
     def part_numbers(self) -> np.ndarray | None:
         """(n_total,) int16 part of each row; None when all rows are selected."""
 
+    def row_weights(self) -> np.ndarray | None:
+        """(n_total,) weight of each row; None when they have none."""
+
     def select(self, *parts: int) -> Self:
         """The same rows with other parts selected."""
 
@@ -115,6 +118,10 @@ class DatasetRows:
         """(n,) int16 part of each row, from this process's cache."""
         return None if self.parts_url is None else load_state(self.parts_url)[0][PART]
 
+    def row_weights(self) -> np.ndarray | None:
+        """(n,) weight of each row, read from the dataset."""
+        return self.dataset.weights(0, self.dataset.n)
+
     def select(self, *parts: int) -> DatasetRows:
         """The same dataset with other parts selected."""
         return replace(self, parts=parts)
@@ -138,7 +145,7 @@ class MemoryRows:
 
     Parameters
     ----------
-    x : array (n, *s)
+    x : array (n, *s), or SciPy CSR matrix (n, d)
         Rows.
     targets : array (n,) or (n, k), or None
         Labels or targets.
@@ -164,13 +171,13 @@ class MemoryRows:
     def __post_init__(self) -> None:
         for name in ("targets", "weights", "numbers"):
             value = getattr(self, name)
-            if value is not None and len(value) != len(self.x):
-                raise InputError(f"x has {len(self.x)} rows and {name} has {len(value)}; they must agree.")
+            if value is not None and len(value) != self.n_total:
+                raise InputError(f"x has {self.n_total} rows and {name} has {len(value)}; they must agree.")
 
     @property
     def n_total(self) -> int:
         """Rows of x."""
-        return len(self.x)
+        return int(self.x.shape[0])
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -185,6 +192,10 @@ class MemoryRows:
     def part_numbers(self) -> np.ndarray | None:
         """(n,) int16 part of each row."""
         return self.numbers
+
+    def row_weights(self) -> np.ndarray | None:
+        """(n,) weight of each row."""
+        return self.weights
 
     def select(self, *parts: int) -> MemoryRows:
         """The same arrays with other parts selected."""

@@ -11,7 +11,7 @@ import dataclasses
 import tempfile
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,8 @@ from ntkdask.arrays import device_memory_bytes, is_dask, is_device_array
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.dataset import require_labels
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
-from ntkdask.errors import InputError, nearest
+from ntkdask.datasets.sparse import SparseState
+from ntkdask.errors import ArgumentError, InputError, nearest
 from ntkdask.estimators.inputs import as_input, check_targets, check_weights, check_x, locate, numerics_dtype, to_memory
 from ntkdask.execution.progress import NUMERICS, Record
 from ntkdask.execution.site import Site
@@ -47,6 +48,11 @@ class WithParts(BaseEstimator):
     """An estimator with frozen parts, such as feature maps and kernels: set_params(part__name=...) replaces the part."""
 
     _parts: tuple[str, ...] = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # `__init__` would say as much of alpha= as that it is unexpected
+        _require_known(cls, kwargs)
+        return super().__new__(cls)
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters of the estimator and of its parts.
@@ -74,6 +80,7 @@ class WithParts(BaseEstimator):
                 nested[part][inner] = value
             else:
                 own[name] = value
+        _require_known(type(self), {name.partition("__")[0]: value for name, value in own.items()})
         super().set_params(**own)
         for part, changes in nested.items():
             held = getattr(self, part)
@@ -100,6 +107,14 @@ class WithParts(BaseEstimator):
         if "client" in state:
             state["client"] = None
         return state
+
+
+def _require_known(estimator: type[WithParts], given: Iterable[str]) -> None:
+    """ArgumentError for the first name that is no parameter of the estimator, with the nearest one."""
+    known = estimator._get_param_names()
+    for name in given:
+        if name not in known:
+            raise ArgumentError(f"{estimator.__name__} has no parameter {name!r}{nearest(name, known)}.")
 
 
 def _replaced(part: Any, changes: dict[str, Any]) -> Any:
@@ -151,12 +166,12 @@ class Source:
             return rows, []
 
         def numbers() -> np.ndarray:
-            return deal_inner(group_rows(rows, self.client), selection, n_groups, HOLDOUT, SEED)
+            return deal_inner(group_rows(rows, self.client), selection, n_groups, HOLDOUT, SEED, rows.row_weights())
 
         groups: list[tuple[int, ...]] = [(i,) for i in range(n_groups)]
         if isinstance(rows, MemoryRows):
             return replace(rows, numbers=numbers()), groups
-        assert isinstance(rows, DatasetRows)
+        assert isinstance(rows, (DatasetRows, SparseState))
         # tasks read a dataset's part numbers from a state; without a folder it is deleted after this fit
         states = (
             folder / "state"
@@ -176,6 +191,16 @@ class RidgeBase(WithParts):
     @abstractmethod
     def _takes_images(self, fitted: bool) -> bool:
         """Whether rows may have more than one axis; fitted: for the fitted model, else for the next fit."""
+
+    def _takes_sparse(self, fitted: bool) -> bool:
+        """Whether rows may be a SciPy sparse matrix; fitted: for the fitted model, else for the next fit."""
+        return False
+
+    def _checked(self, x: Any, fitted: bool) -> Any:
+        """Rows as `check_x` gives them, compared with those of the fit, or for the next fit."""
+        return check_x(
+            self, x, reset=not fitted, allow_images=self._takes_images(fitted), allow_sparse=self._takes_sparse(fitted)
+        )
 
     @abstractmethod
     def _recipe(self, source: Source, dtype: str) -> Recipe[Any]:
@@ -228,7 +253,7 @@ class RidgeBase(WithParts):
     def _scores(self, X: Any) -> np.ndarray:
         """(n, k) float64 outputs of the model."""
         check_is_fitted(self)
-        x = check_x(self, as_input(X), reset=False, allow_images=self._takes_images(fitted=True))
+        x = self._checked(as_input(X), fitted=True)
         if is_dask(x) and self.client is None:
             return np.concatenate([self._scores(x.blocks[i].compute()) for i in range(x.numblocks[0])])
         client = self.client
@@ -252,7 +277,7 @@ class RidgeBase(WithParts):
         x = as_input(X)
         if isinstance(x, Dataset) and y is None:
             require_kind(self, x)
-            x = check_x(self, x, reset=True, allow_images=self._takes_images(fitted=False))
+            x = self._checked(x, fitted=False)
             if sample_weight is not None:
                 raise InputError(
                     "a dataset brings its own weights: leave sample_weight out (write_dataset takes weights)."
@@ -261,7 +286,7 @@ class RidgeBase(WithParts):
         if isinstance(x, Dataset):
             raise InputError(f"dataset {x.url} brings its own targets: leave y out, or give arrays (dataset.x, y).")
         targets = check_targets(self, y, classes=classes)
-        x = check_x(self, x, reset=True, allow_images=self._takes_images(fitted=False))
+        x = self._checked(x, fitted=False)
         return x, targets, check_weights(sample_weight, len(targets))
 
 

@@ -17,9 +17,10 @@ from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from ntkdask.arrays import Array, as_array, is_dask, is_device_array, to_host
+from ntkdask.arrays import Array, as_array, is_dask, is_device_array, is_sparse, sparse_refused, to_host
 from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
+from ntkdask.datasets.sparse import SparseState, csr_rows, sparse_digest
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap, FeatureMapBase
 from ntkdask.features.fitting import DataDependentMap, learns
@@ -52,7 +53,7 @@ def numerics_dtype(x: Any) -> str:
     return "float32" if images or stored.name in ("float16", "float32") else "float64"
 
 
-def check_x(estimator: Any, x: Any, *, reset: bool, allow_images: bool) -> Any:
+def check_x(estimator: Any, x: Any, *, reset: bool, allow_images: bool, allow_sparse: bool = False) -> Any:
     """Check rows for an estimator.
 
     Parameters
@@ -65,10 +66,12 @@ def check_x(estimator: Any, x: Any, *, reset: bool, allow_images: bool) -> Any:
         True: the estimator is fitted to x. False: x must agree with the rows of the fit.
     allow_images : bool
         Whether rows may have more than one axis.
+    allow_sparse : bool
+        Whether x may be a SciPy sparse matrix.
 
     Returns
     -------
-    Dataset, dask array, CuPy array or NumPy array, (n, *s)
+    Dataset, dask array, CuPy array, NumPy array or CSR matrix, (n, *s)
 
     Raises
     ------
@@ -77,6 +80,13 @@ def check_x(estimator: Any, x: Any, *, reset: bool, allow_images: bool) -> Any:
     """
     if isinstance(x, Dataset):
         return _agreeing(estimator, x, reset, allow_images)
+    if is_sparse(x):
+        if not allow_sparse:
+            raise sparse_refused(x, "X")
+        x = csr_rows(validate_data(estimator, x, reset=reset, dtype="numeric", accept_sparse="csr"), "X")
+        if reset:
+            estimator._row_shape = x.shape[1:]
+        return x
     if not is_dask(x) and not is_device_array(x):
         if getattr(x, "ndim", 2) <= 2 or not allow_images:
             x = validate_data(estimator, x, reset=reset, dtype="numeric")
@@ -162,6 +172,11 @@ def locate(
     """
     if isinstance(x, Dataset):
         return DatasetRows(x.url, digest=x.digest), x.digest
+    if is_sparse(x):
+        check_consistent_length(x, targets)
+        if client is None or folder is None:
+            return MemoryRows(x, targets, weights), "" if folder is None else sparse_digest(x, targets, weights)
+        return SparseState.of(folder / "inputs", x, targets, weights), sparse_digest(x, targets, weights)
     if is_dask(x) and folder is None:
         x = check_array(x.compute(), allow_nd=True, dtype="numeric", input_name="X")
     if not is_dask(x):

@@ -18,7 +18,7 @@ from ntkdask.estimators.base import RidgeBase, Source, found_resources
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
 from ntkdask.execution.site import Site
 from ntkdask.kernels import NTK, Kernel
-from ntkdask.kernels.base import is_kernel
+from ntkdask.kernels.base import parts_of, require_kernel
 from ntkdask.networks import fully_connected
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
@@ -68,16 +68,18 @@ class _KernelRidge(RidgeBase):
     def intercept_(self) -> np.ndarray | float:
         """Intercept of every target, (n_targets,) or a number, float64; 0 without an intercept."""
         check_is_fitted(self)
-        return self._coefficients(self.model_.intercept)
+        return self._intercepts(self.model_.intercept)
 
     def _takes_images(self, fitted: bool) -> bool:
         return True
 
     def _recipe(self, source: Source, dtype: str) -> KernelRidgeRecipe:
         kernel = NTK(fully_connected(1)) if self.kernel is None else self.kernel
-        if not is_kernel(kernel):
+        parts = parts_of(require_kernel(kernel, type(self).__name__))
+        if parts:
             raise InputError(
-                f"{type(self).__name__}: kernel is {kernel!r}; give one of ntkdask.kernels, such as RBF(0.1)."
+                f"{type(self).__name__}: {type(kernel).__name__} gives {' and '.join(parts)} in one call. Fit NNGP(network) or "
+                "NTK(network)."
             )
         alphas: Any = self.alphas
         options = KernelRidgeOptions(
@@ -97,6 +99,9 @@ class _KernelRidge(RidgeBase):
 
     def _coefficients(self, values: np.ndarray) -> Any:
         raise NotImplementedError
+
+    def _intercepts(self, values: np.ndarray) -> Any:
+        return self._coefficients(values)
 
 
 class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
@@ -226,7 +231,7 @@ class KernelRidgeRegressor(RegressorPart, _KernelRidge):
         Coefficients β of the training rows; (n,) for one target. The rows are in the order of the fit: with selection "kfold" or
         "holdout" group after group.
     intercept_ : array (n_targets,), float64, or float
-        Intercept b; a number for one target, 0 without an intercept.
+        Intercept b; a number for y (n,), an array (1,) for y (n, 1), 0 without an intercept.
     model_ : KernelRidgeModel
         Preprocessing, kernel, training rows and coefficients of the fit.
     solver_ : str

@@ -177,11 +177,14 @@ class RegressorPart(RegressorMixin, RidgeBase):
     def _set_targets(self, shape: tuple[int, ...]) -> int:
         """Remember the shape of a row's targets, () for a single one as scikit-learn's Ridge does; return their number."""
         count = int(np.prod(shape, dtype=int))
-        self._target_shape = () if count == 1 else shape
+        self._target_shape, self._column_of_targets = () if count == 1 else shape, bool(shape)
         return count
 
     def _coefficients(self, values: np.ndarray) -> np.ndarray | float:
         return values if self._target_shape else values[0]
+
+    def _intercepts(self, values: np.ndarray) -> np.ndarray | float:
+        return values if self._column_of_targets else values[0]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -12,7 +12,7 @@ from ntkdask.datasets.rows import Rows
 from ntkdask.estimators.base import RidgeBase, Source, found_resources
 from ntkdask.estimators.inputs import fitted_here
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
-from ntkdask.features.base import FeatureMap
+from ntkdask.features.base import FeatureMap, require_map, takes_sparse
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.workflows.ridge.options import RidgeOptions
 from ntkdask.workflows.ridge.recipe import RidgeRecipe, predictions_plan
@@ -51,13 +51,23 @@ class _Ridge(RidgeBase):
     def intercept_(self) -> np.ndarray | float:
         """Intercept of every target, (n_targets,) or a number, float64; 0 without an intercept."""
         check_is_fitted(self)
-        return self._coefficients(self.model_.intercept)
+        return self._intercepts(self.model_.intercept)
 
     def _takes_images(self, fitted: bool) -> bool:
         return (self.model_.map if fitted else self.features) is not None
 
+    def _takes_sparse(self, fitted: bool) -> bool:
+        return takes_sparse(self.model_.map if fitted else self.features)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = takes_sparse(self.features)
+        return tags
+
     def _recipe(self, source: Source, dtype: str) -> RidgeRecipe:
-        options = RidgeOptions(tuple(np.atleast_1d(self.alphas)), self.fit_intercept, self.selection, self.solver)
+        if self.features is not None:
+            require_map(self.features, f"{type(self).__name__}: features")
+        options = RidgeOptions(self.alphas, self.fit_intercept, self.selection, self.solver)  # type: ignore[arg-type]
         return RidgeRecipe(fitted_here(self.features, source.x, source.targets, dtype), options)
 
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
@@ -65,6 +75,9 @@ class _Ridge(RidgeBase):
 
     def _coefficients(self, values: np.ndarray) -> Any:
         raise NotImplementedError
+
+    def _intercepts(self, values: np.ndarray) -> Any:
+        return self._coefficients(values)
 
 
 class RidgeClassifier(ClassifierPart, _Ridge):
@@ -175,7 +188,7 @@ class RidgeRegressor(RegressorPart, _Ridge):
     coef_ : array (n_targets, n_components), float64
         Weights of the features; (n_components,) for one target, as in scikit-learn's Ridge.
     intercept_ : array (n_targets,), float64, or float
-        Intercept of every target; a number for one target, 0 without an intercept.
+        Intercept of every target; a number for y (n,), an array (1,) for y (n, 1), 0 without an intercept.
     model_ : RidgeModel
         Preprocessing, map and weights of the fit.
     n_features_in_ : int

@@ -11,7 +11,7 @@ from ntkdask.arrays import Array, is_dask
 from ntkdask.datasets import Dataset
 from ntkdask.estimators.base import WithParts
 from ntkdask.estimators.inputs import as_input, check_x, fitted_map, numerics_dtype, prepared
-from ntkdask.features.base import FeatureMap
+from ntkdask.features.base import FeatureMap, require_map, takes_sparse
 from ntkdask.planning.tiles import Plan
 from ntkdask.workflows.featurize import featurize
 
@@ -74,7 +74,11 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, With
         InputError
             For targets that the map needs and that are missing, or that are given beside a dataset.
         """
-        x = check_x(self, as_input(X), reset=True, allow_images=self.map is not None)
+        if self.map is not None:
+            require_map(self.map, f"{type(self).__name__}: map")
+        x = check_x(
+            self, as_input(X), reset=True, allow_images=self.map is not None, allow_sparse=takes_sparse(self.map)
+        )
         self.map_ = fitted_map(self.map, x, y, numerics_dtype(x))
         self._n_features_out = self.n_features_in_ if self.map_ is None else self.map_.n_components
         return self
@@ -93,7 +97,9 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, With
             NumPy or CuPy as X is; a lazy dask array for dask arrays and datasets.
         """
         check_is_fitted(self)
-        x = check_x(self, as_input(X), reset=False, allow_images=self.map_ is not None)
+        x = check_x(
+            self, as_input(X), reset=False, allow_images=self.map_ is not None, allow_sparse=takes_sparse(self.map_)
+        )
         dtype = numerics_dtype(x)
         if isinstance(x, Dataset) or is_dask(x):
             if self.map_ is None:
@@ -104,5 +110,6 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, With
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = takes_sparse(self.map)
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

@@ -122,6 +122,11 @@ class HomogeneousSketch(FeatureMapBase):
         shares = tuple(self.polynomial[list(degrees)].tolist())
         return DotProductSketch(degrees, shares, self.n_components, self.seed, ("homogeneous",), self.leaves)
 
+    @property
+    def takes_sparse(self) -> bool:
+        """Whether rows may be a SciPy sparse matrix: with leaves="count"."""
+        return self.leaves == "count"
+
     def __call__(self, x: Any) -> Array:
         """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype.
 

@@ -185,6 +185,11 @@ class NTKSketch(FeatureMapBase):
         exact = kernel_of_cosine(self.network, points)
         return float(np.abs(self._truncated(points) - exact).max() / exact[-1])
 
+    @property
+    def takes_sparse(self) -> bool:
+        """Whether rows may be a SciPy sparse matrix: with leaves="count"."""
+        return self.leaves == "count"
+
     def __call__(self, x: Any) -> Array:
         """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype.
 

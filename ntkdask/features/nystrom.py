@@ -18,7 +18,7 @@ from ntkdask.arrays import Array, is_device_array, namespace, require_float, req
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import require_components
 from ntkdask.features.fitting import DataDependentMap, Learned, Sums, Training, TrainingBatch
-from ntkdask.kernels.base import Kernel, is_kernel
+from ntkdask.kernels.base import Kernel, require_kernel
 from ntkdask.registry import register
 
 LANDMARKS = ("uniform", "leverage", "kmeans++")
@@ -86,8 +86,7 @@ class Nystrom(DataDependentMap):
 
     def __post_init__(self) -> None:
         require_components(self.n_components)
-        if not is_kernel(self.kernel):
-            raise InputError(f"Nystrom: kernel is {self.kernel!r}; give an exact kernel, for example RBF(0.1).")
+        require_kernel(self.kernel, "Nystrom")
         if self.landmarks not in LANDMARKS:
             raise InputError(f"unknown landmarks {self.landmarks!r}{nearest(str(self.landmarks), LANDMARKS)}")
 

@@ -52,7 +52,8 @@ def stored_parts(folder: Path) -> np.ndarray:
 
 def _deal(job: TrainingJob, plan: Any, site: Site) -> str:
     """Deal the rows and store their part numbers; the url of the state."""
-    groups = group_rows(DatasetRows(job.train.url, digest=job.train.digest), site.client)
+    rows = DatasetRows(job.train.url, digest=job.train.digest)
+    groups, weights = group_rows(rows, site.client), rows.row_weights()
     outer = np.zeros(len(groups), np.int16)
     if job.split is not None and job.split.folds:
         outer = deal(groups, job.split.folds, shuffle=job.split.shuffle, seed=job.seed, path=("split", "outer"))
@@ -65,7 +66,8 @@ def _deal(job: TrainingJob, plan: Any, site: Site) -> str:
     inner = np.zeros(len(groups), np.int16)
     count = job.recipe.n_groups(plan, job.inner_folds)
     if count > 1:
-        inner[kept] = deal_inner(groups[kept], job.recipe.selection(plan), count, job.holdout, job.seed)
+        weights = None if weights is None else weights[kept]
+        inner[kept] = deal_inner(groups[kept], job.recipe.selection(plan), count, job.holdout, job.seed, weights)
     return save_state(site.states, state_of(np.where(kept, outer * count + inner, LEFT_OUT)))
 
 

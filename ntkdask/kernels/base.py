@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float
 from ntkdask.errors import InputError
+from ntkdask.networks import Network
 
 
 @runtime_checkable
@@ -67,8 +68,29 @@ class KernelBase:
 
 
 def is_kernel(thing: Any) -> bool:
-    """Whether `thing` is a kernel, this package's or a user's: an object, not a class, that computes and says what memory it takes."""
-    return not isinstance(thing, type) and callable(thing) and hasattr(thing, "workspace_bytes")
+    """Whether `thing` is a kernel, this package's or a user's: an object, not a class, that computes and says what memory it takes.
+
+    Feature maps do that, too, but of one set of rows; they are told apart by their components.
+    """
+    computes = not isinstance(thing, type) and callable(thing) and hasattr(thing, "workspace_bytes")
+    return computes and not hasattr(thing, "n_components")
+
+
+def require_kernel(thing: Any, where: str) -> Any:
+    """`thing` itself where it is a kernel; InputError, which begins with `where` and says what to give in its place, otherwise."""
+    if is_kernel(thing):
+        return thing
+    found, advice = repr(thing), "such as NTK(network) or RBF(0.1)"
+    if isinstance(thing, type):
+        found, advice = f"the class {thing.__name__}", "an object and not its class, such as NTK(network) or RBF(0.1)"
+    elif isinstance(thing, Network):
+        found, advice = "a Network", "NTK(network) or NNGP(network)"
+    elif hasattr(thing, "n_components") and hasattr(thing, "workspace_bytes"):
+        found = f"the feature map {type(thing).__name__}"
+        advice = "such as the map's `target`, or fit ridge on its features with RidgeClassifier or RidgeRegressor"
+    elif hasattr(thing, "get_params"):
+        found = f"a {type(thing).__name__}"
+    raise InputError(f"{where}: kernel is {found}; give one of ntkdask.kernels, {advice}.")
 
 
 def completed(kernel: Any) -> Kernel:

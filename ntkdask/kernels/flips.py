@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ntkdask.arrays import Array, namespace, require_float
 from ntkdask.errors import InputError
 from ntkdask.kernels.arccosine import ArcCosine
-from ntkdask.kernels.base import Kernel, KernelBase, completed, is_kernel, parts_of
+from ntkdask.kernels.base import Kernel, KernelBase, completed, parts_of, require_kernel
 from ntkdask.kernels.neural import NNGP, NTK
 from ntkdask.kernels.rbf import RBF
 from ntkdask.networks import AvgPool, Conv, Layer, Residual
@@ -60,9 +60,7 @@ class FlipAveraged(KernelBase):
 
     def __post_init__(self) -> None:
         kernel = self.kernel
-        if not is_kernel(kernel):
-            raise InputError(f"FlipAveraged: kernel is {kernel!r}; give one of ntkdask.kernels, such as NTK(network).")
-        parts = parts_of(kernel)
+        parts = parts_of(require_kernel(kernel, "FlipAveraged"))
         if parts:
             raise InputError(
                 f"FlipAveraged: {type(kernel).__name__} gives {' and '.join(parts)} in one call. Average NNGP(network) and "

@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,15 @@ class Examples:
     def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """A copy of some rows, in the layout that the module takes, and their targets; the module may write to the copy."""
         return as_tensor(self.x[chosen], layout=self.layout), self.targets[chosen]
+
+
+def require_module(module: Any) -> None:
+    """InputError unless the module is an object of torch.nn.Module, which training writes to."""
+    if not isinstance(module, torch.nn.Module):
+        found = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise InputError(
+            f"train: module is {found}; give a torch.nn.Module, such as ResNet18().build() or FiniteNetwork(...).build()."
+        )
 
 
 class Training:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ntkdask import registry
-from ntkdask.arrays import FLOAT_DTYPES, Array, as_array, is_device_array, namespace, require_rows, to_host
+from ntkdask.arrays import FLOAT_DTYPES, Array, as_array, is_device_array, is_sparse, namespace, require_rows, to_host
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.preprocessing.statistics import Moments, SecondMoments
 from ntkdask.preprocessing.steps import KIND, State, Statistics, Step, parse_steps
@@ -73,6 +73,8 @@ class FittedPreprocessor:
 
     def __call__(self, raw: Array) -> Array:
         """The preprocessed rows: a new array, or `raw` itself when there is nothing to do. `raw` is never changed."""
+        if is_sparse(raw):
+            return self._sparse(raw)
         raw = self._require_raw(raw)
         x, out = raw, None
         if not self._ready(raw, self.steps[0] if self.steps else None):
@@ -165,6 +167,16 @@ class FittedPreprocessor:
                 "Pass the images as uint8."
             )
         return raw
+
+    def _sparse(self, raw: Any) -> Any:
+        """Sparse rows, cast; InputError where a step would have to change their zeros."""
+        if self.steps:
+            raise InputError(
+                f"sparse rows are not preprocessed by {self.steps[0]}. Use dense rows, or no preprocessing."
+            )
+        if raw.shape[1:] != self.row_shape:
+            raise InputError(f"rows have shape {raw.shape[1:]}, but the preprocessing is for rows of {self.row_shape}.")
+        return raw if raw.dtype == self.dtype else raw.astype(self.dtype)
 
     def _ready(self, raw: Array, first: Step | None) -> bool:
         """Whether `first` may read raw as it is: already of dtype, or centred in float64 before it is rounded."""

@@ -10,7 +10,7 @@ from ntkdask import seeds
 from ntkdask.arrays import is_dask
 from ntkdask.datasets import Dataset
 from ntkdask.errors import InputError
-from ntkdask.features.base import FeatureMap
+from ntkdask.features.base import FeatureMap, require_map
 from ntkdask.features.quality import ApproximationError, map_error
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.workflows.sources import as_source
@@ -61,6 +61,7 @@ def approximation_error(
     """
     if isinstance(n_rows, bool) or not isinstance(n_rows, int) or n_rows < 1:
         raise InputError(f"n_rows is {n_rows!r}, expected an integer >= 1.")
+    require_map(map, "approximation_error: map")
     source = as_source(x)
     rows = source.x if isinstance(source, Dataset) else source
     n = int(rows.shape[0])

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from ntkdask import registry
-from ntkdask.arrays import Array, to_host
+from ntkdask.arrays import Array, is_sparse, to_host
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.rows import Rows
 from ntkdask.errors import MemoryBudgetError
 from ntkdask.execution.progress import Listener
 from ntkdask.execution.site import Site
-from ntkdask.features.base import FeatureMap
+from ntkdask.features.base import FeatureMap, require_map, takes_sparse
 from ntkdask.features.fitting import FittedMap, require_fitted
 from ntkdask.planning.resources import BASE_BYTES
 from ntkdask.planning.tiles import Plan, Tile, largest_rows, row_tiles
@@ -25,7 +25,7 @@ from ntkdask.store import Receipt, TileStore
 from ntkdask.wording import format_bytes
 from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.sources import as_source, rows_of
-from ntkdask.workflows.stream import FeatureStream, store_map
+from ntkdask.workflows.stream import FeatureStream, require_finite, store_map
 
 TILE_BYTES = 64 * 2**20
 """Features of a tile, at most, where no number of rows is requested."""
@@ -94,12 +94,12 @@ def featurize(
     (5, 64)
     """
     plan = plan or Plan()
-    require_fitted(map)
+    require_fitted(require_map(map, "featurize: map"))
     if url is None:
         return _lazy(map, x, plan)
     site = Site.at(url, client, listener)
     path = site.home
-    rows, digest = rows_of(x, path.with_name(path.name + ".inputs"), client is not None)
+    rows, digest = rows_of(x, path.with_name(path.name + ".inputs"), client is not None, sparse=takes_sparse(map))
     dtype = plan.dtype or ("float64" if rows.dtype == "float64" else "float32")
     tile_rows = _stored_tile_rows(map, rows, dtype, plan, site)
     store = TileStore.create(
@@ -124,9 +124,11 @@ def featurize(
 def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
     import dask.array as da
 
-    x = as_source(x)
+    x = as_source(x, sparse=takes_sparse(map))
     if isinstance(x, Dataset):
         x = x.x
+    if is_sparse(x):
+        return _lazy_of_sparse(map, x, plan)
     if not isinstance(x, da.Array):
         rows = plan.tile_rows or _tile_rows(map, x.shape[1:], len(x), 4, plan.memory_bytes)
         x = da.from_array(x, chunks=(rows, *x.shape[1:]))
@@ -144,6 +146,23 @@ def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
         name=None,
         meta=np.empty((0, map.n_components), dtype),
     )
+
+
+def _lazy_of_sparse(map: FeatureMap, x: Any, plan: Plan) -> Any:
+    """Blocks of the features of a CSR matrix, whose rows dask has no array of."""
+    import dask.array as da
+    from dask import delayed
+
+    require_finite(x, np.arange(x.shape[0]))
+    dtype = plan.dtype or ("float64" if x.dtype == np.float64 else "float32")
+    size = plan.tile_rows or _tile_rows(map, x.shape[1:], x.shape[0], np.dtype(dtype).itemsize, plan.memory_bytes)
+    cast = FittedPreprocessor.for_rows(x.shape[1:], x.dtype, dtype)
+    compute = delayed(lambda rows: map(cast(rows)), pure=False)
+    blocks = []
+    for start in range(0, x.shape[0], size):
+        rows = x[start : start + size]
+        blocks.append(da.from_delayed(compute(rows), (rows.shape[0], map.n_components), dtype))
+    return da.concatenate(blocks)
 
 
 def _stored_tile_rows(map: FeatureMap, rows: Rows, dtype: str, plan: Plan, site: Site) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,19 @@ def score_name(selection: str) -> str:
     'leave-one-out MSE'
     """
     return SELECTION_SCORES[selection]
+
+
+def flat_alphas(given: Any) -> tuple[float, ...]:
+    """A number, or a flat sequence or array of numbers, as floats; InputError for text, bool, nested sequences and anything else."""
+    single = isinstance(given, numbers.Real) or getattr(given, "ndim", None) == 0
+    values = [given] if single else list(given) if isinstance(given, Sequence) or hasattr(given, "ndim") else None
+    if values is None or isinstance(given, (str, bytes)) or getattr(given, "ndim", 1) > 1:
+        raise InputError(f"alphas is {given!r}; expected a number or a list of numbers.")
+    values = [v.item() if getattr(v, "ndim", None) == 0 else v for v in values]
+    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, numbers.Real)]
+    if wrong:
+        raise InputError(f"alphas is {given!r}; expected a number or a list of numbers, and {wrong[0]!r} is none.")
+    return tuple(float(v) for v in values)
 
 
 def score_path(

@@ -14,9 +14,10 @@ from uuid import uuid4
 
 import numpy as np
 
-from ntkdask.arrays import as_array, is_dask, to_host
+from ntkdask.arrays import as_array, is_dask, is_sparse, to_host
 from ntkdask.datasets import Dataset, open_dataset, write_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
+from ntkdask.datasets.sparse import SparseState, csr_rows, sparse_digest
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.files import remove
 from ntkdask.planning.tiles import Plan
@@ -26,8 +27,8 @@ from ntkdask.solvers.linearized import one_hot
 from ntkdask.states import content_digest
 
 
-def as_source(x: Any, name: str = "x") -> Any:
-    """x as a Dataset (urls are opened), a dask array, or a NumPy or CuPy array (n, *s) with n >= 1.
+def as_source(x: Any, name: str = "x", *, sparse: bool = False) -> Any:
+    """x as a Dataset (urls are opened), a dask array, or a NumPy or CuPy array (n, *s) with n >= 1; sparse: or a CSR matrix.
 
     Raises InputError where it has no rows, DtypeError where it holds no real numbers; `name` stands for x in errors.
     """
@@ -35,8 +36,10 @@ def as_source(x: Any, name: str = "x") -> Any:
         x = open_dataset(x)
     if isinstance(x, Dataset):
         return x
+    if sparse and is_sparse(x):
+        return csr_rows(x, name)
     if not is_dask(x):
-        x = as_array(x)
+        x = as_array(x, name)
     if x.ndim < 2 or not x.shape[0]:
         raise InputError(f"{name} has shape {x.shape}; expected (n, ...) with at least one row.")
     if math.isnan(x.shape[0]):
@@ -51,7 +54,7 @@ def row_shape_of(source: Any) -> tuple[int, ...]:
     return source.row_shape if isinstance(source, Dataset) else tuple(source.shape[1:])
 
 
-def rows_of(x: Any, folder: Path, on_cluster: bool, name: str = "x") -> tuple[Rows, str]:
+def rows_of(x: Any, folder: Path, on_cluster: bool, name: str = "x", *, sparse: bool = False) -> tuple[Rows, str]:
     """Put rows where tasks can read them.
 
     Parameters
@@ -64,15 +67,19 @@ def rows_of(x: Any, folder: Path, on_cluster: bool, name: str = "x") -> tuple[Ro
         Whether tasks run in other processes.
     name : str
         Stands for x in errors.
+    sparse : bool
+        Whether SciPy sparse matrices are taken.
 
     Returns
     -------
     (Rows, str)
         The rows, and the digest of their content.
     """
-    source = as_source(x, name)
+    source = as_source(x, name, sparse=sparse)
     if isinstance(source, Dataset):
         return DatasetRows(source.url, digest=source.digest), source.digest
+    if is_sparse(source):
+        return SparseState.of(folder, source) if on_cluster else MemoryRows(source), sparse_digest(source)
     if not is_dask(source):
         source = to_host(source)
         if not on_cluster:

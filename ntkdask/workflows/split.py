@@ -7,12 +7,15 @@ are dealt. Folds of `selection="kfold"` are dealt in the same way within the tra
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ntkdask import seeds
+from ntkdask.arrays import is_sparse
 from ntkdask.datasets.rows import PART, Rows
 from ntkdask.errors import InputError
 from ntkdask.execution.map_reduce import map_tiles
@@ -35,9 +38,18 @@ class _HashTask:
     def __call__(self, tile: Tile) -> np.ndarray:
         out = np.empty(tile.rows, np.uint64)
         for batch in self.rows.batches(tile.start, tile.stop, 1024):
-            for number, row in zip(batch.numbers, np.ascontiguousarray(batch.x), strict=True):
-                out[number - tile.start] = int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest())
+            for number, row in zip(batch.numbers, _bytes_of_rows(batch.x), strict=True):
+                out[number - tile.start] = int.from_bytes(hashlib.blake2b(row, digest_size=8).digest())
         return out
+
+
+def _bytes_of_rows(x: Any) -> Iterator[bytes]:
+    """The bytes of every row; of a sparse one those of its columns and values."""
+    if not is_sparse(x):
+        yield from (row.tobytes() for row in np.ascontiguousarray(x))
+        return
+    for start, stop in pairwise(x.indptr):
+        yield x.indices[start:stop].astype(np.int64).tobytes() + x.data[start:stop].tobytes()
 
 
 def group_rows(rows: Rows, client: Any = None) -> np.ndarray:
@@ -117,8 +129,43 @@ def keep(parts: np.ndarray, part: int, count: int | None, seed: int) -> np.ndarr
     return out
 
 
-def deal_inner(groups: np.ndarray, selection: str, n_folds: int, fraction: float, seed: int) -> np.ndarray:
-    """(n,) int16 parts for choosing alpha: `n_folds` folds for "kfold"; for "holdout" 1 for the held-out `fraction`, else 0."""
+def deal_inner(
+    groups: np.ndarray, selection: str, n_folds: int, fraction: float, seed: int, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Parts of training rows for choosing alpha.
+
+    Parameters
+    ----------
+    groups : array (n,)
+        Group of every row.
+    selection : {"kfold", "holdout"}
+        "kfold" deals `n_folds` folds, "holdout" part 1 to the held-out rows and 0 to the others.
+    n_folds : int
+        Number of folds.
+    fraction : float
+        Share of the rows that "holdout" holds out.
+    seed : int
+        Of the order.
+    weights : array (n,) or None
+        Rows of weight 0 are dealt last: all to part 0, where they change nothing. None: no weight is 0.
+
+    Returns
+    -------
+    array (n,), int16
+        Part of every row.
+
+    Raises
+    ------
+    InputError
+        For fewer groups (with positive weight) than parts.
+    """
+    if weights is not None and not np.all(weights > 0):
+        parts, positive = np.zeros(len(groups), np.int16), np.asarray(weights) > 0
+        try:
+            parts[positive] = deal_inner(groups[positive], selection, n_folds, fraction, seed)
+        except InputError as error:
+            raise InputError(f"of the rows of positive weight, {error}") from error
+        return parts
     path: seeds.Path = ("split", "inner")
     if selection == "kfold":
         return deal(groups, n_folds, shuffle=True, seed=seed, path=path)

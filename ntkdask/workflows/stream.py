@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ntkdask.arrays import Array, namespace, to_device, to_host
+from ntkdask.arrays import Array, is_sparse, namespace, to_device, to_host
 from ntkdask.cache import shared
 from ntkdask.datasets.rows import Batch, Rows, selected_count
 from ntkdask.errors import InputError
@@ -97,7 +97,8 @@ class FeatureStream:
         return found[0] if len(found) == 1 else namespace(found[0]).concatenate(found)
 
     def _preprocessed(self, preprocess: FittedPreprocessor, batch: Batch, name: str = "x") -> Array:
-        x = preprocess(to_device(np.asarray(batch.x), self.device))
+        raw = batch.x if is_sparse(batch.x) else to_device(np.asarray(batch.x), self.device)
+        x = preprocess(raw)
         require_finite(x, batch.numbers, name)
         return x
 
@@ -106,7 +107,7 @@ class FeatureStream:
     ) -> Featured:
         x = self._preprocessed(preprocess, batch)
         phi = x.reshape(x.shape[0], -1) if feature_map is None else feature_map(x)
-        if isinstance(phi, np.ndarray) and np.may_share_memory(phi, batch.x):
+        if isinstance(phi, np.ndarray) and not is_sparse(batch.x) and np.may_share_memory(phi, batch.x):
             phi = phi.copy()  # the accumulator scales by weights in place, which must not change the user's array
         y = None if not with_targets or batch.targets is None else to_device(self._encoded(batch), self.device)
         weights = None if batch.weights is None else to_device(np.asarray(batch.weights, np.float64), self.device)
@@ -151,8 +152,11 @@ def load_map(url: str) -> FeatureMap:
 
 def require_finite(x: Array, numbers: np.ndarray, name: str = "x") -> None:
     """InputError naming the first rows that are not finite by their numbers in the dataset."""
-    xp = namespace(x)
-    finite = to_host(xp.isfinite(x).reshape(x.shape[0], -1).all(axis=1))
+    if is_sparse(x):
+        finite = np.ones(x.shape[0], bool)
+        finite[np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))[~np.isfinite(x.data)]] = False
+    else:
+        finite = to_host(namespace(x).isfinite(x).reshape(x.shape[0], -1).all(axis=1))
     if not finite.all():
         raise InputError(
             f"{name} has NaN or infinite values in {name_rows(numbers[~finite])}. Remove these rows or fill in the values."

@@ -339,8 +339,8 @@ def test_device_agrees_with_host(landmarks):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kernel": "rbf"}, r"kernel is 'rbf'; give an exact kernel"),
-        ({"kernel": RBF}, "kernel is <class"),
+        ({"kernel": "rbf"}, r"kernel is 'rbf'; give one of ntkdask.kernels"),
+        ({"kernel": RBF}, "kernel is the class RBF"),
         ({"landmarks": "leverag"}, "unknown landmarks 'leverag'; did you mean 'leverage'"),
         ({"landmarks": None}, "unknown landmarks None"),
         ({"n_components": 0}, "n_components is 0"),

@@ -14,13 +14,22 @@ import numpy as np
 import scipy.fft
 
 from ntkdask import seeds, threads
-from ntkdask.arrays import Array, cuda_module, flatten_rows, is_device_array, namespace, require_float, to_device
+from ntkdask.arrays import (
+    Array,
+    cuda_module,
+    flatten_rows,
+    is_device_array,
+    is_sparse,
+    namespace,
+    require_float,
+    to_device,
+)
 from ntkdask.cache import shared
 from ntkdask.compiled import compiled_as_written
 from ntkdask.errors import InputError
 from ntkdask.features.base import require_components, row_blocks
 from ntkdask.features.sketching.operands import checked_out, over_rows, row_memory, unit_stride
-from ntkdask.features.sketching.sparse_rows import SparseRows, is_sparse, sparse_rows
+from ntkdask.features.sketching.sparse_rows import SparseRows, sparse_rows
 
 CUDA_THREADS = 256
 

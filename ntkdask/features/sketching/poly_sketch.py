@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ntkdask import seeds, threads
-from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float, to_device
+from ntkdask.arrays import Array, flatten_rows, is_device_array, is_sparse, namespace, require_float, to_device
 from ntkdask.cache import shared
 from ntkdask.errors import InputError
 from ntkdask.features.base import require_components, row_blocks
@@ -37,7 +37,7 @@ from ntkdask.features.sketching.poly_program import (
     program,
 )
 from ntkdask.features.sketching.poly_tables import Tables, samples_of_e1
-from ntkdask.features.sketching.sparse_rows import SparseRows, is_sparse, sparse_rows
+from ntkdask.features.sketching.sparse_rows import SparseRows, sparse_rows
 
 DEVICE_BLOCK_BYTES = 2**28
 """Bytes of the vectors of one block of rows on a GPU."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from ntkdask.arrays import FLOAT_DTYPES
 from ntkdask.errors import DtypeError, InputError
@@ -61,11 +60,6 @@ class SparseRows:
         part = slice(self.starts[start], self.starts[stop])
         starts = self.starts[start : stop + 1] - self.starts[start]
         return SparseRows(self.data[part], self.columns[part], starts, (stop - start, self.shape[1]))
-
-
-def is_sparse(x: Any) -> bool:
-    """Whether x is a SciPy sparse matrix or array."""
-    return sparse.issparse(x)
 
 
 def sparse_rows(x: Any, name: str = "x") -> SparseRows:

@@ -122,8 +122,9 @@ def train(
     threads).
     """
     require_torch("train")
-    from ntkdask.modules.training import Training
+    from ntkdask.modules.training import Training, require_module
 
+    require_module(module)
     protocol = protocol or TrainingProtocol()
     if isinstance(resume_every, bool) or not isinstance(resume_every, int) or resume_every < 1:
         raise InputError(f"train: resume_every is {resume_every!r}, expected a number of epochs >= 1.")

@@ -19,7 +19,7 @@ from ntkdask.datasets import Dataset
 from ntkdask.errors import InputError
 from ntkdask.execution.progress import Listener
 from ntkdask.execution.site import Site
-from ntkdask.kernels.base import Kernel, completed, is_kernel, parts_of
+from ntkdask.kernels.base import Kernel, completed, parts_of, require_kernel
 from ntkdask.matrices.stored import StoredMatrix
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor
@@ -222,11 +222,12 @@ def stored_kernel_matrix(kernel: Kernel, x: Any, y: Any, plan: Plan, site: Site)
 
 def _described(kernel: Any) -> Any:
     """The kernel as its fingerprint keeps it; InputError for what is no kernel."""
+    require_kernel(kernel, "kernel_matrix")
     try:
         config = registry.to_config(kernel)
     except TypeError as error:
         raise InputError(f"kernel_matrix: kernel is {kernel!r}; give one of ntkdask.kernels ({error}).") from error
-    if not isinstance(config, dict) or "type" not in config or not is_kernel(kernel):
+    if not isinstance(config, dict) or "type" not in config:
         raise InputError(f"kernel_matrix: kernel is {kernel!r}; give one of ntkdask.kernels, for example NTK(network).")
     return config
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask.errors import InputError, nearest
-from ntkdask.workflows.selection import SELECTIONS
+from ntkdask.workflows.selection import SELECTIONS, flat_alphas
 
 SOLVERS = ("auto", "eigh", "cholesky", "tiled_cholesky", "cg")
 DENSE = ("eigh", "cholesky")
@@ -51,11 +51,8 @@ class KernelRidgeOptions:
     max_iterations: int = 1000
 
     def __post_init__(self) -> None:
-        try:
-            (alphas,) = np.atleast_2d(np.asarray(self.alphas, dtype=float)).tolist()
-        except (TypeError, ValueError) as error:
-            raise InputError(f"alphas is {self.alphas!r}; expected a number or a list of numbers.") from error
-        object.__setattr__(self, "alphas", tuple(alphas))
+        alphas = flat_alphas(self.alphas)
+        object.__setattr__(self, "alphas", alphas)
         if not alphas or not all(a >= 0 and np.isfinite(a) for a in alphas):
             raise InputError(f"alphas are {self.alphas}; expected at least one, none negative, all finite.")
         for name, value, names in (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask.errors import InputError, nearest
-from ntkdask.workflows.selection import SELECTIONS, score_name
+from ntkdask.workflows.selection import SELECTIONS, flat_alphas, score_name
 
 SOLVERS = ("auto", "eigh", "tridiagonal", "cholesky")
 
@@ -41,7 +41,7 @@ class RidgeOptions:
     solver: str = "auto"
 
     def __post_init__(self) -> None:
-        alphas = tuple(float(a) for a in np.atleast_1d(np.asarray(self.alphas, dtype=float)))
+        alphas = flat_alphas(self.alphas)
         object.__setattr__(self, "alphas", alphas)
         if not alphas or not all(a > 0 and np.isfinite(a) for a in alphas):
             raise InputError(f"alphas are {alphas}; expected at least one, all positive and finite.")

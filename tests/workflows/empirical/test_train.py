@@ -338,6 +338,12 @@ class TestBadInput:
         assert protocol.checkpoints == (0, 5)
         assert registry.from_config(json.loads(json.dumps(registry.to_config(protocol))), "protocol") == protocol
 
+    @pytest.mark.parametrize("module", [nn.Linear, fully_connected(1), "ResNet18"])
+    def test_what_is_no_module(self, module, tmp_path):
+        with pytest.raises(InputError, match=r"train: module is .*; give a torch\.nn\.Module"):
+            train(module, np.zeros((4, 3), np.float32), np.arange(4) % 2, tmp_path)
+        assert not list(tmp_path.iterdir())
+
     @pytest.mark.parametrize(
         ("targets", "said"),
         [
