@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ def lazy_names(
     Returns
     -------
     tuple of two callables
-        `__getattr__`, which raises AttributeError for a name that is not listed, and `__dir__`.
+        `__getattr__`, which raises AttributeError for a name that is not listed, and `__dir__`, which lists the public names alone.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 
@@ -44,6 +43,6 @@ def lazy_names(
         return getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *home_of, *submodules})
+        return sorted({*home_of, *submodules})
 
     return get, names

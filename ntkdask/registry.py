@@ -17,12 +17,15 @@ from ntkdask.errors import InputError, JobError, nearest
 
 T = TypeVar("T", bound=type)
 
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a field that a class got after its first release: configurations and fingerprints leave it out at its default."""
+
 _classes: dict[str, type] = {}
 _kinds: dict[str, str] = {}
 _describers: dict[str, Callable[[Any], Any]] = {}
 
 
-def register(kind: str) -> Any:
+def register(kind: str) -> Callable[[T], T]:
     """Class decorator: register a dataclass under its own name as a `kind` ("layer", "feature map", "kernel", ...)."""
 
     def add(cls: T) -> T:
@@ -70,6 +73,8 @@ def to_config(value: Any) -> Any:
         fields = {}
         for field in (f for f in dataclasses.fields(value) if f.init):
             content = getattr(value, field.name)
+            if field.metadata.get("later") and content == field.default:
+                continue
             if callable(content) and not dataclasses.is_dataclass(content) and _describer(content) is None:
                 raise InputError(
                     f"{name} holds the function {content!r}, which a job file or a fingerprint cannot describe: code is never "

@@ -56,3 +56,7 @@ __all__ = [
     "kappa1",
     "quadrature_dual",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a failure of the machine or the run, 2 a mistake of the us
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import signal
@@ -37,8 +38,19 @@ Local = Annotated[bool, typer.Option("--local", help="Start a cluster on this ma
 Workers = Annotated[int | None, typer.Option(help="Workers of a local cluster.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ntkdask {importlib.metadata.version('ntkdask')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
     if debug:
         os.environ["NTKDASK_DEBUG"] = "1"
 

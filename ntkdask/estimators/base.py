@@ -50,7 +50,7 @@ class WithParts(BaseEstimator):
     _parts: tuple[str, ...] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        # `__init__` would say as much of alpha= as that it is unexpected
+        """Name the nearest parameter for an unknown keyword; `__init__` could only say that it is unexpected."""
         _require_known(cls, kwargs)
         return super().__new__(cls)
 
@@ -114,7 +114,7 @@ def _require_known(estimator: type[WithParts], given: Iterable[str]) -> None:
     known = estimator._get_param_names()
     for name in given:
         if name not in known:
-            raise ArgumentError(f"{estimator.__name__} has no parameter {name!r}{nearest(name, known)}.")
+            raise ArgumentError(f"Invalid parameter {name!r} for {estimator.__name__}{nearest(name, known)}")
 
 
 def _replaced(part: Any, changes: dict[str, Any]) -> Any:

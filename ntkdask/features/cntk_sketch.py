@@ -119,7 +119,7 @@ class CNTKSketch(FeatureMapBase):
 
         Raises InputError for rows that are not images, and for images that the network does not take.
         """
-        x = image_rows(x)
+        x = image_rows(x, layout=self.network.layout)
         self.network.image_shapes((int(x.shape[1]), int(x.shape[2])))
         out = namespace(x).empty((x.shape[0], self.n_components), x.dtype)
         images = self._images(x.shape[1:], x.dtype.itemsize, is_device_array(x))
@@ -159,7 +159,7 @@ class CNTKSketch(FeatureMapBase):
         result = n * self.n_components * itemsize
         if row_shape is None:
             return result
-        shape = image_shape(row_shape)
+        shape = image_shape(row_shape, layout=self.network.layout)
         images = min(n, self._images(shape, itemsize))
         held = images * held_pixels(self.network, shape[:2]) * self.width * itemsize
         maps = 0

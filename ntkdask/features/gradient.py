@@ -88,7 +88,7 @@ class GradientFeatures(FeatureMapBase):
 
     def __call__(self, x: Array) -> Array:
         """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype."""
-        x = image_rows(x) if self.network.takes_images else flatten_rows(require_float(x))
+        x = image_rows(x, layout=self.network.layout) if self.network.takes_images else flatten_rows(require_float(x))
         finite = _finite(self.network, self.width(x.shape[1:]), tuple(x.shape[1:]))
         shared.reserve(2 * finite.parameters_bytes(x.dtype.itemsize))
         parameters = finite.draw(self.seed, x)
@@ -141,7 +141,7 @@ def _block_rows(finite: FiniteNetwork, itemsize: int) -> int:
 def _network_shape(network: Network, row_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a row as the network takes it: an image keeps its shape, any other row is flattened."""
     if network.takes_images:
-        return image_shape(tuple(row_shape))
+        return image_shape(tuple(row_shape), layout=network.layout)
     count = 1
     for side in row_shape:
         count *= int(side)

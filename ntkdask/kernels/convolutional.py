@@ -47,7 +47,7 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
     DtypeError
         For other dtypes than float32 and float64.
     """
-    x, y = image_pair(x, y)
+    x, y = image_pair(x, y, network.layout)
     tangent, tail = "ntk" in parts, _tail(network)
     maps_x = reference.variance_maps(network, x)
     maps_y = maps_x if y is None else reference.variance_maps(network, y)
@@ -70,7 +70,7 @@ def matrices(network: Network, x: Array, y: Array | None, parts: Sequence[str]) 
 
 def diagonals(network: Network, x: Array, parts: Sequence[str]) -> list[Array]:
     """The `parts` of every image (n, H, W, C) with itself: (n,) each, of x's dtype; errors as of `matrices`."""
-    x = image_rows(x)
+    x = image_rows(x, layout=network.layout)
     own = _own(network, x, reference.variance_maps(network, x), "ntk" in parts)
     pair = general.diagonals(_tail(network), *own)
     return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
@@ -134,7 +134,7 @@ def workspace_bytes(
     results = n * m * parts * itemsize
     if row_shape is None:
         return results + 8 * (1 + tangent) * n * m
-    h, w, channels = shape = image_shape(row_shape)
+    h, w, channels = shape = image_shape(row_shape, layout=network.layout)
     maps = (n + m) * reference.map_bytes(network, (h, w))
     program = image_program(network, (h, w))
     if program is None or not host.takes(program):

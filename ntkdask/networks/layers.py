@@ -14,6 +14,7 @@ from typing import TypeAlias
 from ntkdask import activations
 from ntkdask.activations import ActivationFunction
 from ntkdask.errors import InputError
+from ntkdask.networks.brief import Brief
 from ntkdask.registry import register
 
 PADDINGS = ("same", "valid", "circular")
@@ -37,8 +38,8 @@ def _pair(name: str, key: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 @register("layer")
-@dataclass(frozen=True)
-class Dense:
+@dataclass(frozen=True, repr=False)
+class Dense(Brief):
     """A fully connected layer in NTK parameterisation: z = σ_w·W h/√width + σ_b·b, W and b standard normal.
 
     S' = Λ = σ_w²·S + σ_b², T' = σ_w²·T + (Λ if trainable else 0).
@@ -66,8 +67,8 @@ class Dense:
 
 
 @register("layer")
-@dataclass(frozen=True)
-class Conv:
+@dataclass(frozen=True, repr=False)
+class Conv(Brief):
     """A convolution in NTK parameterisation, with weights σ_w·W/√(width·q²) for a filter of q×q pixels, W standard normal.
 
     S' = Λ = σ_w²·A[S] + σ_b², T' = σ_w²·A[T] + (Λ if trainable else 0), where A[S](p, p') = q⁻²·Σ_a S(sp + a − l, sp' + a − l) with a
@@ -152,8 +153,8 @@ class Conv:
 
 
 @register("layer")
-@dataclass(frozen=True)
-class Activation:
+@dataclass(frozen=True, repr=False)
+class Activation(Brief):
     """An elementwise σ: S' = k_σ(Λ), T' = T·k_σ'(Λ).
 
     Parameters
@@ -195,14 +196,14 @@ class Activation:
 
 
 @register("layer")
-@dataclass(frozen=True)
-class LayerNorm:
+@dataclass(frozen=True, repr=False)
+class LayerNorm(Brief):
     """Normalisation over channels, right after Dense or Conv: S' = S/√(S_xx(p, p)·S_yy(p', p')), 0 where a variance is 0; T' alike."""
 
 
 @register("layer")
-@dataclass(frozen=True)
-class AvgPool:
+@dataclass(frozen=True, repr=False)
+class AvgPool(Brief):
     """Mean over windows of size×size pixels that do not overlap: S and T are averaged over both windows of a pair.
 
     Parameters
@@ -234,20 +235,20 @@ class AvgPool:
 
 
 @register("layer")
-@dataclass(frozen=True)
-class GlobalAvgPool:
+@dataclass(frozen=True, repr=False)
+class GlobalAvgPool(Brief):
     """Mean over all pixels, which makes vectors of images: S and T are averaged over all pixel pairs (p, p')."""
 
 
 @register("layer")
-@dataclass(frozen=True)
-class Flatten:
+@dataclass(frozen=True, repr=False)
+class Flatten(Brief):
     """Makes features of pixels, and so vectors of images: S and T are averaged over the pairs p = p'."""
 
 
 @register("layer")
-@dataclass(frozen=True)
-class Residual:
+@dataclass(frozen=True, repr=False)
+class Residual(Brief):
     """branch(x) + shortcut(x): S and T of the two are added.
 
     Parameters

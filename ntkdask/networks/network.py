@@ -11,18 +11,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ntkdask.errors import InputError
+from ntkdask.networks.brief import Brief
 from ntkdask.networks.layers import Activation, AvgPool, Conv, Dense, Flatten, GlobalAvgPool, Layer, LayerNorm, Residual
-from ntkdask.registry import register
+from ntkdask.registry import LATER, register
 
 LAYERS = typing.get_args(Layer)
 WEIGHTS = (Dense, Conv)
 READOUTS = (Flatten, GlobalAvgPool)
 ON_IMAGES = (Conv, AvgPool, *READOUTS)
+LAYOUTS = (None, "nhwc")
 
 
 @register("network")
-@dataclass(frozen=True)
-class Network:
+@dataclass(frozen=True, repr=False)
+class Network(Brief):
     """A sequence of layers; its NNGP kernel is S and its NTK is T after the last one.
 
     Parameters
@@ -32,6 +34,9 @@ class Network:
     scale_inputs : bool
         Inputs enter as S = ⟨x, z⟩, or ⟨x, z⟩/d with `scale_inputs` (the convention of neural-tangents). Images enter per pixel as
         ⟨x_p, z_p'⟩, or that over the number of channels; every network with a Conv, a pooling or a Flatten takes images.
+    layout : {"nhwc"} or None
+        "nhwc" says that images are (n, H, W, C) whatever their sides. None refuses images of 1, 3 or 4 rows that look like channels
+        first.
 
     Raises
     ------
@@ -47,6 +52,7 @@ class Network:
 
     layers: tuple[Layer, ...] = field(default=())
     scale_inputs: bool = False
+    layout: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not isinstance(self.layers, Iterable):
@@ -54,6 +60,10 @@ class Network:
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers:
             raise InputError("Network: there are no layers. Give at least one Dense.")
+        if self.layout not in LAYOUTS:
+            raise InputError(
+                f"Network: layout is {self.layout!r}, expected 'nhwc' or None. Images are channels last: give x.transpose(0, 2, 3, 1)."
+            )
         _require_gaussian(self.layers)
         _require_readout(self.layers)
 

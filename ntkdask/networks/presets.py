@@ -77,6 +77,7 @@ def convolutional(
     scale_inputs: bool = False,
     readout_weight_variance: float | None = None,
     trainable_ends: bool = True,
+    layout: str | None = None,
 ) -> Network:
     """[Conv, Activation]×depth, a readout that makes vectors of images, Dense.
 
@@ -104,6 +105,8 @@ def convolutional(
         σ_w² of the Dense, where it differs.
     trainable_ends : bool
         False freezes the first Conv and the Dense, which is Arora et al.'s CNTK "depth depth+1, fix=yes".
+    layout : {"nhwc"} or None
+        "nhwc" takes images of 1, 3 or 4 rows as they are, as in `Network`.
 
     Returns
     -------
@@ -125,7 +128,7 @@ def convolutional(
     readouts: dict[str, Layer] = {"gap": GlobalAvgPool(), "flatten": Flatten()}
     if readout not in readouts:
         raise InputError(f"convolutional: readout is {readout!r}, expected 'gap' or 'flatten'.")
-    return _network((*hidden, readouts[readout], last), scale_inputs, trainable_ends)
+    return _network((*hidden, readouts[readout], last), scale_inputs, trainable_ends, layout)
 
 
 def myrtle(
@@ -139,6 +142,7 @@ def myrtle(
     scale_inputs: bool = False,
     readout_weight_variance: float | None = None,
     trainable_ends: bool = True,
+    layout: str | None = None,
 ) -> Network:
     """Myrtle-5, -7 or -10: three blocks of [Conv, Activation] with AvgPool(2) between them, GlobalAvgPool, Dense.
 
@@ -164,6 +168,8 @@ def myrtle(
         σ_w² of the Dense, where it differs.
     trainable_ends : bool
         False freezes the first Conv and the Dense.
+    layout : {"nhwc"} or None
+        "nhwc" takes images of 1, 3 or 4 rows as they are, as in `Network`.
 
     Returns
     -------
@@ -189,7 +195,7 @@ def myrtle(
     first, second, third = (conv * count for count in MYRTLE_BLOCKS[depth])
     last = Dense(weight_variance if readout_weight_variance is None else readout_weight_variance, bias_variance)
     layers: tuple[Layer, ...] = (*first, AvgPool(2), *second, AvgPool(2), *third, GlobalAvgPool(), last)
-    return _network(layers, scale_inputs, trainable_ends)
+    return _network(layers, scale_inputs, trainable_ends, layout)
 
 
 def _require_depth(name: str, depth: int) -> None:
@@ -198,7 +204,7 @@ def _require_depth(name: str, depth: int) -> None:
         raise InputError(f"{name}: depth is {depth!r}, expected an integer >= 0.")
 
 
-def _network(layers: tuple[Layer, ...], scale_inputs: bool, trainable_ends: bool) -> Network:
+def _network(layers: tuple[Layer, ...], scale_inputs: bool, trainable_ends: bool, layout: str | None) -> Network:
     """The network; its first and last layer frozen unless `trainable_ends`."""
     if not trainable_ends:
         ends = (0, len(layers) - 1)
@@ -206,4 +212,4 @@ def _network(layers: tuple[Layer, ...], scale_inputs: bool, trainable_ends: bool
             replace(layer, trainable=False) if i in ends and isinstance(layer, (Conv, Dense)) else layer
             for i, layer in enumerate(layers)
         )
-    return Network(layers, scale_inputs)
+    return Network(layers, scale_inputs, layout)

@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, messages without tracebacks, a whole small run."""
 
 import functools
+import importlib.metadata
 import json
 import os
 import signal
@@ -48,6 +49,12 @@ class Answer:
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
+
+
+def test_version():
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0
+    assert done.output == f"ntkdask {importlib.metadata.version('ntkdask')}\n"
 
 
 def ntkdask(*arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Answer:

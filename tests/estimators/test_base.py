@@ -1,4 +1,4 @@
-"""What people give estimators by mistake, and options that look like scikit-learn's: each is refused with what to do, or means the same."""
+"""What people give estimators by mistake: each is refused with what to do, or means what it means in scikit-learn."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from ntkdask.estimators import (
     RidgeClassifier,
     RidgeRegressor,
 )
-from ntkdask.features import Nystrom, NTKRandomFeatures
+from ntkdask.features import NTKRandomFeatures, Nystrom
 from ntkdask.kernels import NTK, RBF, both
 from ntkdask.networks import fully_connected
 
@@ -82,7 +82,7 @@ def test_kernels_and_maps_are_told_apart_everywhere(call, said):
 def test_an_unknown_parameter_names_the_nearest(kind):
     for call in (lambda: kind(alpha=1.0), lambda: kind().set_params(alpha=1.0)):
         with pytest.raises(
-            InputError, match=f"{kind.__name__} has no parameter 'alpha'; did you mean 'alphas'"
+            InputError, match=f"Invalid parameter 'alpha' for {kind.__name__}; did you mean 'alphas'"
         ) as caught:
             call()
         assert isinstance(caught.value, TypeError)  # as Python calls an unexpected keyword
@@ -92,12 +92,25 @@ def test_an_unknown_parameter_names_the_nearest(kind):
 @pytest.mark.parametrize("kind", [RidgeRegressor, KernelRidgeRegressor])
 @pytest.mark.parametrize(
     "alphas",
-    [[[1.0, 2.0]], [[1.0], [2.0]], np.ones((1, 2)), [1, [2]], (1, 1.0, "1"), "1", ["a"], True, (True, 1), None, [None]]
-    + [1j, {1.0, 2.0}, {"a": 1.0}, iter([1.0])],
-    ids=repr,
+    [
+        [[1.0, 2.0]],
+        [[1.0], [2.0]],
+        np.ones((1, 2)),
+        [1, [2]],
+        (1, 1.0, "1"),
+        "1",
+        True,
+        (True, 1),
+        None,
+        [None],
+        1j,
+        {1.0, 2.0},
+        {"a": 1.0},
+        iter([1.0]),
+    ],
 )
 def test_alphas_are_numbers_in_a_flat_sequence(kind, alphas):
-    with pytest.raises(InputError, match="alphas is .*; expected a number or a list of numbers"):
+    with pytest.raises(InputError, match=r"alphas is .*; expected a number or a list of numbers"):
         kind(alphas=alphas).fit(X, Y)
 
 

@@ -97,7 +97,7 @@ def test_where_rows_must_be_dense_a_sparse_matrix_is_named(call):
 def test_values_that_are_not_finite_are_named_by_row():
     wrong = DENSE.copy()
     wrong[7, 3] = np.inf
-    with pytest.raises(ValueError, match="infinity|inf"):
+    with pytest.raises(ValueError, match="infinity"):
         RidgeRegressor(MAPS[0]).fit(sparse.csr_array(wrong), Y)
     with pytest.raises(InputError, match="row 7"):
         nd.featurize(MAPS[0], sparse.csr_array(wrong)).compute(scheduler="sync")

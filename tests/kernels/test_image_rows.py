@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from image_examples import GAP, images
 
+from ntkdask import registry
 from ntkdask.errors import DtypeError, InputError
+from ntkdask.features import CNTKSketch, GradientFeatures
 from ntkdask.kernels import NNGP, NTK
-from ntkdask.networks import AvgPool, Conv, Dense, Network, Residual, convolutional
+from ntkdask.networks import AvgPool, Conv, Dense, Network, Residual, convolutional, myrtle
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,33 @@ def test_rows_that_are_no_images_are_refused(shape, message):
 def test_narrow_images_are_no_channels():
     for shape in ((3, 5, 32), (1, 64, 3), (4, 4, 32), (1, 100, 12)):
         assert NNGP(convolutional(0))(np.ones((1, *shape))).shape == (1, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_layout_nhwc_takes_images_of_few_rows(rows):
+    """A strip of 3×12 pixels with 10 channels is computed as its transpose, which nobody takes for channels first."""
+    x = np.random.default_rng(0).standard_normal((4, rows, 12, 10))
+    network = convolutional(1, layout="nhwc")
+    turned = x.transpose(0, 2, 1, 3).copy()
+    with pytest.raises(InputError, match=r"layout='nhwc', an argument of Network, convolutional and myrtle"):
+        NTK(convolutional(1))(x)
+    for kernel in (NTK(network), NNGP(network)):
+        np.testing.assert_allclose(kernel(x), type(kernel)(convolutional(1))(turned), rtol=1e-12)
+        np.testing.assert_allclose(kernel.diagonal(x), np.diag(kernel(x)), rtol=1e-12)
+        assert kernel.workspace_bytes(4, 4, 8, x.shape[1:]) > 0
+    for feature_map in (CNTKSketch(network, 64), GradientFeatures(network, 4096)):
+        assert feature_map(x).shape[0] == 4
+        assert feature_map.workspace_bytes(4, 8, x.shape[1:]) > 0
+
+
+def test_other_layouts_are_refused_and_the_default_is_no_part_of_a_fingerprint():
+    with pytest.raises(InputError, match=r"layout is 'nchw', expected 'nhwc' or None.*transpose\(0, 2, 3, 1\)"):
+        Network((Conv(), GAP, Dense()), layout="nchw")
+    plain, said = convolutional(1), convolutional(1, layout="nhwc")
+    assert "layout" not in registry.to_config(plain)
+    assert registry.to_config(said)["layout"] == "nhwc"
+    for network in (plain, said, myrtle(5, layout="nhwc")):
+        assert registry.from_config(registry.to_config(network)) == network
 
 
 @pytest.mark.parametrize("shape", [(6, 6, 1), (6, 5, 3), (5, 6, 3)])
