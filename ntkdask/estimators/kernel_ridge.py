@@ -36,7 +36,7 @@ class _KernelRidge(RidgeBase):
     def __init__(
         self,
         kernel: Kernel | None = None,
-        alphas: Sequence[float] = (1.0,),
+        alphas: float | Sequence[float] | np.ndarray = (1.0,),
         fit_intercept: bool = True,
         selection: str = "auto",
         solver: str = "auto",

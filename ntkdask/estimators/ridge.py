@@ -26,7 +26,7 @@ class _Ridge(RidgeBase):
     def __init__(
         self,
         features: FeatureMap | None = None,
-        alphas: Sequence[float] = (1.0,),
+        alphas: float | Sequence[float] | np.ndarray = (1.0,),
         fit_intercept: bool = True,
         selection: str = "gcv",
         solver: str = "auto",

@@ -7,7 +7,7 @@ Kernels of this package inherit the answers of most kernels from `KernelBase`; a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float
 from ntkdask.errors import InputError
@@ -54,8 +54,15 @@ class Kernel(Computes, Protocol):
 class KernelBase:
     """The answers of most kernels: one matrix of numbers, whose tiles take no longer than memory allows."""
 
-    parts: ClassVar[tuple[str, ...]] = ()
-    passes_over_rows: ClassVar[bool] = False
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the matrices that one call gives: this kernel gives one matrix, without a name."""
+        return ()
+
+    @property
+    def passes_over_rows(self) -> bool:
+        """Whether a tile takes time for each row and column beside that for its entries: not for this kernel."""
+        return False
 
     @property
     def is_slow(self) -> bool:

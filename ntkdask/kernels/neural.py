@@ -10,7 +10,7 @@ the target of feature maps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from ntkdask.arrays import Array
 from ntkdask.errors import InputError
@@ -62,12 +62,16 @@ class _NeuralKernel(KernelBase):
     """What the kernels of a `Network` share."""
 
     network: Network
-    parts: ClassVar[tuple[str, ...]] = PARTS
 
     def __post_init__(self) -> None:
         name = type(self).__name__
         if not isinstance(self.network, Network):
             raise InputError(f"{name}: network is {self.network!r}; give a Network, for example fully_connected(1).")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the matrices that one call gives, in its order."""
+        return PARTS
 
     @property
     def is_slow(self) -> bool:
@@ -113,7 +117,10 @@ class NTK(_NeuralKernel):
            [0.6366, 8.    ]])
     """
 
-    parts: ClassVar[tuple[str, ...]] = ("ntk",)
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The name of the one matrix that a call gives."""
+        return ("ntk",)
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """The matrix Θ(x_i, y_j).
@@ -159,7 +166,10 @@ class NNGP(_NeuralKernel):
     MATH.md §1.
     """
 
-    parts: ClassVar[tuple[str, ...]] = ("nngp",)
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The name of the one matrix that a call gives."""
+        return ("nngp",)
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """The matrix S(x_i, y_j): (n, *s), (m, *s) → (n, m) of x's kind and dtype; arguments and errors as of `NTK`."""

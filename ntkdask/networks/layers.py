@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ntkdask import activations
 from ntkdask.activations import ActivationFunction
@@ -261,6 +261,10 @@ class Residual(Brief):
 
     branch: tuple[Layer, ...] = field(default=())
     shortcut: tuple[Layer, ...] = field(default=())
+
+    if TYPE_CHECKING:  # any iterable of layers is taken, and a tuple is kept
+
+        def __init__(self, branch: Iterable[Layer] = (), shortcut: Iterable[Layer] = ()) -> None: ...
 
     def __post_init__(self) -> None:
         for key in ("branch", "shortcut"):

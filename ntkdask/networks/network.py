@@ -54,6 +54,12 @@ class Network(Brief):
     scale_inputs: bool = False
     layout: str | None = field(default=None, metadata=LATER)
 
+    if typing.TYPE_CHECKING:  # any iterable of layers is taken, and a tuple is kept
+
+        def __init__(
+            self, layers: Iterable[Layer] = (), scale_inputs: bool = False, layout: str | None = None
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         if not isinstance(self.layers, Iterable):
             raise InputError(f"Network: layers is {self.layers!r}, expected a sequence of layers.")
