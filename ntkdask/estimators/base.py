@@ -7,11 +7,12 @@ and a url everything happens in this process's memory and nothing is written.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import tempfile
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +22,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from ntkdask import threads
-from ntkdask.arrays import device_memory_bytes, is_dask, is_device_array
+from ntkdask.arrays import device_memory_bytes, is_dask, is_device_array, to_host
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.dataset import require_labels
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
@@ -250,12 +251,39 @@ class RidgeBase(WithParts):
         self.model_, self.alpha_, self.alpha_path_ = fit.model, fit.model.alpha, fit.path
         return self
 
+    def _from_scores(self, X: Any, finish: Callable[[np.ndarray], np.ndarray]) -> Any:
+        """`finish` of the outputs (n, k) of the model; a lazy dask array for a dask array, whatever the lengths of its blocks."""
+        check_is_fitted(self)
+        if not is_dask(X):
+            return finish(self._scores(X))
+        x = self._checked(X, fitted=True)
+        like = finish(np.zeros((1, self.model_.intercept.size)))[:0]
+        # blocks are computed wherever dask runs them, one apart from another
+        here = copy.copy(self)
+        here.client = None
+
+        def block(rows: Any) -> np.ndarray:
+            return finish(here._scores_of_block(rows)) if len(rows) else like
+
+        return x.rechunk({axis: -1 for axis in range(1, x.ndim)}).map_blocks(
+            block,
+            dtype=like.dtype,
+            chunks=(x.chunks[0], *((side,) for side in like.shape[1:])),
+            drop_axis=list(range(1, x.ndim)),
+            new_axis=list(range(1, like.ndim)),
+            meta=like,
+        )
+
+    def _scores_of_block(self, rows: Any) -> np.ndarray:
+        """(n, k) outputs of rows in memory, with the threads that there are."""
+        located = MemoryRows(to_host(rows))
+        stream = self.model_.stream(located, self._predict_plan(located, rows).batch_rows)
+        batches = stream.batches(0, len(rows), with_targets=False)
+        return np.concatenate([to_host(self.model_.scores(batch.phi)) for batch in batches])
+
     def _scores(self, X: Any) -> np.ndarray:
         """(n, k) float64 outputs of the model."""
-        check_is_fitted(self)
         x = self._checked(as_input(X), fitted=True)
-        if is_dask(x) and self.client is None:
-            return np.concatenate([self._scores(x.blocks[i].compute()) for i in range(x.numblocks[0])])
         client = self.client
         with _folder(client, self.url) if client is not None else contextlib.nullcontext() as folder:
             rows, _ = locate(x, folder=folder, client=client)

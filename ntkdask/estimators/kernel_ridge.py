@@ -166,7 +166,8 @@ class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
     X is (n, d) or (n, *row_shape), such as images (n, h, w, c): a NumPy or CuPy array, a torch tensor, a data frame, a dask
     array, or a dataset or its url. A dataset brings its own labels 0 … C − 1 and weights: leave y and sample_weight out. Rows
     that are float64, integers or bool are computed in float64; float32 and float16 in float32; uint8 images in float32 after
-    division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays. With a url, or a
+    division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays, or lazy for a
+    dask array. With a url, or a
     client, the kernel matrix is stored in tiles there.
 
     `fit` warns (ConvergenceWarning) where "cg" stops short of the tolerance. It raises InputError for data that it cannot use,
@@ -248,7 +249,8 @@ class KernelRidgeRegressor(RegressorPart, _KernelRidge):
     X is (n, d) or (n, *row_shape), such as images (n, h, w, c): a NumPy or CuPy array, a torch tensor, a data frame, a dask
     array, or a dataset or its url. A dataset brings its own targets and weights: leave y and sample_weight out. Rows that are
     float64, integers or bool are computed in float64; float32 and float16 in float32; uint8 images in float32 after division by
-    255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays. With a url, or a client, the
+    255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays, or lazy for a dask array.
+    With a url, or a client, the
     kernel matrix is stored in tiles there.
 
     `fit` warns (ConvergenceWarning) where "cg" stops short of the tolerance. It raises InputError for data that it cannot use,

@@ -6,9 +6,11 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import accuracy_score, r2_score
 
 from ntkdask.errors import InputError
 from ntkdask.estimators.base import RidgeBase
+from ntkdask.estimators.inputs import to_memory
 from ntkdask.preprocessing.targets import decode
 
 
@@ -64,10 +66,10 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
         -------
         array (n, C), or (n,) for two classes, float64
             The outputs of the classes. For two: the output of the second minus that of the first, positive for the second. These are
-            the values of scikit-learn's RidgeClassifier, whose targets are ±1.
+            the values of scikit-learn's RidgeClassifier, whose targets are ±1. For a dask array a lazy one in its blocks.
         """
-        scores = self._scores(X)
-        return scores[:, 1] - scores[:, 0] if self.classes_.size == 2 else scores
+        two = self.classes_.size == 2
+        return self._from_scores(X, lambda scores: scores[:, 1] - scores[:, 0] if two else scores)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the classes of rows.
@@ -80,10 +82,9 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
         Returns
         -------
         array (n,)
-            The class with the largest output; of equal outputs the first class.
+            The class with the largest output; of equal outputs the first class. For a dask array a lazy one in its blocks.
         """
-        scores = self._scores(X)
-        return self.classes_[decode(scores)]
+        return self._from_scores(X, lambda scores: self.classes_[decode(scores)])
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy of the predictions.
@@ -103,7 +104,7 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
             Share of rows, by weight, whose class is predicted.
         """
         y, sample_weight = self._truth(X, y, sample_weight)
-        return super().score(X, y, sample_weight)
+        return float(accuracy_score(y, to_memory(self.predict(X)), sample_weight=sample_weight))
 
     def _coefficients(self, values: np.ndarray) -> np.ndarray | float:
         return values[1] - values[0] if self.classes_.size == 2 else values
@@ -149,10 +150,9 @@ class RegressorPart(RegressorMixin, RidgeBase):
         Returns
         -------
         array (n,) or (n, k), float64
-            In the shape of the y of `fit`; (n,) for a single column.
+            In the shape of the y of `fit`; (n,) for a single column. For a dask array a lazy one in its blocks.
         """
-        scores = self._scores(X)
-        return scores.reshape(len(scores), *self._target_shape)
+        return self._from_scores(X, lambda scores: scores.reshape(len(scores), *self._target_shape))
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Coefficient of determination R² of the predictions.
@@ -172,7 +172,7 @@ class RegressorPart(RegressorMixin, RidgeBase):
             R²; for several targets the mean of theirs.
         """
         y, sample_weight = self._truth(X, y, sample_weight)
-        return super().score(X, y, sample_weight)
+        return float(r2_score(y, to_memory(self.predict(X)), sample_weight=sample_weight))
 
     def _set_targets(self, shape: tuple[int, ...]) -> int:
         """Remember the shape of a row's targets, () for a single one as scikit-learn's Ridge does; return their number."""

@@ -131,8 +131,8 @@ class RidgeClassifier(ClassifierPart, _Ridge):
     X is (n, d), or (n, *row_shape), such as images (n, h, w, c), when there are features: a NumPy or CuPy array, a torch tensor,
     a data frame, a dask array, or a dataset or its url. A dataset brings its own labels 0 … C − 1 and weights: leave y and
     sample_weight out. Rows that are float64, integers or bool are computed in float64; float32 and float16 in float32; uint8
-    images in float32 after division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy
-    arrays.
+    images in float32 after division by 255. Without client and url a dask array is computed into memory. Predictions are
+    NumPy arrays, or lazy for a dask array.
 
     A map that learned from y makes the scores of "gcv" and "loo" too good; for "kfold" and "holdout" it is fitted anew without
     each fold. `fit` raises InputError for data that it cannot use, and FingerprintError where `url` holds a fit of other data or
@@ -201,7 +201,8 @@ class RidgeRegressor(RegressorPart, _Ridge):
     X is (n, d), or (n, *row_shape), such as images (n, h, w, c), when there are features: a NumPy or CuPy array, a torch tensor,
     a data frame, a dask array, or a dataset or its url. A dataset brings its own targets and weights: leave y and sample_weight
     out. Rows that are float64, integers or bool are computed in float64; float32 and float16 in float32; uint8 images in float32
-    after division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays.
+    after division by 255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays, or lazy
+    for a dask array.
 
     A map that learned from y makes the scores of "gcv" and "loo" too good; for "kfold" and "holdout" it is fitted anew without
     each fold. `fit` raises InputError for data that it cannot use, and FingerprintError where `url` holds a fit of other data or

@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,8 @@ from distributed import Client, LocalCluster, Security, Status, comm
 
 from ntkdask.arrays import gpu_status, host_cores
 from ntkdask.errors import ClusterError, UserError
+from ntkdask.execution.certificates import mismatch, security_of
+from ntkdask.execution.main_guard import GUARD, require_guard
 from ntkdask.execution.workers import check_versions
 
 LOOPBACK = "127.0.0.1"
@@ -36,7 +37,6 @@ TlsFiles = tuple[str | os.PathLike[str], str | os.PathLike[str], str | os.PathLi
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Results are receipts of a few bytes: spilling them frees nothing when a task fills a worker's memory.
 _NO_SPILLING = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
-_GUARD = "In a script, call it below `if __name__ == '__main__':`, since worker processes import the script."
 
 
 def connect(
@@ -99,7 +99,7 @@ def connect(
         raise UserError(
             f"connect was given the address {address} and the scheduler file {scheduler_file}. Give one of them."
         )
-    tls = _security(security)
+    tls = security_of(security)
     if address is not None:
         client = _attach(address, tls, timeout)
     elif scheduler_file is not None:
@@ -149,8 +149,7 @@ def _start_local(
     local_directory: str | os.PathLike[str] | None,
 ) -> Client:
     """A client that owns a new cluster on this machine; see `connect`."""
-    if _script_is_being_imported():
-        raise UserError(f"connect was called by a worker process that is importing this script. {_GUARD}")
+    require_guard()
     for name, value in (("n_workers", n_workers), ("threads_per_worker", threads_per_worker)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; a local cluster needs at least 1. Leave it out for the default.")
@@ -173,7 +172,7 @@ def _start_local(
             client.close()
         raise
     except Exception as error:  # whatever a child process, the operating system or a GPU driver raises
-        raise ClusterError(f"the local cluster did not start: {type(error).__name__}: {error}. {_GUARD}") from error
+        raise ClusterError(f"the local cluster did not start: {type(error).__name__}: {error}. {GUARD}") from error
     return client
 
 
@@ -209,6 +208,8 @@ def _attach(address: str, security: Security | None, timeout: float, source: str
     """A client of the scheduler at `address`; ClusterError when none answers within `timeout` seconds."""
     if "://" not in address:
         address = f"{'tls' if security else 'tcp'}://{address}"
+    if address.startswith("tcp://") and security is not None and security.require_encryption:
+        raise UserError(f"{address} is not encrypted, but certificates were given. Use tls://, or leave security out.")
     if address.startswith("tls://") and security is None and not Security().require_encryption:
         raise UserError(
             f"{address} is encrypted, but no certificates were given. Pass security=(ca, certificate, key)."
@@ -219,15 +220,27 @@ def _attach(address: str, security: Security | None, timeout: float, source: str
             thread.submit(asyncio.run, _greet(address, security or Security(), timeout)).result()
         return Client(address, security=security, timeout=timeout)
     except (ValueError, TypeError, RuntimeError) as error:  # a malformed address; tcp:// where encryption is required
+        _raise_mismatch(error, f"{address}{source}")
         raise UserError(
             f"cannot connect to {address}{source}: {error}. Expected tcp://HOST:PORT or tls://HOST:PORT."
         ) from error
     except ImportError as error:  # how Dask reports versions that cannot talk to each other
         raise ClusterError(f"the scheduler at {address}{source} runs another Dask: {error}") from error
     except OSError as error:
+        _raise_mismatch(error, f"{address}{source}")
         raise ClusterError(
             f"no scheduler answers at {address}{source} within {timeout:g} s. Is it running? Check the address, the "
             "port, the firewall, and that both sides use TLS or neither does."
+        ) from error
+
+
+def _raise_mismatch(error: BaseException, where: str) -> None:
+    """ClusterError where the scheduler was there but its certificates and ours do not fit each other."""
+    found = mismatch(error)
+    if found is not None:
+        raise ClusterError(
+            f"the scheduler at {where} answers, but {found}. Give security=(ca, certificate, key) with the authority that signed the "
+            "certificates of scheduler and workers, and a certificate that it signed."
         ) from error
 
 
@@ -269,21 +282,6 @@ def _require_workers(client: Client, timeout: float) -> None:
         raise ClusterError(
             f"the scheduler at {where} has no workers after {timeout:g} s. Start some: `dask worker {where}`."
         ) from error
-
-
-def _security(given: Security | TlsFiles | None) -> Security | None:
-    """Dask's Security from the paths of three PEM files; None and a Security as they are."""
-    if given is None or isinstance(given, Security):
-        return given
-    ca, certificate, key = (os.fspath(p) for p in given)
-    missing = [p for p in (ca, certificate, key) if not Path(p).is_file()]
-    if missing:
-        raise UserError(
-            f"TLS files that are not there: {', '.join(missing)}. Expected security=(ca, certificate, key)."
-        )
-    parts = {"cert": certificate, "key": key}
-    roles = {f"tls_{role}_{part}": parts[part] for role in ("client", "scheduler", "worker") for part in parts}
-    return Security(tls_ca_file=ca, require_encryption=True, **roles)
 
 
 def _bytes(given: int | str) -> int:
@@ -344,13 +342,3 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _script_is_being_imported() -> bool:
-    """Whether a starting worker process is importing the script that makes this call (multiprocessing's `__mp_main__`)."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "__mp_main__" and frame.f_code.co_name == "<module>":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False

@@ -6,14 +6,15 @@ A workflow makes its `Site` at its start, asks it once for resources, plans, and
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from ntkdask import threads as thread_pools
-from ntkdask.errors import InputError
+from ntkdask.errors import InputError, StoreError
 from ntkdask.execution.map_reduce import map_tiles, reduce_tiles
 from ntkdask.execution.progress import Listener, Record, Silent
 from ntkdask.execution.tree import Node, tree_nodes
@@ -237,16 +238,17 @@ class Site:
     ) -> T:
         """The values of all tiles combined in a fixed binary tree; see `reduce_tiles`."""
         self.listener.stage(label, len(tree_nodes(len(tiles))))
-        return reduce_tiles(
-            task,
-            combine,
-            tiles,
-            self.client,
-            label=label,
-            sum_label=sum_label,
-            threads=self.threads,
-            receive=lambda node, done: self.listener.task(label, done),
-        )
+        with self._watched():
+            return reduce_tiles(
+                task,
+                combine,
+                tiles,
+                self.client,
+                label=label,
+                sum_label=sum_label,
+                threads=self.threads,
+                receive=lambda node, done: self.listener.task(label, done),
+            )
 
     def on_slots(self, task: Callable[[int], T], slots: int) -> list[T]:
         """Run a measuring task here, or on `slots` slots of the cluster at the same time, MOST_SAMPLES at most; its values."""
@@ -279,13 +281,31 @@ class Site:
             receive(tile, done)
             self.listener.task(label, done)
 
-        map_tiles(
-            task,
-            tiles,
-            self.client,
-            label=label,
-            receive=heard,
-            threads=threads or self.threads,
-            needs=needs,
-            near=near,
-        )
+        with self._watched():
+            map_tiles(
+                task,
+                tiles,
+                self.client,
+                label=label,
+                receive=heard,
+                threads=threads or self.threads,
+                needs=needs,
+                near=near,
+            )
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """StoreError where tasks fail because the folder of the results, or the record in it, was removed beside them."""
+        # a folder alone says little: what is written next makes it anew
+        names = [] if self.folder is None else [self.folder / name for name in ("zarr.json", "record.json")]
+        present = [p for p in (*names, self.record.path) if p is not None and p.exists()]
+        try:
+            yield
+        except Exception as error:
+            gone = [p.parent for p in present if not p.exists()]
+            if gone:
+                raise StoreError(
+                    f"{gone[0]} was removed or moved while its results were being written, and they went with it. Put it back, or run "
+                    "again: what is missing is computed anew."
+                ) from error
+            raise

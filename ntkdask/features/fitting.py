@@ -35,6 +35,9 @@ from ntkdask.preprocessing.targets import encode_targets
 FIT_ROWS = 4096
 """Rows of a batch of `fit` in memory; what streams chooses its own."""
 
+COMPONENT_INDICES = "component_indices"
+"""Name of a learned array that tells where landmarks come from; features do not depend on it, and neither do fingerprints."""
+
 Sums = dict[str, Any]
 """Float64 arrays by name that a pass gathers, on the host or a device; their shapes depend on the pass, on what was learned before
 and on `Training`, never on the rows."""
@@ -118,7 +121,7 @@ class Learned:
     def digest(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the names, shapes, dtypes and bytes."""
         hasher = hashlib.sha256()
-        for name in sorted(self.arrays):
+        for name in sorted(self.arrays.keys() - {COMPONENT_INDICES}):
             a = np.ascontiguousarray(self.arrays[name])
             hasher.update(f"{name}{a.dtype.str}{a.shape}".encode())
             hasher.update(a.reshape(-1).view(np.uint8).data)
@@ -264,6 +267,13 @@ class FittedMap(FeatureMapBase):
     def target(self) -> Kernel:
         """The kernel that the fitted map approximates."""
         return self.map.learned_target(self.learned)
+
+    @property
+    def component_indices_(self) -> np.ndarray:
+        """Numbers of the training rows that became landmarks, (s,) int64; AttributeError for a map without landmarks."""
+        if COMPONENT_INDICES not in self.learned:
+            raise AttributeError(f"a fitted {type(self.map).__name__} has no component_indices_: it has no landmarks.")
+        return self.learned[COMPONENT_INDICES]
 
     def __call__(self, x: Array) -> Array:
         """Features of rows: (n, *s) → (n, n_components), of x's kind and dtype."""

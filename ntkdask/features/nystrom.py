@@ -17,7 +17,7 @@ from ntkdask import seeds
 from ntkdask.arrays import Array, is_device_array, namespace, require_float, require_rows, to_device, to_host
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import require_components
-from ntkdask.features.fitting import DataDependentMap, Learned, Sums, Training, TrainingBatch
+from ntkdask.features.fitting import COMPONENT_INDICES, DataDependentMap, Learned, Sums, Training, TrainingBatch
 from ntkdask.kernels.base import Kernel, require_kernel
 from ntkdask.registry import register
 
@@ -66,8 +66,11 @@ class Nystrom(DataDependentMap):
     InputError
         For an argument that is no kernel, unknown landmarks, n_components < 1 and a call before `fit`.
 
-    Notes ----- Where K_SS has less than full rank (equal rows, zero rows, rank below n_components), its null directions are
-    dropped and the fitted map has fewer components, as it has when there are fewer training rows than n_components.
+    Notes
+    -----
+    The fitted map has the row numbers of its landmarks in `component_indices_`. Where K_SS has less than full rank (equal
+    rows, zero rows, rank below n_components), its null directions are dropped and the fitted map has fewer components, as
+    it has when there are fewer training rows than n_components.
 
     References ---------- Williams & Seeger 2001; Alaoui & Mahoney 2015 and Musco & Musco 2017 (ridge leverage scores, here in
     two steps); Arthur & Vassilvitskii 2007 (k-means++).
@@ -143,7 +146,8 @@ class Nystrom(DataDependentMap):
         # float64 whatever the dtype of the rows: the rounding of K_SS hides its small eigenvalues
         rows = to_device(sums["rows"][order], training.device).reshape(len(order), *training.row_shape)
         if self.landmarks == "kmeans++":
-            rows = rows[namespace(rows).asarray(_spread(self.kernel, rows, self.n_components, self.seed))]
+            chosen = _spread(self.kernel, rows, self.n_components, self.seed)
+            rows, order = rows[namespace(rows).asarray(chosen)], order[chosen]
         values, vectors = (to_host(a) for a in namespace(rows).linalg.eigh(self.kernel(rows)))
         if index + 1 < self.n_passes:
             whitening = vectors / np.sqrt(np.maximum(values, 0) + _ridge(values))
@@ -153,7 +157,11 @@ class Nystrom(DataDependentMap):
             if not len(large):
                 raise InputError(f"Nystrom: {self.kernel} of the landmarks is zero. Rows of zeros have no features.")
             whitening = vectors[:, large] / np.sqrt(values[large])
-        return {"landmarks": to_host(rows).astype(training.dtype), "whitening": np.ascontiguousarray(whitening)}
+        return {
+            "landmarks": to_host(rows).astype(training.dtype),
+            "whitening": np.ascontiguousarray(whitening),
+            COMPONENT_INDICES: sums["numbers"][order].astype(np.int64),
+        }
 
     def finish_bytes(self, itemsize: int, row_shape: tuple[int, ...], n_targets: int) -> int:
         """Peak bytes of `finish`: the rows twice, and the larger of two steps.

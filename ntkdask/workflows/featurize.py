@@ -124,7 +124,7 @@ def featurize(
 def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
     import dask.array as da
 
-    x = as_source(x, sparse=takes_sparse(map))
+    x = as_source(x, sparse=takes_sparse(map), unknown=True)
     if isinstance(x, Dataset):
         x = x.x
     if is_sparse(x):

@@ -27,8 +27,10 @@ from ntkdask.solvers.linearized import one_hot
 from ntkdask.states import content_digest
 
 
-def as_source(x: Any, name: str = "x", *, sparse: bool = False) -> Any:
+def as_source(x: Any, name: str = "x", *, sparse: bool = False, unknown: bool = False) -> Any:
     """x as a Dataset (urls are opened), a dask array, or a NumPy or CuPy array (n, *s) with n >= 1; sparse: or a CSR matrix.
+
+    unknown: dask arrays may have blocks of unknown numbers of rows.
 
     Raises InputError where it has no rows, DtypeError where it holds no real numbers; `name` stands for x in errors.
     """
@@ -42,7 +44,7 @@ def as_source(x: Any, name: str = "x", *, sparse: bool = False) -> Any:
         x = as_array(x, name)
     if x.ndim < 2 or not x.shape[0]:
         raise InputError(f"{name} has shape {x.shape}; expected (n, ...) with at least one row.")
-    if math.isnan(x.shape[0]):
+    if math.isnan(x.shape[0]) and not unknown:
         raise InputError(f"{name} has an unknown number of rows. Call {name}.compute_chunk_sizes() first.")
     if x.dtype.kind not in "buif":
         raise DtypeError(f"{name} has dtype {x.dtype}; rows are real numbers, integers or bool. Encode it as numbers.")

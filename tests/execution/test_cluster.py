@@ -212,15 +212,6 @@ def test_closing_the_client_ends_the_cluster_and_restores_the_environment(tmp_pa
     assert [p for p in started if "resource_tracker" not in " ".join(p.cmdline())] == []
 
 
-def test_a_script_without_guard_is_told_what_to_do(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text("import ntkdask.execution.cluster\nntkdask.execution.cluster.connect(n_workers=1, cuda=False)\n")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
-    assert done.returncode != 0
-    assert "ClusterError: the local cluster did not start" in done.stderr
-    assert "__name__ == '__main__'" in done.stderr.splitlines()[-1]
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,12 +1,13 @@
 """A site runs stages here and on a cluster alike: one task, many, tiles of a store, sums; it records, resumes and tells."""
 
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from job_examples import Counter, Killed
 
-from ntkdask.errors import InputError
+from ntkdask.errors import InputError, StoreError
 from ntkdask.execution.progress import Record
 from ntkdask.execution.site import MOST_SAMPLES, Site
 from ntkdask.planning.resources import Resources
@@ -136,3 +137,30 @@ def test_at_most_so_many_slots_measure():
 
     assert Site(client=Cluster()).slots == 100
     assert MOST_SAMPLES == 16
+
+
+class Removing(Counter):
+    """Removes a folder when the first task is done."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self._folder = folder
+
+    def task(self, label, done):
+        super().task(label, done)
+        if len(self.labels) == 1:
+            shutil.rmtree(self._folder)
+
+
+def test_a_folder_that_is_removed_while_it_is_written_is_named(tmp_path):
+    """And nobody says that what was in it is kept."""
+    store = store_at(tmp_path / "run" / "store")
+    record = Record.open(tmp_path / "run", {})
+    for removed in (tmp_path / "run" / "store", tmp_path / "run"):
+        site = Site(tmp_path / "run" / "store", listener=Removing(removed), record=record, threads=1)
+        with pytest.raises(
+            StoreError, match="run.* was removed or moved while its results were being written"
+        ) as caught:
+            site.fill(store, Fill(str(store.path)), row_tiles(10, 4), "fill")
+        assert "is kept" not in str(caught.value)
+        store = store_at(tmp_path / "run" / "store")

@@ -9,7 +9,17 @@ import ntkdask as nd
 from ntkdask import arrays
 from ntkdask.errors import InputError
 from ntkdask.features import Nystrom
-from ntkdask.features.fitting import Training, TrainingBatch, from_state, pack_sums, to_host_sums, to_state, unpack_sums
+from ntkdask.features.fitting import (
+    FittedMap,
+    Learned,
+    Training,
+    TrainingBatch,
+    from_state,
+    pack_sums,
+    to_host_sums,
+    to_state,
+    unpack_sums,
+)
 from ntkdask.features.nystrom import CANDIDATES, LANDMARKS
 from ntkdask.jobs.spec import build_job
 from ntkdask.kernels import NTK, RBF, ArcCosine
@@ -359,3 +369,20 @@ def test_rows_that_do_not_fit_the_landmarks():
         Nystrom(RBF(1.0), 8).fit(points(0))
     with pytest.raises(TypeError, match="int64"):
         fitted(np.ones((2, 6), "int64"))
+
+
+@pytest.mark.parametrize("landmarks", LANDMARKS)
+def test_component_indices_are_the_rows_of_the_landmarks(landmarks):
+    """As scikit-learn's Nystroem has them; features and fingerprints do not depend on them."""
+    x = np.random.default_rng(3).standard_normal((40, 3))
+    weights = np.where(np.arange(40) % 2, 1.0, 0.0)
+    fitted = Nystrom(RBF(0.5), 8, landmarks=landmarks).fit(x, weights=weights)
+    assert fitted.component_indices_.dtype == np.int64
+    assert len(set(fitted.component_indices_.tolist())) == 8
+    assert (fitted.component_indices_ % 2 == 1).all()
+    np.testing.assert_array_equal(x[fitted.component_indices_], fitted.learned["landmarks"])
+    without = {name: a for name, a in fitted.learned.arrays.items() if name != "component_indices"}
+    older = FittedMap(fitted.map, Learned(without))
+    assert older.to_config() == fitted.to_config()
+    with pytest.raises(AttributeError, match="no component_indices_"):
+        older.component_indices_  # noqa: B018
