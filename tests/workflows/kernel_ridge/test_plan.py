@@ -294,8 +294,8 @@ def kernel_job(folder, n, d, solver, selection="holdout", dtype="float32", steps
     ("solver", "n", "d", "memory", "changes"),
     [
         ("cg", 1500, 32, "700 MiB", {}),
-        ("tiled_cholesky", 2000, 32, "700 MiB", {}),
-        ("cg", 1000, 12_000, "900 MiB", {"kernel": RBF(1e-4)}),
+        pytest.param("tiled_cholesky", 2000, 32, "700 MiB", {}, marks=pytest.mark.slow),
+        pytest.param("cg", 1000, 12_000, "900 MiB", {"kernel": RBF(1e-4)}, marks=pytest.mark.slow),
         pytest.param("eigh", 2500, 32, "900 MiB", {"selection": "gcv"}, marks=pytest.mark.slow),
         pytest.param("cholesky", 3500, 32, "900 MiB", {"dtype": "float64"}, marks=pytest.mark.slow),
         pytest.param("tiled_cholesky", 6000, 32, "700 MiB", {"selection": "gcv"}, marks=pytest.mark.slow),
