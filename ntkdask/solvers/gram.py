@@ -1,25 +1,27 @@
-"""Sums over rows that ridge regression needs: ΦᵀΦ, ΦᵀY, Φᵀ1, Yᵀ1, ‖Y‖², Σw, accumulated in float64.
+"""Sums over rows that ridge regression needs: ΦᵀΦ, ΦᵀY, Φᵀ1, Yᵀ1, ‖Y‖², Σw, about a fixed point, accumulated in float64.
 
 float32 features are multiplied in float32 (one SYRK a batch) and added to a float64 accumulator: twice the rate of
 float64 products, and the accumulation over batches loses nothing. One triangle is computed, added and stored. Sums of
-disjoint row sets add; the sums of a set minus those of a fold are those of the rest. Arrays in, arrays out: the walk
-over a dataset is in `workflows.stream`.
+disjoint row sets add; the sums of a set minus those of a fold are those of the rest; sums about one point move to another
+(MATH.md §6). Arrays in, arrays out: the walk over a dataset is in `workflows.stream`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import blas
 
 from ntkdask.arrays import Array, is_device_array, namespace, to_host
+from ntkdask.solvers.centre import Centre
 from ntkdask.threads import on_threads
 
 PANEL = 256
 _CAST_ROWS = 64
 _STRETCH_ROWS = 1024
+_SUMS = ("gram", "cross", "features", "targets", "squares", "weight", "rows")
 
 
 def triangle_panels(m: int) -> Iterator[tuple[slice, slice]]:
@@ -35,7 +37,7 @@ def packed_size(m: int) -> int:
 
 @dataclass
 class GramSums:
-    """Sums over a set of rows with weights w (1 without); everything is float64.
+    """Sums over a set of rows with weights w (1 without); everything is float64. φ and y are counted from `centre`.
 
     Parameters
     ----------
@@ -53,6 +55,8 @@ class GramSums:
         Σ w.
     rows : int
         How many rows have w > 0.
+    centre : Centre or None
+        The point that was subtracted from features and targets. None: the origin.
     """
 
     gram: Array
@@ -62,12 +66,13 @@ class GramSums:
     squares: Array
     weight: float
     rows: int
+    centre: Centre | None = None
 
     @classmethod
-    def zeros(cls, m: int, k: int, like: Array | None = None) -> GramSums:
-        """Empty sums for m features and k targets, on the device of `like`."""
+    def zeros(cls, m: int, k: int, like: Array | None = None, centre: Centre | None = None) -> GramSums:
+        """Empty sums for m features and k targets about a centre, on the device of `like`."""
         xp = np if like is None else namespace(like)
-        return cls(xp.zeros((m, m), order="F"), xp.zeros((m, k)), xp.zeros(m), xp.zeros(k), xp.zeros(k), 0.0, 0)
+        return cls(xp.zeros((m, m), order="F"), xp.zeros((m, k)), xp.zeros(m), xp.zeros(k), xp.zeros(k), 0.0, 0, centre)
 
     def add(self, phi: Array, y: Array, weights: Array | None = None, product: Array | None = None) -> None:
         """Add a batch in place.
@@ -75,7 +80,7 @@ class GramSums:
         Parameters
         ----------
         phi : array (b, m), float32 or float64
-            Features; multiplied in place by √w when there are weights.
+            Features; the centre is subtracted in place, and they are multiplied by √w when there are weights.
         y : array (b, k), float64
             Targets.
         weights : array (b,), float64, optional
@@ -83,6 +88,10 @@ class GramSums:
         product : array (m, m) of phi's dtype, Fortran order, optional
             Scratch to reuse; zero at first.
         """
+        if self.centre is not None:
+            xp = namespace(phi)
+            phi -= xp.asarray(self.centre.features, dtype=phi.dtype)
+            y = y - xp.asarray(self.centre.targets)
         if weights is not None:
             root = namespace(phi).sqrt(weights)
             phi *= root[:, None].astype(phi.dtype)
@@ -119,38 +128,46 @@ class GramSums:
 
     def __iadd__(self, other: GramSums) -> GramSums:
         """Add the sums of other rows in place."""
-        for name in ("gram", "cross", "features", "targets", "squares", "weight", "rows"):
+        other = self._alike(other)
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
 
     def minus(self, other: GramSums) -> GramSums:
         """The sums of the rows of this set that are not in the subset `other`."""
-        return GramSums(
-            self.gram - other.gram,
-            self.cross - other.cross,
-            self.features - other.features,
-            self.targets - other.targets,
-            self.squares - other.squares,
-            self.weight - other.weight,
-            self.rows - other.rows,
-        )
+        other = self._alike(other)
+        return replace(self, **{name: getattr(self, name) - getattr(other, name) for name in _SUMS})
+
+    def move(self, centre: Centre | None) -> None:
+        """Count from another centre, in place: G − d sᵀ − s dᵀ + W ddᵀ, B − d tᵀ − s eᵀ + W d eᵀ, d and e the steps to it."""
+        old, new = (c or Centre.zero(*self.cross.shape) for c in (self.centre, centre))
+        xp = namespace(self.gram)
+        d, e = xp.asarray(new.features - old.features), xp.asarray(new.targets - old.targets)
+        features = self.features - self.weight * d
+        for rows, columns in triangle_panels(d.size):
+            self.gram[rows, columns] -= xp.outer(features[rows], d[columns]) + xp.outer(d[rows], self.features[columns])
+        self.cross = self.cross - xp.outer(d, self.targets) - xp.outer(features, e)
+        self.squares = self.squares - 2 * e * self.targets + self.weight * e**2
+        self.features, self.targets, self.centre = features, self.targets - self.weight * e, centre
+
+    def _alike(self, other: GramSums) -> GramSums:
+        """`other` about this centre: itself, or a copy."""
+        origin = Centre.zero(*self.cross.shape)
+        if (self.centre or origin).equals(other.centre or origin):
+            return other
+        moved = replace(other, gram=other.gram.copy(order="F"))
+        moved.move(self.centre)
+        return moved
 
     def to_host(self) -> GramSums:
         """The same sums in NumPy arrays; these sums themselves where they are on the host."""
         if not is_device_array(self.gram):
             return self
-        return GramSums(
-            np.asfortranarray(to_host(self.gram)),
-            to_host(self.cross),
-            to_host(self.features),
-            to_host(self.targets),
-            to_host(self.squares),
-            self.weight,
-            self.rows,
-        )
+        host = {name: to_host(getattr(self, name)) for name in ("cross", "features", "targets", "squares")}
+        return replace(self, gram=np.asfortranarray(to_host(self.gram)), **host)
 
     def pack(self) -> np.ndarray:
-        """All the sums as one float64 vector on the host, the Gram matrix as its lower block triangle."""
+        """All the sums as one float64 vector on the host, the Gram matrix as its lower block triangle; the centre is not in it."""
         m, k = self.cross.shape
         out = np.empty(packed_length(m, k))
         position = 0
@@ -163,8 +180,8 @@ class GramSums:
         return out
 
     @classmethod
-    def unpack(cls, vector: np.ndarray, m: int, k: int) -> GramSums:
-        """The sums that `pack` packed."""
+    def unpack(cls, vector: np.ndarray, m: int, k: int, centre: Centre | None = None) -> GramSums:
+        """The sums about `centre` that `pack` packed."""
         gram = np.zeros((m, m), order="F")
         position = 0
         for rows, columns in triangle_panels(m):
@@ -173,7 +190,7 @@ class GramSums:
             gram[rows, columns] = vector[position : position + size].reshape(shape, order="F")
             position += size
         rest = np.split(vector[position:], np.cumsum([m * k, m, k, k]))
-        return cls(gram, rest[0].reshape(m, k), rest[1], rest[2], rest[3], float(rest[4][0]), int(rest[4][1]))
+        return cls(gram, rest[0].reshape(m, k), rest[1], rest[2], rest[3], float(rest[4][0]), int(rest[4][1]), centre)
 
 
 def packed_length(m: int, k: int) -> int:
