@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ntkdask.arrays import Array
+
+NARROW = 128
+"""Rows of up to this many features are multiplied in float64, whatever their dtype: that costs little beside reading them."""
 GRID = 8.0
 """c lies on a grid of a feature's deviation, rounded down to a power of two, over this: most differences are then exact."""
 
@@ -68,3 +72,8 @@ def _near_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     step = np.exp2(np.floor(np.log2(np.where(deviation > 0, deviation, 1.0)))) / GRID
     rounded = np.where(deviation > 0, np.round(mean / step) * step, mean).astype(values.dtype).astype(np.float64)
     return np.where(np.isfinite(rounded), rounded, 0.0)
+
+
+def widened(phi: Array) -> Array:
+    """Features (b, m) as they are multiplied: narrow ones in float64. No centre helps where groups of rows lie far apart."""
+    return phi.astype("float64", copy=False) if phi.shape[1] <= NARROW else phi

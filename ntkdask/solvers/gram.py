@@ -1,9 +1,9 @@
 """Sums over rows that ridge regression needs: ΦᵀΦ, ΦᵀY, Φᵀ1, Yᵀ1, ‖Y‖², Σw, about a fixed point, accumulated in float64.
 
 float32 features are multiplied in float32 (one SYRK a batch) and added to a float64 accumulator: twice the rate of
-float64 products, and the accumulation over batches loses nothing. One triangle is computed, added and stored. Sums of
-disjoint row sets add; the sums of a set minus those of a fold are those of the rest; sums about one point move to another
-(MATH.md §6). Arrays in, arrays out: the walk over a dataset is in `workflows.stream`.
+float64 products, and the accumulation over batches loses nothing; narrow ones are multiplied in float64. One triangle is
+computed, added and stored. Sums of disjoint row sets add; the sums of a set minus those of a fold are those of the rest; sums
+about one point move to another (MATH.md §6). Arrays in, arrays out: the walk over a dataset is in `workflows.stream`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg import blas
 
 from ntkdask.arrays import Array, is_device_array, namespace, to_host
-from ntkdask.solvers.centre import Centre
+from ntkdask.solvers.centre import Centre, widened
 from ntkdask.threads import on_threads
 
 PANEL = 256
@@ -88,6 +88,7 @@ class GramSums:
         product : array (m, m) of phi's dtype, Fortran order, optional
             Scratch to reuse; zero at first.
         """
+        phi = widened(phi)
         if self.centre is not None:
             xp = namespace(phi)
             phi -= xp.asarray(self.centre.features, dtype=phi.dtype)

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from ntkdask.errors import InputError
-from ntkdask.solvers.centre import Centre
+from ntkdask.solvers.centre import Centre, widened
 from ntkdask.solvers.gram import GramSums
 
 
@@ -216,6 +216,7 @@ class EighRidge:
             The alphas.
         """
         centred = self.centred
+        phi = widened(phi)
         # in phi's dtype from the centre, which it holds exactly; what is left of the mean in float64
         turned = (phi - centred.centre.astype(phi.dtype)) @ self.vectors.astype(phi.dtype, copy=False)
         turned = turned.astype(np.float64) - self.turned_mean

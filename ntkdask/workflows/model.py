@@ -18,6 +18,7 @@ from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import from_state, to_state
 from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
+from ntkdask.solvers.centre import widened
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.ship import know_states, module_states, shipped
 from ntkdask.workflows.stream import ROWWISE, FeatureStream
@@ -62,7 +63,7 @@ class RidgeModel:
 
     def scores(self, phi: Array) -> Array:
         """(b, m) features → (b, k) float64 outputs."""
-        xp = namespace(phi)
+        xp, phi = namespace(phi), widened(phi)
         weights, offset = xp.asarray(self.weights, dtype=phi.dtype), self.intercept
         if self.centre is not None and self.offset is not None:
             phi, offset = phi - xp.asarray(self.centre, dtype=phi.dtype), self.offset
