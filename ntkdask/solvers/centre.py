@@ -15,8 +15,10 @@ from ntkdask.arrays import Array
 
 NARROW = 128
 """Rows of up to this many features are multiplied in float64, whatever their dtype: that costs little beside reading them."""
-GRID = 8.0
+GRID = 4.0
 """c lies on a grid of a feature's deviation, rounded down to a power of two, over this: most differences are then exact."""
+NEAR = 0.5
+"""A mean within so many deviations of 0 is left alone: zeros stay zeros."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ def _near_mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     mean = values[0] + offset
     step = np.exp2(np.floor(np.log2(np.where(deviation > 0, deviation, 1.0)))) / GRID
     rounded = np.where(deviation > 0, np.round(mean / step) * step, mean).astype(values.dtype).astype(np.float64)
-    return np.where(np.isfinite(rounded), rounded, 0.0)
+    return np.where(np.isfinite(rounded) & (np.abs(mean) > NEAR * deviation), rounded, 0.0)
 
 
 def widened(phi: Array) -> Array:
