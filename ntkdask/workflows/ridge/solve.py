@@ -16,6 +16,7 @@ from ntkdask.errors import InputError
 from ntkdask.execution.site import Site
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.preprocessing import FittedPreprocessor
+from ntkdask.solvers.centre import NARROW
 from ntkdask.solvers.gram import GramSums
 from ntkdask.solvers.ridge import Centred, EighRidge, Ridge, Solution, held_out_squares
 from ntkdask.solvers.ridge_cholesky import solve_cholesky, solve_one
@@ -66,7 +67,7 @@ def solve(
     (Solution, list of dict)
         The solution at the chosen alpha, and the path of scores, empty for one alpha.
     """
-    rounding = float(np.finfo(plan.dtype).eps)
+    rounding = float(np.finfo("float64" if stream.n_components <= NARROW else plan.dtype).eps)
     if folds or len(sums) > 1:
         pairs = ((_load(f.train), _load(f.own)) for f in folds) if folds else _cut(sums, options)
         return _solve_folds(sums, options, pairs, rounding)

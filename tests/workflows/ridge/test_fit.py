@@ -199,7 +199,7 @@ def test_one_alpha_by_any_factorisation(tmp_path, solver, intercept):
 def test_one_alpha_with_fewer_rows_than_features(alpha, intercept):
     """float32: the Gram is singular but for rounding of 1e-7; "auto" cuts the rank. Against the float64 twin by a pseudoinverse."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((20, 60)).astype("float32")
+    x = rng.standard_normal((20, 200)).astype("float32")
     y = rng.standard_normal((20, 2))
     options = RidgeOptions((alpha,), intercept)
     found = fit_ridge(MemoryRows(x, y), [], options, ridge_plan("float32"), features=None, k=2)
