@@ -44,7 +44,9 @@ class Centre:
     @classmethod
     def of_sample(cls, phi: np.ndarray, y: np.ndarray, counts: np.ndarray) -> Centre:
         """Near the means of a sample phi (b, m), y (b, k), row i counted counts[i] times; 0 where means are far below deviations."""
-        return cls(_near_mean(phi, counts), _near_mean(y, counts))
+        # features that overflow are named by the slabs that meet them
+        with np.errstate(invalid="ignore", over="ignore"):
+            return cls(_near_mean(phi, counts), _near_mean(y, counts))
 
     def equals(self, other: Centre) -> bool:
         """Whether both are the same point."""

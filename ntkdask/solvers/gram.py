@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.linalg import blas
@@ -164,7 +165,7 @@ class GramSums:
         """The same sums in NumPy arrays; these sums themselves where they are on the host."""
         if not is_device_array(self.gram):
             return self
-        host = {name: to_host(getattr(self, name)) for name in ("cross", "features", "targets", "squares")}
+        host: dict[str, Any] = {n: to_host(getattr(self, n)) for n in ("cross", "features", "targets", "squares")}
         return replace(self, gram=np.asfortranarray(to_host(self.gram)), **host)
 
     def pack(self) -> np.ndarray:

@@ -73,8 +73,8 @@ class TridiagonalRidge:
         return cls(centred, diagonal, off_diagonal, reflectors, tau, unrotated._rotate(centred.cross, "T"), *facts)
 
     def serves(self, alpha: float) -> bool:
-        """Whether solutions and GCV from this alpha on are those of `EighRidge`: T has no negative eigenvalue that is not rounding."""
-        return self.least >= -self._floor and alpha > self._floor
+        """Whether solutions and GCV from this alpha on are those of `EighRidge`: there is data, and T is positive but for rounding."""
+        return self.least >= -self._floor and alpha > self._floor > 0
 
     def spectral(self) -> EighRidge:
         """The whole eigendecomposition, Q times the vectors of T: about 2 m³ flops more, m² float64 beside the reflectors."""

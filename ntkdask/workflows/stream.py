@@ -84,7 +84,8 @@ class FeatureStream:
         for start in range(0, len(numbers), self.batch_rows):
             read = [b for i in numbers[start : start + self.batch_rows] for b in self.rows.batches(i, i + 1, 1)]
             batch = Batch(*(None if p[0] is None else np.concatenate(p) for p in zip(*read, strict=True)))  # type: ignore[arg-type]
-            x = preprocess(to_device(np.asarray(batch.x), self.device))
+            with np.errstate(over="ignore", invalid="ignore"):
+                x = preprocess(to_device(np.asarray(batch.x), self.device))
             keep = to_host(namespace(x).isfinite(x).reshape(x.shape[0], -1).all(axis=1))
             if batch.targets is not None and self.n_classes is None:
                 keep &= np.isfinite(np.asarray(batch.targets, np.float64).reshape(len(keep), -1)).all(axis=1)
