@@ -18,7 +18,7 @@ from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import from_state, to_state
 from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.solvers.centre import widened
+from ntkdask.solvers.gram import widened
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.ship import know_states, module_states, shipped
 from ntkdask.workflows.stream import ROWWISE, FeatureStream

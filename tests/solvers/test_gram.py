@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from solver_examples import WEIGHTED, problem, sums_of
 
-from ntkdask.solvers.centre import Centre
-from ntkdask.solvers.gram import GramSums, packed_length, packed_size, triangle_panels
+from ntkdask.solvers.gram import Centre, GramSums, packed_length, packed_size, triangle_panels
 
 
 def assert_sums(sums, phi, y, weights=None, tolerance=1e-12):

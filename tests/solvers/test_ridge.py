@@ -7,8 +7,7 @@ from solver_examples import WEIGHTED, problem, sums_of
 
 from ntkdask.errors import InputError
 from ntkdask.solvers.gram import GramSums
-from ntkdask.solvers.ridge import Centred, EighRidge, Solution, held_out_squares
-from ntkdask.solvers.ridge_cholesky import solve_cholesky, solve_one
+from ntkdask.solvers.ridge import Centred, EighRidge, Solution, held_out_squares, solve_cholesky, solve_one
 
 ALPHAS = (1e-3, 0.1, 1.0, 30.0, 1e4)
 

@@ -15,7 +15,7 @@ from ntkdask.arrays import to_host
 from ntkdask.cache import shared
 from ntkdask.datasets.rows import Rows
 from ntkdask.execution.site import Site
-from ntkdask.solvers.centre import Centre
+from ntkdask.solvers.gram import Centre
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.stream import FeatureStream
 

@@ -20,8 +20,7 @@ from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import uses_targets
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.preprocessing import FittedPreprocessor, Step
-from ntkdask.solvers.centre import Centre
-from ntkdask.solvers.gram import GramSums
+from ntkdask.solvers.gram import Centre, GramSums
 from ntkdask.workflows.model import RidgeFit, RidgeModel
 from ntkdask.workflows.preprocess import fit_preprocessing
 from ntkdask.workflows.ridge.centre import find_centre

@@ -21,8 +21,7 @@ from ntkdask.execution.site import Site
 from ntkdask.execution.slabs import reduce_slabs
 from ntkdask.execution.tree import Node
 from ntkdask.planning.tiles import Tile, row_tiles
-from ntkdask.solvers.centre import Centre
-from ntkdask.solvers.gram import GramSums, packed_length
+from ntkdask.solvers.gram import Centre, GramSums, packed_length
 from ntkdask.store import TileStore
 from ntkdask.workflows.ridge.centre import load_centre
 from ntkdask.workflows.stream import FeatureStream

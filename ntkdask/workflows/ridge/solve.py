@@ -16,10 +16,8 @@ from ntkdask.errors import InputError
 from ntkdask.execution.site import Site
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.solvers.centre import NARROW
-from ntkdask.solvers.gram import GramSums
-from ntkdask.solvers.ridge import Centred, EighRidge, Ridge, Solution, held_out_squares
-from ntkdask.solvers.ridge_cholesky import solve_cholesky, solve_one
+from ntkdask.solvers.gram import NARROW, GramSums
+from ntkdask.solvers.ridge import Centred, EighRidge, Ridge, Solution, held_out_squares, solve_cholesky, solve_one
 from ntkdask.solvers.tridiagonal import TridiagonalRidge
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.model import RidgeModel

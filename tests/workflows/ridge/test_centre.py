@@ -10,7 +10,7 @@ import ntkdask as nd
 from ntkdask.datasets.rows import DatasetRows, MemoryRows
 from ntkdask.errors import FingerprintError
 from ntkdask.execution.progress import Record
-from ntkdask.solvers.centre import NARROW
+from ntkdask.solvers.gram import NARROW
 from ntkdask.states import save_state
 from ntkdask.workflows.model import RidgeModel, load_model
 from ntkdask.workflows.ridge.centre import sample_rows
