@@ -18,6 +18,8 @@ from ntkdask.execution.progress import Listener
 from ntkdask.execution.site import Site
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import FittedMap, require_fitted
+from ntkdask.files import exclusive
+from ntkdask.matrices.stored import lazy_array
 from ntkdask.planning.resources import BASE_BYTES
 from ntkdask.planning.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.preprocessing import FittedPreprocessor
@@ -98,7 +100,13 @@ def featurize(
     if url is None:
         return _lazy(map, x, plan)
     site = Site.at(url, client, listener)
-    path = site.home
+    with exclusive(site.home, beside=True):
+        return lazy_array(_stored_features(map, x, plan, site))
+
+
+def _stored_features(map: FeatureMap, x: Any, plan: Plan, site: Site) -> TileStore:
+    """The complete store of map(x) in the site's folder, of which the caller holds the lock."""
+    path, client = site.home, site.client
     rows, digest = rows_of(x, path.with_name(path.name + ".inputs"), client is not None)
     dtype = plan.dtype or ("float64" if rows.dtype == "float64" else "float32")
     tile_rows = _stored_tile_rows(map, rows, dtype, plan, site)
@@ -108,6 +116,7 @@ def featurize(
         tile_shape=(tile_rows, map.n_components),
         dtype=dtype,
         fingerprint={"map": registry.to_config(map), "data": digest},
+        dimensions=("row", "component"),
     )
     # tasks carry no arrays: what a map learned, and the weights of a torch module in it, are stored beside the tiles
     addressed: Any = map if client is None else shipped(map, f"{path}.state", client)
@@ -116,9 +125,7 @@ def featurize(
     fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
     stream = FeatureStream(rows, fitted, addressed, None, tile_rows)
     site.fill(store, _FeaturizeTask(stream, str(path)), row_tiles(rows.n_total, tile_rows), "featurize")
-    import dask.array as da
-
-    return da.from_zarr(store.zarr_array())
+    return store
 
 
 def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
