@@ -49,7 +49,7 @@ class Receipt:
     seconds : float, optional
         How long it took to compute and write.
     peak_bytes : int, optional
-        Peak memory of the worker's process.
+        Peak memory of the worker's process while it computed.
     worker : str, optional
         Address of the worker.
     halvings : int, optional

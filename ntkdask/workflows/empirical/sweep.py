@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from ntkdask.errors import InputError, MemoryBudgetError
+from ntkdask.execution.peak import peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Silent
 from ntkdask.execution.site import Site
-from ntkdask.execution.window import Done, peak_bytes
+from ntkdask.execution.window import Done
 from ntkdask.files import exclusive, local_path
 from ntkdask.modules.optional import require_torch
 from ntkdask.planning.resources import BASE_BYTES
