@@ -54,7 +54,7 @@ def status(folder: Path | str) -> list[StageStatus]:
     for store in tile_stores(folder):
         done, total = len(store.receipts), len(store.indices())
         name = str(store.path.relative_to(folder))
-        summed = f"{name.split('/')[0]}/solve" in stages and "gram" in name
+        summed = f"{name.split('/')[0]}/solve" in stages and store.path.name.startswith(("gram", "loo"))
         rows.append(StageStatus(name, done, total, summed or done == total))
     return rows
 
