@@ -11,6 +11,9 @@ import contextlib
 import resource
 import sys
 import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -38,6 +41,34 @@ class PeakMemory:
         with _lock:
             _note()
             _running.discard(self)
+
+
+@dataclass
+class RunPeak:
+    """The highest peak of all tasks that a driver ran, those too of which no listener hears (products within a solver)."""
+
+    bytes: int = 0
+
+
+_run: ContextVar[RunPeak | None] = ContextVar("ntkdask_run_peak", default=None)
+
+
+@contextlib.contextmanager
+def run_peak() -> Iterator[RunPeak]:
+    """A block of the driver, whose tasks tell the `RunPeak` that is yielded."""
+    found = RunPeak()
+    before = _run.set(found)
+    try:
+        yield found
+    finally:
+        _run.reset(before)
+
+
+def tell_run(peak: int) -> None:
+    """Tell the run that is under way, if there is one, the peak of a finished task."""
+    found = _run.get()
+    if found is not None:
+        found.bytes = max(found.bytes, peak)
 
 
 def _note() -> None:

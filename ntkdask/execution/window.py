@@ -19,7 +19,7 @@ import cloudpickle
 
 from ntkdask import threads
 from ntkdask.errors import ClusterError, NtkdaskError, TileError
-from ntkdask.execution.peak import PeakMemory
+from ntkdask.execution.peak import PeakMemory, tell_run
 
 T = TypeVar("T")
 
@@ -148,8 +148,13 @@ def run_items(ready: deque[Item], done: Callable[[Item, Done], None], client: An
 
     When a task fails, those in flight finish and are passed to `done` first, so that nothing computed is lost.
     """
+
+    def told(item: Item, result: Done) -> None:
+        tell_run(result.peak_bytes)
+        done(item, result)
+
     runner = _run_loop if client is None else _run_client
-    runner(ready, done, client, n_threads)
+    runner(ready, told, client, n_threads)
 
 
 def _run_loop(ready: deque[Item], done: Callable[[Item, Done], None], client: None, n_threads: int | None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ntkdask.execution.map_reduce import map_tiles
-from ntkdask.execution.peak import _RESET, PeakMemory, peak_bytes
+from ntkdask.execution.peak import _RESET, PeakMemory, peak_bytes, run_peak
 
 # workers cannot import this module
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -58,6 +58,17 @@ def test_tasks_side_by_side_in_one_process():
         touch(1)
     assert first.bytes - third.bytes > 96 * MIB
     assert second.bytes - third.bytes < 32 * MIB
+
+
+def test_a_run_counts_tasks_that_no_listener_hears_of():
+    with run_peak() as run:
+        found = peaks(None, [1, 2])
+        assert run.bytes == max(found.values())
+        peaks(None, [128])
+    assert run.bytes > max(found.values()) + 96 * MIB
+    with run_peak() as nothing:
+        pass
+    assert nothing.bytes == 0
 
 
 def test_a_run_on_a_worker_that_held_more_before(one_worker):
