@@ -27,6 +27,7 @@ GROUND = {
     "compiled",
     "wording",
     "store",
+    "layout",
     "states",
 }
 FLOORS = (
@@ -54,7 +55,7 @@ FLOORS = (
 DOORS = {
     "cupy": {"arrays"},
     "cupy_backends": {"arrays"},
-    "zarr": {"store"},
+    "zarr": {"store", "layout"},
     "torch": {"modules.*"},
     "safetensors": {"modules.*"},
     "pickle": {"datasets.cifar_python"},

@@ -200,10 +200,10 @@ def solve_on_cluster(
     """
     states = str(site.states)
     task = _SolveTask(tuple(sums), options, stream, plan, states, tuple(folds))
-    result = site.alone(task, "solve", threads=plan.solve_threads)
     if not options.leaves_one_out:
-        return result
-    spectrum = result["spectrum"]
+        return site.alone(task, "solve", threads=plan.solve_threads)
+    # a stage of its own: a pass over the rows that was cut off goes on with it
+    spectrum = site.once("spectrum", lambda: site.alone(task, "solve", threads=plan.solve_threads)["spectrum"])
     scores = leave_one_out(stream, spectrum, options.alphas, plan.slab_rows, site)
     choice = _ChooseTask(stream, spectrum, options.alphas, scores, states)
     return site.alone(choice, "solve", threads=plan.solve_threads)
