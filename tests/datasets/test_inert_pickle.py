@@ -69,7 +69,7 @@ def fuzz(seed: int, count: int) -> tuple[int, int]:
 def test_hostile_pickles() -> None:
     """Forged pointers in an object dtype, a memo index of 2³¹, a key of tuples in tuples, millions of empty dicts; some mutants."""
     read, refusals = fuzz(1, 1500)
-    assert read > 50
+    assert read > 20
     assert refusals > 500
 
 
