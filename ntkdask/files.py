@@ -18,14 +18,18 @@ from typing import IO
 from ntkdask.errors import DiskSpaceError, StoreError
 from ntkdask.wording import format_bytes
 
+_MAX_NAME_BYTES = 255
+
 
 def local_path(url: str | os.PathLike[str]) -> Path:
-    """The file-system path of a store url; StoreError for remote schemes."""
+    """The file-system path of a store url; StoreError for remote schemes, and for a name that no file can have."""
     text = os.fspath(url)
     if text.startswith("file://"):
         text = text[len("file://") :]
     elif "://" in text:
         raise StoreError(f"{text}: only local or shared file systems hold stores for now. Give a path.")
+    if "\0" in text or max(map(len, os.fsencode(text).split(b"/"))) > _MAX_NAME_BYTES:
+        raise StoreError(f"{text!r:.80} ... is no path: names have at most {_MAX_NAME_BYTES} bytes, without NUL.")
     return Path(text).absolute()
 
 

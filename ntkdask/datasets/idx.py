@@ -8,6 +8,7 @@ Source: http://yann.lecun.com/exdb/mnist, "The IDX file format".
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import IO
 
 import numpy as np
 
+from ntkdask.datasets.bounds import require_memory
 from ntkdask.datasets.source import ALL, Batch, Request, Source, file_digest, open_binary, read_blocks, reading
 from ntkdask.errors import DataError
 
@@ -68,11 +70,12 @@ def _batches(pairs: list[tuple[str, Path, Path]]) -> Iterator[Batch]:
                     raise DataError(
                         f"{images} has {shape[0]} images, but {labels.name} has {count} labels. Download both again."
                     )
+                require_memory(f"{labels}", count, "Check the file.")
                 targets = np.frombuffer(b"".join(read_blocks(codes, count, 1)), np.uint8)
                 _require_end(labels, codes)
             row = (*shape[1:], 1) if len(shape) == 3 else shape[1:]
             start = 0
-            for block in read_blocks(pixels, shape[0], int(np.prod(row))):
+            for block in read_blocks(pixels, shape[0], math.prod(row)):
                 x = np.frombuffer(block, np.uint8).reshape(-1, *row)
                 yield Batch(part, x, targets[start : start + len(x)])
                 start += len(x)

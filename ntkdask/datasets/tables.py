@@ -11,16 +11,21 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
 
+from ntkdask.datasets.bounds import BLOCK_BYTES, BoundedStream
 from ntkdask.datasets.source import ALL, Batch, Request, Source, file_digest, open_binary, reading
 from ntkdask.errors import DataError, nearest
+from ntkdask.wording import format_bytes
 
 _CELLS = 2**18
+MAX_COLUMNS = 2**18
 _MISSING = ("", "nan", "na", "n/a", "null", "#n/a")
 _NAMED_LINES = 5
+_READ_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def open_source(path: Path, request: Request) -> Source:
 
 def _sniff(path: Path, request: Request) -> Table:
     """The layout of the table, from its first two lines and what was asked for."""
-    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig") as text:
+    with open_binary(path) as file, io.TextIOWrapper(io.BufferedReader(bounded(path, file)), "utf-8-sig") as text:
         lines = ((i, line) for i, line in enumerate(text, start=1) if line.strip())
         number, first = next(lines, (0, ""))
         second = next(lines, (0, ""))[1]
@@ -73,6 +78,9 @@ def _sniff(path: Path, request: Request) -> Table:
         raise DataError(f"{path} is empty. Check the file.")
     separator = max(",;\t", key=first.count)
     separator = separator if separator in first else r"\s+"
+    width = len(first.split(None, MAX_COLUMNS)) if separator == r"\s+" else first.count(separator)
+    if width > MAX_COLUMNS:
+        raise DataError(f"{path} has more than {MAX_COLUMNS:,} columns. Save such rows with np.save or np.savez.")
     fields, below = _fields(first, separator), _fields(second, separator)
     header = _is_header(fields, below)
     if header and not second:
@@ -84,11 +92,22 @@ def _sniff(path: Path, request: Request) -> Table:
     return Table(path, separator, number + header, columns, target)
 
 
+def bounded(path: Path, file: IO[bytes]) -> BoundedStream:
+    """The bytes of a table; DataError where a line or a quoted field does not end."""
+    size = format_bytes(BLOCK_BYTES)
+    return BoundedStream(
+        file, f"{path}: a line, a quoted field or a block of lines takes more than {size} of text. Check the file."
+    )
+
+
 def _fields(line: str, separator: str) -> list[str]:
     """The fields of a line, without blanks around them."""
     if separator == r"\s+":
         return line.split()
-    return [f.strip() for f in next(csv.reader([line], delimiter=separator), [])]
+    try:
+        return [f.strip() for f in next(csv.reader([line], delimiter=separator), [])]
+    except csv.Error as error:
+        raise DataError(f"its first lines are no table ({error}). Check the file.") from error
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:
@@ -136,7 +155,9 @@ def _chunks(table: Table, only_target: bool = False) -> Iterator[pd.DataFrame]:
     missing = {i: [m for word in _MISSING for m in (word, word.upper(), word.title(), "NaN")] for i in names}
     if table.target is not None:
         missing[table.target] = [""]
-    with open_binary(table.path) as stream:
+    with open_binary(table.path) as file:
+        block = bounded(table.path, file)
+        stream = io.BufferedReader(block, _READ_BYTES)
         try:
             chunks = pd.read_csv(
                 stream,
@@ -152,13 +173,14 @@ def _chunks(table: Table, only_target: bool = False) -> Iterator[pd.DataFrame]:
                 keep_default_na=False,
                 skipinitialspace=True,
                 encoding="utf-8-sig",
-                chunksize=max(1, _CELLS // (1 if only_target else width)),
+                chunksize=max(1, _CELLS // width),
             )
             for frame in chunks:
                 frame.index += table.first_line
                 blank = frame.isna().all(axis=1)
                 if not blank.all():
                     yield frame[~blank] if blank.any() else frame
+                block.refill()
         except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
             reason = str(error).strip()
             raise DataError(f"{table.path}: {reason}. Every line needs {width} fields, as the first has.") from error
