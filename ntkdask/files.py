@@ -146,6 +146,11 @@ def _locked(path: Path) -> IO[str] | None:
         except BlockingIOError:
             lock.close()
             return None
+        except OSError as error:
+            lock.close()
+            raise StoreError(
+                f"{path.parent} is on a file system that grants no locks ({error}). Use another one."
+            ) from error
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 return lock
@@ -153,12 +158,19 @@ def _locked(path: Path) -> IO[str] | None:
 
 
 def sweep(root: Path | str, older_than_seconds: float = 3600.0) -> int:
-    """Delete temporary files that killed writers left under `root`; returns how many.
+    """Delete temporary files, and half-written states and datasets, that killed writers left under `root`; returns how many.
 
     Younger ones than `older_than_seconds` stay: a writer may be at work on them.
     """
     count, now = 0, time.time()
-    for folder, _, files in os.walk(local_path(root)):
+    for folder, folders, files in os.walk(local_path(root)):
+        for name in [name for name in folders if name.endswith(".partial")]:
+            path = Path(folder) / name
+            with contextlib.suppress(FileNotFoundError):
+                if now - max(p.stat().st_mtime for p in (path, *path.rglob("*"))) > older_than_seconds:
+                    remove(path)
+                    count += 1
+            folders.remove(name)
         for name in files:
             if ".partial" in name or name.endswith(".tmp"):
                 path = Path(folder) / name
