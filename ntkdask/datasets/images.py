@@ -1,6 +1,8 @@
-"""Images in class folders, on disk or in a tar archive: `cat/0001.jpg`, or `train/cat/0001.jpg` and `test/cat/...`.
+"""Images in class folders, on disk or in a tar or zip archive: `cat/0001.jpg`, or `train/cat/0001.jpg` and `test/cat/...`.
 
-The folder's name is the class. All images have one size; rows are (h, w, 3) uint8, or (h, w, 1) where all are greyscale.
+The folder's name is the class; the folders of parts may be called training, valid, val or testing, too, in any case of letters. All
+images have one size; rows are (h, w, 3) uint8, or (h, w, 1) where all are greyscale. Pixels are taken as they are stored: an EXIF
+orientation, with which cameras ask viewers to turn a picture, is not applied, and the provenance counts the images that have one.
 An archive is read in its own order, without unpacking. Images usually lie sorted by class, so splits must shuffle.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -25,17 +28,20 @@ from ntkdask.datasets.source import (
     file_digest,
     files_under,
     open_tar,
+    part_of,
     reading,
     tar_files,
     tar_read,
+    zip_file_read,
+    zip_names,
 )
 from ntkdask.errors import DataError
 
-PARTS = ("train", "test", "validation", "val")
 MAX_PIXELS = 4096 * 4096
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 # named one by one: Pillow also reads PostScript, for which it starts another program
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_EXIF_ORIENTATION = 0x0112
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 4 * 2**20
 
@@ -79,6 +85,8 @@ def _batches(path: Path, source: Source) -> Iterator[Batch]:
                     waiting = []
             if waiting:
                 yield from _decoded(waiting, decode, pool, threads)
+        if decode.turned:
+            source.notes["exif_orientation"] = f"not applied; {len(decode.turned):,} images have one"
 
 
 def _decoded(images: list[Encoded], decode: _Decoder, pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
@@ -99,6 +107,7 @@ class _Decoder:
 
     def __init__(self, path: Path, size: tuple[int, int], mode: str) -> None:
         self.path, self.size, self.mode = path, size, mode
+        self.turned: list[str] = []
 
     def __call__(self, images: Sequence[Encoded]) -> np.ndarray:
         width, height = self.size
@@ -111,6 +120,8 @@ class _Decoder:
                         f"{width}×{height} pixels. Resize them to one size."
                     )
                 try:
+                    if image.info.get("exif") and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+                        self.turned.append(encoded.name)
                     pixels = image if image.mode == self.mode else image.convert(self.mode)
                     row[...] = np.asarray(pixels).reshape(row.shape)
                 except Exception as error:  # decoders raise anything from OSError to struct.error
@@ -157,6 +168,7 @@ def _encoded(path: Path, source: Source) -> Generator[Encoded]:
         else:
             part, label = layout.place(name)
             yield Encoded(part, label, name, content)
+    layout.require_classes()
     source.notes["files_that_are_no_images"] = others
 
 
@@ -165,6 +177,13 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
     if path.is_dir():
         for name, file in files_under(path):
             yield name, file.read_bytes() if file.suffix.lower() in _SUFFIXES else None
+        return
+    if (names := zip_names(path)) is not None:
+        with zipfile.ZipFile(path) as zipped:
+            for name in names:
+                inside = PurePosixPath(name)
+                if not any(p.startswith(".") for p in inside.parts):
+                    yield name, zip_file_read(path, zipped, name) if inside.suffix.lower() in _SUFFIXES else None
         return
     with open_tar(path) as archive:
         for member in tar_files(path, archive):
@@ -180,6 +199,15 @@ class _Layout:
         self.path = path
         self._places: dict[PurePosixPath, tuple[str, str]] = {}
         self._first: tuple[tuple[str, ...], bool] | None = None
+        self._parts: dict[str, str] = {}
+
+    def require_classes(self) -> None:
+        """DataError where all folders of images have the names of parts: then classes are missing, and parts would become classes."""
+        folders = sorted(folder.name for folder in self._places)
+        if folders and all(map(part_of, folders)) and not self._parts:
+            raise DataError(
+                f"{self.path}: images lie in {', '.join(folders)} themselves. Sort them into one folder per class, train/cat and so on."
+            )
 
     def place(self, name: str) -> tuple[str, str]:
         """(part, class) of the image called `name`."""
@@ -193,7 +221,13 @@ class _Layout:
         if not folders:
             raise DataError(f"{self.path}: {name} lies in no class folder. Sort the images into one folder per class.")
         *above, label = folders
-        part = above.pop() if above and above[-1] in PARTS else ALL
+        part = (part_of(above[-1]) if above else None) or ALL
+        if part != ALL:
+            named = self._parts.setdefault(part, above[-1])
+            if named != above.pop():
+                raise DataError(
+                    f"{self.path} holds the folders {named} and {folders[-2]}, which both name the part {part}. Merge them."
+                )
         nesting = (tuple(above), part != ALL)
         self._first = self._first or nesting
         if nesting != self._first:
