@@ -140,7 +140,7 @@ def import_dataset(
         for name, value in {"target": target, "rows": rows, "header": header}.items():
             if value is not None and importer not in _TAKES[name]:
                 raise DataError(f"{name}={value!r}: files of the format {importer} take no {name}. Leave it out.")
-        stream = _open_source(source, importer, Request(target, kind, _HEADER[header], rows))
+        stream = _open_source(source, importer, Request(target, kind, _HEADER[header], rows, importer))
         provenance = {"source": os.fspath(source), "source_digest": stream.digest, "importer": importer}
         _write(stream, partial, kind, provenance, progress)
     return open_parts(url)

@@ -50,12 +50,13 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What `import_dataset` was called with: the target, the kind, whether a table has a header, the name of the array of rows."""
+    """What `import_dataset` was called with: target, kind, whether a table has a header, name of the array of rows; the format."""
 
     target: str | int | None = None
     kind: str | None = None
     header: bool | None = None
     rows: str | None = None
+    format: str | None = None
 
 
 @dataclass

@@ -53,7 +53,7 @@ def test_damaged_idx_is_refused(tmp_path: Path) -> None:
         "truncated": {images: whole[images][:-1]},
         "more bytes": {images: whole[images] + b"x"},
         "cut": {images: whole[images][:9]},
-        "begins with 00000903": {images: b"\0\0\x09\x03" + whole[images][4:]},
+        "begins with 00000a03": {images: b"\0\0\x0a\x03" + whole[images][4:]},
         "begins with 00000803": {labels: idx_bytes(np.zeros((30, 1, 1)))},
         "truncated or damaged": {images: gzip.compress(whole[images])[:-500]},
         "its shape is": {images: idx_bytes(np.zeros((0, 28, 28)))},

@@ -60,7 +60,7 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.tar.gz").write_bytes(b"<!doctype html><title>404")
     refused(tmp_path / "page.tar.gz", url, "not what its name says")
     (tmp_path / "noise").write_bytes(bytes(range(256)))
-    refused(tmp_path / "noise", url, "cannot tell.*cifar10-binary, cifar10-python, csv, idx, images, numpy")
+    refused(tmp_path / "noise", url, "cannot tell.*cifar10-binary, cifar10-python, cifar100-binary.*, csv, hdf5, idx, images, netcdf, numpy")
     refused(tmp_path / "noise", url, "did you mean 'images'", format="image")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", url, "cannot tell")
