@@ -2,7 +2,8 @@
 
 The folder's name is the class; the folders of parts may be called training, valid, val or testing, too, in any case of letters. All
 images have one size; rows are (h, w, 3) uint8, or (h, w, 1) where all are greyscale. Pixels are taken as they are stored: an EXIF
-orientation, with which cameras ask viewers to turn a picture, is not applied, and the provenance counts the images that have one.
+orientation, with which cameras ask viewers to turn a picture, is not applied, and the provenance counts the images that have one. (That
+of a TIFF file is a part of the format, and applied.)
 An archive is read in its own order, without unpacking. Images usually lie sorted by class, so splits must shuffle.
 """
 

@@ -23,7 +23,8 @@ MISSING = ("", "nan", "na", "n/a", "null", "#n/a", "?")
 
 BLANKS = r"\s+"
 _NO_NAMES = (*MISSING, "-", "--", "*", ".", "none", "missing", "unknown")
-_NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf|infinity)", re.ASCII | re.IGNORECASE)
+# with commas, too: such numbers are refused later, but they are no names
+_NUMBER = re.compile(r"[-+]?((\d[\d,]*\.?\d*|\.\d+)([eE][-+]?\d+)?|inf|infinity)", re.ASCII | re.IGNORECASE)
 # of the index that pandas and R write as a column; pandas calls it so when it writes the file again
 _ROW_NAMES = ("", "Unnamed: 0")
 _SAMPLE_RECORDS = 200
@@ -238,7 +239,7 @@ def _name_rows(values: list[str]) -> bool:
 
 
 def is_number(field: str) -> bool:
-    """Whether a field reads as a number."""
+    """Whether a field reads as a number, be it with commas."""
     return _NUMBER.fullmatch(field) is not None
 
 

@@ -46,7 +46,7 @@ def _notes(table: Table) -> dict[str, Any]:
     notes: dict[str, Any] = {"header": table.header}
     if table.target is not None:
         notes["target"] = table.columns[table.target] if table.header else table.target
-        notes["target_column"] = f"{table.target} of 0 to {len(table.columns) - 1}"
+        notes["target_column"] = f"{table.target} of {len(table.columns)}, counted from 0"
     if table.left_out:
         notes["columns_left_out"] = [table.columns[i] or i for i in table.left_out]
     return notes
@@ -129,7 +129,7 @@ def _target_style(table: Table, kind: str | None) -> str:
 
 def _beyond_float(numbers: pd.Series) -> pd.Series:
     """Where float64 stands for more than one integer; nowhere in a column of integers."""
-    return (numbers.abs() > EXACT) & (numbers.dtype.kind == "f")
+    return (numbers.abs() >= EXACT) & (numbers.dtype.kind == "f")
 
 
 def _require_words(table: Table, words: pd.Series, kind: str | None) -> None:
@@ -194,7 +194,8 @@ def _numbers(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
                 f"{table.path}: column {table.label(column)} holds {words[line]!r} in line {line}; features are numbers. "
                 f"{advice}"
             )
-        frame = frame.assign(**{column: numbers.astype(np.float64)})
+        frame = frame.copy()
+        frame[column] = numbers.astype(np.float64)
     return frame
 
 

@@ -16,7 +16,7 @@ from ntkdask.errors import InputError
 
 MAX_GUESSED_CLASSES = 1000
 EXACT = 2**53
-"""Above it, float64 stands for more than one integer."""
+"""From here on, a float64 stands for more than one integer."""
 
 
 class LabelEncoder:
@@ -152,7 +152,7 @@ def convert_targets(targets: np.ndarray, kind: str, labels: LabelEncoder, first_
                 f"row {first_row + int(bad[0])} has the target {targets[bad[0]]}, which is no class label. "
                 "Give integers or text, or kind='regression'."
             )
-        large = np.flatnonzero(np.abs(targets) > EXACT)
+        large = np.flatnonzero(np.abs(targets) >= EXACT)
         if large.size:
             raise InputError(
                 f"row {first_row + int(large[0])} has the label {targets[large[0]]}, a float that stands for more than one integer. "
