@@ -49,7 +49,9 @@ def data_import(
     url: Annotated[str, typer.Argument(help="Where the Zarr dataset goes.")],
     target: Annotated[
         str | None,
-        typer.Option(help="Target: column of a table by name or index (default: the last), or array of a file by name."),
+        typer.Option(
+            help="Target: column of a table by name or index (default: the last), or array of a file by name."
+        ),
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="classification, regression or unlabelled (default: told by the targets).")
@@ -101,7 +103,9 @@ def _what_was_taken(dataset: Any) -> list[str]:
     kind = f"{dataset.kind}, {len(classes)} classes ({named})" if classes else dataset.kind
     lines = ["no target: unlabelled" if dataset.kind == "unlabelled" else f"target: {target}; {kind}"]
     if "header" in told:
-        lines.append("header: yes, the first line names the columns" if told["header"] else "header: no, the first line is a row")
+        lines.append(
+            "header: yes, the first line names the columns" if told["header"] else "header: no, the first line is a row"
+        )
     for key, words in (
         ("columns_left_out", "columns left out"),
         ("arrays_left_out", "arrays left out"),

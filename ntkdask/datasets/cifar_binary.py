@@ -60,30 +60,26 @@ class Cifar:
 
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_COARSE = tuple(
-    """
+_COARSE = """
     aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices household_furniture insects
     large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes large_omnivores_and_herbivores medium_mammals
     non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
-    """.split()
-)
-_FINE = tuple(
-    """
+"""
+_FINE = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar
     cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl
     hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
     oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road
     rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
     telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-    """.split()
-)
+"""
 _BATCHES = (*(("train", f"data_batch_{i}") for i in range(1, 6)), ("test", "test_batch"))
 _WHOLE = (("train", "train"), ("test", "test"))
 _PIXEL_BYTES = 3 * 32 * 32
 _CIFAR10 = Cifar("CIFAR-10", _BATCHES, CLASS_NAMES, 0, 1, b"labels")
 _CIFAR100 = {
-    "fine": Cifar("CIFAR-100", _WHOLE, _FINE, 1, 2, b"fine_labels"),
-    "coarse": Cifar("CIFAR-100", _WHOLE, _COARSE, 0, 2, b"coarse_labels"),
+    "fine": Cifar("CIFAR-100", _WHOLE, tuple(_FINE.split()), 1, 2, b"fine_labels"),
+    "coarse": Cifar("CIFAR-100", _WHOLE, tuple(_COARSE.split()), 0, 2, b"coarse_labels"),
 }
 
 

@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100, Python version: pickled dictionaries, read without trusting them.
 
 `cifar-10-python.tar.gz` or a folder with `data_batch_1` to `data_batch_5` and `test_batch`, `cifar-100-python.tar.gz` or a folder with
-`train` and `test`; parts train and test, rows (32, 32, 3) uint8. Reading a pickle calls any function that it names, so the unpickler here allows four names and no others.
+`train` and `test`; parts train and test, rows (32, 32, 3) uint8.
+Reading a pickle calls any function that it names, so the unpickler here allows four names and no others.
 Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Python version".
 """
 

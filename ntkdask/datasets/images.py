@@ -2,8 +2,8 @@
 
 The folder's name is the class; the folders of parts may be called training, valid, val or testing, too, in any case of letters. All
 images have one size; rows are (h, w, 3) uint8, or (h, w, 1) where all are greyscale. Pixels are taken as they are stored: an EXIF
-orientation, with which cameras ask viewers to turn a picture, is not applied, and the provenance counts the images that have one. (That
-of a TIFF file is a part of the format, and applied.)
+orientation, with which cameras ask viewers to turn a picture, is not applied, and the provenance counts the images that have one.
+(That of a TIFF file is a part of the format, and applied.)
 An archive is read in its own order, without unpacking. Images usually lie sorted by class, so splits must shuffle.
 """
 
@@ -121,13 +121,27 @@ class _Decoder:
                         f"{width}×{height} pixels. Resize them to one size."
                     )
                 try:
-                    if image.info.get("exif") and image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+                    if _is_turned(image):
                         self.turned.append(encoded.name)
-                    pixels = image if image.mode == self.mode else image.convert(self.mode)
+                    pixels = image
+                    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+                        # the same colours; Pillow warns where such a palette loses its transparency in one step
+                        pixels = image.convert("RGBA")
+                    pixels = pixels if pixels.mode == self.mode else pixels.convert(self.mode)
                     row[...] = np.asarray(pixels).reshape(row.shape)
                 except Exception as error:  # decoders raise anything from OSError to struct.error
                     raise DataError(f"{self.path}: {encoded.name} is truncated or damaged ({error}).") from error
         return out
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF data of an image ask to turn or mirror it; not where they are damaged."""
+    if not image.info.get("exif"):
+        return False
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # damaged EXIF data raise anything, and say nothing
+        return False
 
 
 @contextlib.contextmanager
@@ -135,6 +149,7 @@ def _opened(path: Path, encoded: Encoded) -> Iterator[Image.Image]:
     """An image whose header is read and whose pixels are not: its size is checked before the pixels are decoded."""
     try:
         image = Image.open(io.BytesIO(encoded.content), formats=_FORMATS)
+    # the warning comes where warnings are errors; elsewhere the limit below refuses the same images
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: {encoded.name} has too many pixels: {error}") from error
     except Exception as error:  # a damaged header raises anything from UnidentifiedImageError to OverflowError
@@ -207,7 +222,7 @@ class _Layout:
         folders = sorted(folder.name for folder in self._places)
         if folders and all(map(part_of, folders)) and not self._parts:
             raise DataError(
-                f"{self.path}: images lie in {', '.join(folders)} themselves. Sort them into one folder per class, train/cat and so on."
+                f"{self.path}: images lie in {', '.join(folders)} themselves. Sort them into class folders, train/cat and so on."
             )
 
     def place(self, name: str) -> tuple[str, str]:

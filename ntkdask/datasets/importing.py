@@ -14,17 +14,7 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 
 from ntkdask.datasets.dataset import KINDS, Dataset, open_parts
-from ntkdask.datasets.source import (
-    ALL,
-    PARTS,
-    Request,
-    Source,
-    open_binary,
-    open_tar,
-    reading,
-    tar_files,
-    zip_names,
-)
+from ntkdask.datasets.source import ALL, PARTS, Request, Source, open_binary, open_tar, reading, tar_files, zip_names
 from ntkdask.datasets.targets import LabelEncoder, kind_of
 from ntkdask.datasets.writer import DatasetWriter, replacing, write_parts
 from ntkdask.errors import DataError, InputError, nearest
@@ -309,7 +299,9 @@ def _write(
             found = kind_of(targets)
         if part not in writers:
             path = partial if part == ALL else partial / part
-            writers[part] = DatasetWriter(path, kind=asked or (found if targets is not None else "unlabelled"), labels=labels)
+            writers[part] = DatasetWriter(
+                path, kind=asked or (found if targets is not None else "unlabelled"), labels=labels
+            )
         writers[part].append(x, None if asked == "unlabelled" else targets)
         done += len(x)
         if progress is not None:

@@ -37,7 +37,8 @@ def find_arrays(path: Path, names: Sequence[str], request: Request) -> tuple[Par
     others = [n for n in names if str(request.target) not in (n, places[n][1])]
     if len(others) == 1 and not any("x" in held for held in arrays.values()):
         # the only array there is, whatever it is called
-        arrays = {ALL: {"x": others[0]} | {"targets": n for n in names if n not in others}}
+        named = [n for n in names if n not in others]
+        arrays = {ALL: {"x": others[0]} | ({"targets": named[0]} if named else {})}
     parts: Parts = {p: (arrays[p]["x"], arrays[p].get("targets")) for p in (*PARTS, ALL) if "x" in arrays.get(p, {})}
     used = {n for pair in parts.values() for n in pair}
     left_out = [n for n in names if n not in used]
@@ -69,7 +70,9 @@ def require_rows(path: Path, parts: Parts, shapes: dict[str, tuple[int, ...]]) -
             if not shapes[name]:
                 raise DataError(f"{path}: {name} is a single number. Save an array of rows.")
             if shapes[name][0] == 0:
-                raise DataError(f"{path}: {name} has 0 rows, its shape is {shapes[name]}. Leave it out, or save its rows.")
+                raise DataError(
+                    f"{path}: {name} has 0 rows, its shape is {shapes[name]}. Leave it out, or save its rows."
+                )
         if targets is not None and shapes[targets][0] != shapes[x][0]:
             raise DataError(
                 f"{path}: {x} has {shapes[x][0]} rows, {targets} has {shapes[targets][0]}. Give one per row, "
@@ -78,14 +81,11 @@ def require_rows(path: Path, parts: Parts, shapes: dict[str, tuple[int, ...]]) -
 
 
 def _role(name: str, part: str, base: str, request: Request) -> str | None:
-    """ "x" or "targets"; None for an array that is neither."""
+    """Whether an array is "x" or "targets"; None for one that is neither."""
     if request.target is not None and str(request.target) in (name, base):
         return "targets"
-    if request.rows is not None:
-        rows = request.rows in (name, base)
-    else:
-        rows = base in _ROWS or (not base and part != ALL)
-    if rows:
+    unnamed = request.rows is None and (base in _ROWS or (not base and part != ALL))
+    if unnamed or request.rows in (name, base):
         return "x"
     return "targets" if request.target is None and request.kind != "unlabelled" and base in _TARGETS else None
 

@@ -1,13 +1,15 @@
 """NumPy files: `.npz` with named arrays, `.npy` with its targets in a file beside it. Nothing is unpickled.
 
-In `.npz` the arrays are found by their names, as `named_arrays` has them: x and y, or x_train, y_train, x_val, y_val, and so on. `data.npy` takes its targets from `data_targets.npy` where that is there. Arrays
-keep their shape: greyscale images (n, h, w) get no channel axis.
+In `.npz` the arrays are found by their names, as `named_arrays` has them: x and y, or x_train, y_train, x_val, y_val, and so on.
+`data.npy` takes its targets from `data_targets.npy` where that is there. Arrays keep their shape: greyscale images (n, h, w) get no
+channel axis.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +49,8 @@ def _mapped(path: Path) -> np.ndarray:
     """The array of a .npy file, mapped into memory and not read; DataError for objects and for a single number."""
     with reading(path):
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            with _written_by_python2():
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
         except OSError:
             raise
         except Exception as error:  # a damaged header raises anything from ValueError to TokenError
@@ -61,6 +64,14 @@ def _mapped(path: Path) -> np.ndarray:
     if not len(array):
         raise DataError(f"{path} holds an array of shape {array.shape}, with 0 rows. Save its rows.")
     return array
+
+
+@contextlib.contextmanager
+def _written_by_python2() -> Iterator[None]:
+    """NumPy reads the headers that Python 2 wrote, with a warning that asks to write them anew; there is nothing wrong with them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Reading `.npy`", UserWarning)
+        yield
 
 
 def _mapped_batches(x: np.ndarray, targets: np.ndarray | None) -> Iterator[Batch]:
@@ -130,7 +141,8 @@ def _read_header(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, .
     try:
         version = np.lib.format.read_magic(stream)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = reader(stream)
+        with _written_by_python2():
+            shape, fortran, dtype = reader(stream)
     except EOFError:
         raise
     except Exception as error:  # a damaged header raises anything from ValueError to TokenError

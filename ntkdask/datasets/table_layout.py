@@ -168,7 +168,7 @@ def _records(path: Path, lines: Sequence[str], separator: str) -> tuple[list[lis
 def _is_header(first: list[str], below: list[list[str]]) -> bool | None:
     """Whether the first record holds names; None where it has signs of names and of data.
 
-    Words over numbers are names. Numbers over numbers, and words that come again below, are data, unless the numbers count the columns.
+    Words over numbers are names. Numbers over numbers, unless they count the columns, and words that come again below are data.
     """
     if not below:
         return not any(map(is_number, first))

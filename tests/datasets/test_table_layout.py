@@ -52,12 +52,7 @@ def test_headers_are_found(tmp_path: Path, text: str, rows, labels) -> None:
 
 @pytest.mark.parametrize(
     ("text", "n"),
-    [
-        ("5,6,u\n7,8,v\n5,6,u\n", 3),
-        ("5,6,A\n7,8,v\n1,2,3\n", 3),
-        ("u,5,6\nv,7,8\n", 2),
-        ("1,2,3\n1,2,4\n1,2,x\n", 3),
-    ],
+    [("5,6,u\n7,8,v\n5,6,u\n", 3), ("5,6,A\n7,8,v\n1,2,3\n", 3), ("u,5,6\nv,7,8\n", 2), ("1,2,3\n1,2,4\n1,2,x\n", 3)],
 )
 def test_first_rows_are_kept(tmp_path: Path, text: str, n: int) -> None:
     dataset = imported(tmp_path, text, target=0 if text[0] == "u" else None)

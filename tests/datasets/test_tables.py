@@ -121,11 +121,15 @@ def test_csv_memory_is_bounded(tmp_path: Path) -> None:
     assert peak < 18 * 2**20
 
 
-@pytest.mark.parametrize("number", ["1,5", '"1,234"', '"1,234,567.5"', "1.234,5", "1'234", "1 234", "5%", "$5", "\u22125"])
+@pytest.mark.parametrize(
+    "number", ["1,5", '"1,234"', '"1,234,567.5"', "1.234,5", "1'234", "1 234", "5%", "$5", "\u22125"]
+)
 def test_targets_that_are_nearly_numbers_are_no_classes(tmp_path: Path, number: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"a;b;y\n1;2;{number}\n3;4;{number}\n5;6;7\n", encoding="utf-8")
-    refused(path, tmp_path / "d", "column 'y', holds .* in line 2, which is not read as a number.*--kind classification")
+    refused(
+        path, tmp_path / "d", "column 'y', holds .* in line 2, which is not read as a number.*--kind classification"
+    )
     dataset = import_dataset(str(path), str(tmp_path / "c"), kind="classification")["all"]
     assert (dataset.n, sorted(dataset.class_names)) == (3, sorted(("7", number.strip('"'))))
     path.write_text(f"a;b;y\n1;{number};u\n3;4;v\n", encoding="utf-8")

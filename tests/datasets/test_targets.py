@@ -1,4 +1,4 @@
-"""Targets: labels keep all their digits, class names that look alike are one class, floats that stand for several labels are refused."""
+"""Targets: labels keep all their digits, names that look alike are one class, floats that stand for several labels are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_floats_that_stand_for_several_labels_are_refused() -> None:
     encoder = LabelEncoder()
     assert convert_targets(np.array([EXACT - 1.0, 2.0]), "classification", encoder).tolist() == [1, 0]
     for large in (float(EXACT), 1e300):
-        with pytest.raises(InputError, match="row 8 has the label .*more than one integer"):
+        with pytest.raises(InputError, match=r"row 8 has the label .*more than one integer"):
             convert_targets(np.array([1.0, large]), "classification", encoder, first_row=7)
 
 

@@ -33,7 +33,9 @@ def _arrays(path: Path, group: Any, above: str) -> Iterator[tuple[str, StoredArr
     """(name, array) of all that lies in a group and below it."""
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise DataError(f"{path} holds a link, {above}{name}. Only what lies in the file itself is read: copy it there.")
+            raise DataError(
+                f"{path} holds a link, {above}{name}. Only what lies in the file itself is read: copy it there."
+            )
         entry = group[name]
         if isinstance(entry, h5py.Group):
             yield from _arrays(path, entry, f"{above}{name}/")
@@ -44,9 +46,13 @@ def _arrays(path: Path, group: Any, above: str) -> Iterator[tuple[str, StoredArr
 def _array(path: Path, name: str, entry: Any) -> StoredArray:
     """One array; DataError where its numbers lie in other files, or are packed."""
     if entry.is_virtual or entry.external:
-        raise DataError(f"{path}: {name} lies in other files. Only what lies in the file itself is read: copy it there.")
+        raise DataError(
+            f"{path}: {name} lies in other files. Only what lies in the file itself is read: copy it there."
+        )
     if any(key in entry.attrs for key in _PACKED):
-        raise DataError(f"{path}: {name} is packed (scale_factor, add_offset), as NetCDF does it. Pass --format netcdf.")
+        raise DataError(
+            f"{path}: {name} is packed (scale_factor, add_offset), as NetCDF does it. Pass --format netcdf."
+        )
     text = h5py.check_string_dtype(entry.dtype) is not None
     rows = entry.asstr() if text else entry
     return StoredArray(

@@ -131,7 +131,10 @@ def _index_columns(schema: pa.Schema) -> list[str]:
 
 def _is_number(kind: pa.DataType) -> bool:
     return (
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
     )
 
 
@@ -200,4 +203,6 @@ def _require_complete(file: Path, batch: pa.RecordBatch, first: int) -> None:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if column.null_count:
             row = first + pc.index(pc.is_null(column), True).as_py()
-            raise DataError(f"{file}: a value is missing in row {row} of column {name!r}. Remove that row or impute it.")
+            raise DataError(
+                f"{file}: a value is missing in row {row} of column {name!r}. Remove that row or impute it."
+            )
