@@ -22,19 +22,20 @@ Parts = dict[str, tuple[str, str | None]]
 def find_arrays(path: Path, names: Sequence[str], request: Request) -> tuple[Parts, list[str]]:
     """({part: (name of its rows, name of its targets or None)}, names that are neither); parts in their order."""
     places = {name: _split(name) for name in names}
-    for wanted, word in ((request.target, "target"), (request.rows, "rows")):
-        if wanted is not None and not any(str(wanted) in (n, base) for n, (_, base) in places.items()):
+    asked = {"targets": _asked(request.target, places), "x": _asked(request.rows, places)}
+    for wanted, role, word in ((request.target, "targets", "target"), (request.rows, "x", "rows")):
+        if wanted is not None and not asked[role]:
             raise DataError(f"{path} has no array {wanted!r} for {word}{nearest(str(wanted), names)}")
     arrays: dict[str, dict[str, str]] = {}
     for name, (part, base) in places.items():
-        role = _role(name, part, base, request)
+        role = next((r for r, chosen in asked.items() if name in chosen), None) or _role(part, base, request)
         if role is None:
             continue
         held = arrays.setdefault(part, {})
         if role in held:
             raise DataError(f"{path} has both {held[role]!r} and {name!r} for {role}. Save one of them, or name it.")
         held[role] = name
-    others = [n for n in names if str(request.target) not in (n, places[n][1])]
+    others = [n for n in names if n not in asked["targets"]]
     if len(others) == 1 and not any("x" in held for held in arrays.values()):
         # the only array there is, whatever it is called
         named = [n for n in names if n not in others]
@@ -80,12 +81,15 @@ def require_rows(path: Path, parts: Parts, shapes: dict[str, tuple[int, ...]]) -
             )
 
 
-def _role(name: str, part: str, base: str, request: Request) -> str | None:
-    """Whether an array is "x" or "targets"; None for one that is neither."""
-    if request.target is not None and str(request.target) in (name, base):
-        return "targets"
-    unnamed = request.rows is None and (base in _ROWS or (not base and part != ALL))
-    if unnamed or request.rows in (name, base):
+def _asked(wanted: str | int | None, places: dict[str, tuple[str, str]]) -> set[str]:
+    """The arrays that were asked for: the one of that name, or those that have it beside their part."""
+    exact = {name for name in places if name == wanted}
+    return exact or {name for name, (_, base) in places.items() if base == str(wanted).lower() and wanted is not None}
+
+
+def _role(part: str, base: str, request: Request) -> str | None:
+    """Whether an array that was not asked for is "x" or "targets" by its name; None for one that is neither."""
+    if request.rows is None and (base in _ROWS or (not base and part != ALL)):
         return "x"
     return "targets" if request.target is None and request.kind != "unlabelled" and base in _TARGETS else None
 

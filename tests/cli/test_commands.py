@@ -359,21 +359,3 @@ def test_interrupting_a_run_says_how_to_go_on(folder):
         process.kill()
     assert process.returncode == 130
     assert err.strip() == ("ntkdask: interrupted; everything committed is kept: run the same command again to go on.")
-
-
-def test_an_import_says_what_became_the_target(call):
-    Path("a.csv").write_text("width,height,mass\n1,2,3\n4,5,6\n")
-    told = call("data", "import", "a.csv", "a.zarr")
-    assert "target: column 'mass', number 2 of 3, counted from 0; classification, 2 classes ('3', '6')" in told.out
-    assert "header: yes" in told.out
-    told = call("data", "import", "a.csv", "b.zarr", "--kind", "regression", "--target", "width")
-    assert "target: column 'width', number 0 of 3, counted from 0; regression" in told.out
-    Path("b.csv").write_text("0,1,2\n3,4,5\n")
-    told = call("data", "import", "b.csv", "c.zarr")
-    assert (told.code, "--header yes or --header no" in told.err) == (2, True)
-    assert "header: no" in call("data", "import", "b.csv", "c.zarr", "--header", "no", "--kind", "unlabelled").out
-    assert "no target" in call("data", "import", "b.csv", "e.zarr", "--header", "yes", "--kind", "unlabelled").out
-    np.savez("a.npz", fields=np.eye(3), response=np.arange(3.0), extra=np.ones(3))
-    told = call("data", "import", "a.npz", "n.zarr", "--rows", "fields", "--target", "response")
-    assert "target: 'response'; regression" in told.out
-    assert "arrays left out: 'extra'" in told.out
