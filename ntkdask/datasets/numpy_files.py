@@ -88,7 +88,7 @@ def _open_npz(path: Path, request: Request) -> Source:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         if not names:
             raise DataError(
-                f"{path} is a zip archive without NumPy arrays. Archives of images are read as tar: pack it as .tar."
+                f"{path} is a zip archive without NumPy arrays. Images in class folders are read with --format images."
             )
         parts, left_out = find_arrays(path, names, request)
         shapes = {}

@@ -111,7 +111,8 @@ def _composed(name: str) -> str:
 def _text(labels: np.ndarray) -> np.ndarray:
     """Labels as text; bytes are read as UTF-8."""
     if labels.dtype.kind != "S":
-        return labels.astype(str)
+        # by way of objects: NumPy does not cast text of any length to text of one length
+        return labels.astype(object).astype(str) if labels.dtype.kind == "T" else labels.astype(str)
     try:
         return np.char.decode(labels, "utf-8")
     except UnicodeDecodeError as error:

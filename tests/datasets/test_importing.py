@@ -155,18 +155,18 @@ def test_a_zip_of_one_file_is_read_as_that_file(tmp_path: Path) -> None:
         dataset = import_dataset(str(path), str(tmp_path / "d"), overwrite=True)["all"]
         assert (dataset.n, dataset.row_shape) == (2, (2,))
     refused(
-        packed("e.zip", {"a.csv": b"1,2", "b.csv": b"1,2"}), tmp_path / "e", "zip archive of a.csv, b.csv. Unpack it"
+        packed("e.zip", {"a.csv": b"1,2", "b.csv": b"1,2"}), tmp_path / "out", "zip archive of a.csv, b.csv. Unpack it"
     )
     refused(
         packed("f.xlsx", {"[Content_Types].xml": b"", "x": b""}),
-        tmp_path / "e",
+        tmp_path / "out",
         "Office document. Save its table as CSV",
     )
     content = bytearray((tmp_path / "a.csv.zip").read_bytes())
     content[6] |= 1  # the mark of encryption, in the header of the file and in the directory
     content[content.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "g.csv.zip").write_bytes(content)
-    refused(tmp_path / "g.csv.zip", tmp_path / "e", "cannot be unpacked.*password")
+    refused(tmp_path / "g.csv.zip", tmp_path / "out", "cannot be unpacked.*password")
 
 
 def test_one_kind_for_all_parts(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import xarray
 
 from ntkdask.datasets.containers.arrays import StoredArray, open_arrays
 from ntkdask.datasets.source import Request, Source
+from ntkdask.datasets.targets import EXACT
 from ntkdask.errors import DataError
 
 
@@ -20,7 +22,7 @@ def open_source(path: Path, request: Request) -> Source:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[dict[str, StoredArray]]:
-    """The variables of the file by their names, without the coordinates."""
+    """The variables of the file by their names, without those that number an axis."""
     with open(path, "rb") as file:
         engine = "scipy" if file.read(3) == b"CDF" else "h5netcdf"
     try:
@@ -30,15 +32,28 @@ def _opened(path: Path) -> Iterator[dict[str, StoredArray]]:
     except Exception as error:  # a damaged header raises anything from ValueError to KeyError
         raise DataError(f"{path} is damaged, or no NetCDF file ({type(error).__name__}: {error}).") from error
     with dataset:
-        yield {str(name): _array(variable) for name, variable in dataset.data_vars.items()}
+        yield {str(n): _array(path, v) for n, v in dataset.variables.items() if n not in dataset.sizes}
 
 
-def _array(variable: xarray.DataArray) -> StoredArray:
+def _array(path: Path, variable: xarray.Variable) -> StoredArray:
     """One variable."""
     chunks = variable.encoding.get("chunksizes")
     return StoredArray(
         shape=variable.shape,
         itemsize=variable.dtype.itemsize,
         chunk_rows=chunks[0] if chunks else 1,
-        read=lambda start, stop: variable[start:stop].to_numpy(),
+        read=lambda start, stop: _as_stored(path, variable, variable[start:stop].to_numpy()),
     )
+
+
+def _as_stored(path: Path, variable: xarray.Variable, values: np.ndarray) -> np.ndarray:
+    """Values as integers again where the file holds integers: xarray makes floats of them where some might be missing."""
+    stored = np.dtype(variable.encoding.get("dtype", values.dtype))
+    packed = any(key in variable.encoding for key in ("scale_factor", "add_offset"))
+    if packed or stored.kind not in "iu" or values.dtype.kind != "f" or np.isnan(values).any():
+        return values
+    if values.size and np.abs(values).max() >= EXACT:
+        raise DataError(
+            f"{path} has integers of more than 53 bits with a _FillValue, which lose digits. Write them without one."
+        )
+    return values.astype(stored)
