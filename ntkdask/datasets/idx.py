@@ -9,6 +9,7 @@ Source: http://yann.lecun.com/exdb/mnist, "The IDX file format".
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import IO
 
 import numpy as np
 
+from ntkdask.datasets.bounds import require_memory
 from ntkdask.datasets.source import ALL, Batch, Request, Source, file_digest, open_binary, part_of, read_blocks, reading
 from ntkdask.errors import DataError
 
@@ -91,7 +93,7 @@ def _batches(pairs: list[tuple[str, Path, Path]], request: Request) -> Iterator[
                 )
             row = (*shape[1:], 1) if len(shape) == 3 else shape[1:]
             start = 0
-            for block in read_blocks(pixels, shape[0], dtype.itemsize * int(np.prod(row))):
+            for block in read_blocks(pixels, shape[0], dtype.itemsize * math.prod(row)):
                 x = np.frombuffer(block, dtype).reshape(-1, *row)
                 yield Batch(part, x, targets[start : start + len(x)])
                 start += len(x)
@@ -102,7 +104,9 @@ def _read_labels(path: Path, column: str | int | None) -> np.ndarray:
     """The labels (n,) of a file, of which `column` names a column where there are several."""
     with reading(path), open_binary(path) as codes:
         shape, dtype = _read_header(path, codes, (1, 2))
-        content = b"".join(read_blocks(codes, shape[0], dtype.itemsize * int(np.prod(shape[1:]))))
+        row_bytes = dtype.itemsize * math.prod(shape[1:])
+        require_memory(f"{path}", shape[0] * row_bytes, "Check the file.")
+        content = b"".join(read_blocks(codes, shape[0], row_bytes))
         _require_end(path, codes)
     values = np.frombuffer(content, dtype).reshape(shape)
     if values.ndim == 1:

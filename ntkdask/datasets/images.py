@@ -37,14 +37,17 @@ from ntkdask.datasets.source import (
     zip_names,
 )
 from ntkdask.errors import DataError
+from ntkdask.wording import format_bytes
 
 MAX_PIXELS = 4096 * 4096
+MAX_FILE_BYTES = 2**27
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 # named one by one: Pillow also reads PostScript, for which it starts another program
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _EXIF_ORIENTATION = 0x0112
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 4 * 2**20
+_WAITING_BYTES = 2**26
 
 
 class Encoded(NamedTuple):
@@ -78,12 +81,13 @@ def _batches(path: Path, source: Source) -> Iterator[Batch]:
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // (size[0] * size[1] * len(mode))))
         threads = max(2, min(host_cores(), 16))
         with ThreadPoolExecutor(threads) as pool:
-            waiting = [first]
+            waiting, encoded_bytes = [first], len(first.content)
             for image_file in images:
                 waiting.append(image_file)
-                if len(waiting) >= rows:
+                encoded_bytes += len(image_file.content)
+                if len(waiting) >= rows or encoded_bytes >= _WAITING_BYTES:
                     yield from _decoded(waiting, decode, pool, threads)
-                    waiting = []
+                    waiting, encoded_bytes = [], 0
             if waiting:
                 yield from _decoded(waiting, decode, pool, threads)
         if decode.turned:
@@ -157,7 +161,7 @@ def _opened(path: Path, encoded: Encoded) -> Iterator[Image.Image]:
         raise DataError(f"{path}: {encoded.name} is damaged, or no image of the formats {formats}.") from error
     with image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
+        if not 0 < width * height <= MAX_PIXELS:
             raise DataError(f"{path}: {encoded.name} claims {width}×{height} pixels; the limit is 4096×4096.")
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             raise DataError(f"{path}: {encoded.name} has mode {image.mode}; only 8-bit images are read. Convert it.")
@@ -192,20 +196,35 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
     """(relative name, content) of every file; the content of a file that is no image is None."""
     if path.is_dir():
         for name, file in files_under(path):
-            yield name, file.read_bytes() if file.suffix.lower() in _SUFFIXES else None
+            yield name, _read(file) if file.suffix.lower() in _SUFFIXES else None
         return
     if (names := zip_names(path)) is not None:
         with zipfile.ZipFile(path) as zipped:
             for name in names:
                 inside = PurePosixPath(name)
                 if not any(p.startswith(".") for p in inside.parts):
-                    yield name, zip_file_read(path, zipped, name) if inside.suffix.lower() in _SUFFIXES else None
+                    yield (
+                        name,
+                        zip_file_read(path, zipped, name, MAX_FILE_BYTES)
+                        if inside.suffix.lower() in _SUFFIXES
+                        else None,
+                    )
         return
     with open_tar(path) as archive:
         for member in tar_files(path, archive):
             inside = PurePosixPath(member.name)
             if not any(p.startswith(".") for p in inside.parts):
-                yield str(inside), tar_read(archive, member) if inside.suffix.lower() in _SUFFIXES else None
+                yield (
+                    str(inside),
+                    tar_read(archive, member, MAX_FILE_BYTES) if inside.suffix.lower() in _SUFFIXES else None,
+                )
+
+
+def _read(file: Path) -> bytes:
+    """The content of an image file; DataError where it is larger than any image that is read."""
+    if (size := file.stat().st_size) > MAX_FILE_BYTES:
+        raise DataError(f"{file} has {format_bytes(size)}; images have at most {format_bytes(MAX_FILE_BYTES)}.")
+    return file.read_bytes()
 
 
 class _Layout:

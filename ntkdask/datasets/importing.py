@@ -65,7 +65,7 @@ _SUFFIX_FORMATS = {
 _NETCDF3 = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _SVMLIGHT_LINE = re.compile(rb"^\s*[-+.\deE]+(\s+qid:\d+)?(\s+\d+:[-+.\deE]+)+\s*(#.*)?$")
-_TABLE_LINE = re.compile(rb"^[^\x00-\x08\x0e-\x1f]+[,;\t][^\x00-\x08\x0e-\x1f]*$")
+_TABLE_LINE = re.compile(rb"^[^\x00-\x08\x0e-\x1f,;\t]*[,;\t][^\x00-\x08\x0e-\x1f]*$")
 
 
 def import_dataset(
@@ -142,13 +142,20 @@ def detect_format(source: str | os.PathLike[str]) -> str:
     if text.startswith("sklearn:"):
         return "sklearn"
     path = Path(text)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"there is no file or folder {text}. Check the path, or use sklearn:digits.")
+    _require_plain(path)
     with reading(path):
         name = _folder_format(path) if path.is_dir() else _file_format(path)
     if name is None:
         raise DataError(f"cannot tell the format of {text}. Name it with --format: {', '.join(sorted(FORMATS))}.")
     return name
+
+
+def _require_plain(path: Path) -> None:
+    """DataError for a device, a pipe or another special file, which may never end."""
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is a device or another special file. Give a plain file or a folder.")
 
 
 def _folder_format(path: Path) -> str | None:
@@ -277,6 +284,7 @@ def _open_source(source: str | os.PathLike[str], name: str, request: Request) ->
     if name == "sklearn":
         return module.open_source(os.fspath(source), request)
     path = Path(source)
+    _require_plain(path)
     with reading(path):
         return module.open_source(path, request)
 

@@ -8,6 +8,7 @@ channel axis.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import warnings
 import zipfile
@@ -17,10 +18,12 @@ from typing import IO
 
 import numpy as np
 
+from ntkdask.datasets.bounds import require_memory, require_row
 from ntkdask.datasets.named_arrays import Parts, find_arrays, notes_of, require_rows
 from ntkdask.datasets.source import ALL, Batch, Request, Source, file_digest, read_blocks, reading
 from ntkdask.errors import DataError
 
+_HEADER_BYTES = 2**16
 _BLOCK_BYTES = 4 * 2**20
 
 
@@ -114,7 +117,7 @@ def _npz_batches(path: Path, parts: Parts) -> Iterator[Batch]:
     """The rows of each part in batches; `parts` as `find_arrays` gives them."""
     with _open_zip(path) as archive:
         for part, (x_name, targets_name) in parts.items():
-            targets = None if targets_name is None else np.concatenate(list(_stream(path, archive, targets_name)))
+            targets = None if targets_name is None else _whole(path, archive, targets_name)
             start = 0
             for x in _stream(path, archive, x_name):
                 stop = start + len(x)
@@ -122,11 +125,20 @@ def _npz_batches(path: Path, parts: Parts) -> Iterator[Batch]:
                 start = stop
 
 
+def _whole(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of targets, which is read whole."""
+    size = archive.getinfo(f"{name}.npy").file_size
+    require_memory(f"{path}: the array {name!r} of targets", size, "Save targets as numbers (n,) or (n, k).")
+    return np.concatenate(list(_stream(path, archive, name)))
+
+
 def _stream(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[np.ndarray]:
     """An array of the archive in blocks of rows; an array in Fortran order, whose rows lie scattered, as one block."""
     with archive.open(f"{name}.npy") as stream:
         shape, fortran, dtype = _read_header(path, name, stream)
         if fortran and len(shape) > 1:
+            advice = "An array in Fortran order is read whole: save np.ascontiguousarray(x)."
+            require_memory(f"{path}: the array {name!r}", math.prod(shape) * dtype.itemsize, advice)
             content = b"".join(read_blocks(stream, math.prod(shape), dtype.itemsize))
             yield np.frombuffer(content, dtype).reshape(shape, order="F")
         else:
@@ -138,17 +150,25 @@ def _stream(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[np.ndar
 
 def _read_header(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether it is in Fortran order, dtype) of the array that the stream begins with."""
+    # no header is that long; one in a zip archive may claim 4 GiB
+    head = io.BytesIO(stream.read(_HEADER_BYTES))
     try:
-        version = np.lib.format.read_magic(stream)
+        version = np.lib.format.read_magic(head)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         with _written_by_python2():
-            shape, fortran, dtype = reader(stream)
+            shape, fortran, dtype = reader(head)
     except EOFError:
         raise
     except Exception as error:  # a damaged header raises anything from ValueError to TokenError
         raise DataError(f"{path}: {name} is no NumPy array ({error}). Save it again with np.savez.") from error
     if dtype.hasobject:
         raise DataError(f"{path}: {name} holds Python objects, which are never unpickled. Save numbers or text.")
+    if any(s < 0 for s in shape) or 0 in shape[1:] or dtype.itemsize == 0:
+        raise DataError(
+            f"{path}: {name} has the shape {shape} and the dtype {dtype}, which hold nothing. Save it again."
+        )
+    require_row(dtype.itemsize * math.prod(shape[1:]))
+    stream.seek(head.tell())
     return shape, fortran, dtype
 
 

@@ -14,9 +14,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from ntkdask.datasets.bounds import BLOCK_BYTES, BoundedStream
 from ntkdask.datasets.source import Request, open_binary
 from ntkdask.errors import DataError, nearest
+from ntkdask.wording import format_bytes
 
 MISSING = ("", "nan", "na", "n/a", "null", "#n/a", "?")
 """What stands in the place of a value that is missing, in lower case."""
@@ -27,6 +30,7 @@ _NO_NAMES = (*MISSING, "-", "--", "*", ".", "none", "missing", "unknown")
 _NUMBER = re.compile(r"[-+]?((\d[\d,]*\.?\d*|\.\d+)([eE][-+]?\d+)?|inf|infinity)", re.ASCII | re.IGNORECASE)
 # of the index that pandas and R write as a column; pandas calls it so when it writes the file again
 _ROW_NAMES = ("", "Unnamed: 0")
+MAX_COLUMNS = 2**18
 _SAMPLE_RECORDS = 200
 _SAMPLE_BYTES = 2**21
 
@@ -77,6 +81,8 @@ class Table:
 def find_layout(path: Path, request: Request) -> Table:
     """The layout of the table at `path`, from its first records and what was asked for."""
     before, lines = _first_lines(path)
+    if any(max(map(line.count, "\t;, ")) > MAX_COLUMNS for line in lines):
+        raise DataError(f"{path} has more than {MAX_COLUMNS:,} columns. Save such rows with np.save or np.savez.")
     separator = _separator(lines)
     records, header_lines = _records(path, lines, separator)
     first, below = records[0], records[1:]
@@ -101,7 +107,10 @@ def find_layout(path: Path, request: Request) -> Table:
 def _first_lines(path: Path) -> tuple[int, list[str]]:
     """(number of blank lines before it, the first lines from the first that is not blank)."""
     before, lines, size = 0, [], 0
-    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as text:
+    with (
+        open_binary(path) as file,
+        io.TextIOWrapper(io.BufferedReader(bounded(path, file)), "utf-8-sig", newline="") as text,
+    ):
         for line in text:
             if not lines and not line.strip():
                 before += 1
@@ -115,6 +124,14 @@ def _first_lines(path: Path) -> tuple[int, list[str]]:
     if not lines:
         raise DataError(f"{path} is empty. Check the file.")
     return before, lines
+
+
+def bounded(path: Path, file: IO[bytes]) -> BoundedStream:
+    """The bytes of a table; DataError where a line or a quoted field does not end."""
+    size = format_bytes(BLOCK_BYTES)
+    return BoundedStream(
+        file, f"{path}: a line, a quoted field or a block of lines takes more than {size} of text. Check the file."
+    )
 
 
 def _separator(lines: Sequence[str]) -> str:
@@ -161,7 +178,7 @@ def _records(path: Path, lines: Sequence[str], separator: str) -> tuple[list[lis
             if len(records) > _SAMPLE_RECORDS:
                 break
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}. Is it a table of numbers?") from error
+        raise DataError(f"{path}, line {reader.line_num}: {error}. Check the file.") from error
     return records or [[""]], first_lines
 
 

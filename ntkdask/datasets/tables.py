@@ -7,6 +7,7 @@ the header; a column that names or counts the rows, as pandas and R write it, is
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,12 +19,13 @@ import numpy as np
 import pandas as pd
 
 from ntkdask.datasets.source import ALL, Batch, Request, Source, file_digest, open_binary, reading
-from ntkdask.datasets.table_layout import MISSING, Table, find_layout
+from ntkdask.datasets.table_layout import MISSING, Table, bounded, find_layout
 from ntkdask.datasets.targets import EXACT
 from ntkdask.errors import DataError
 
 _CELLS = 2**18
 _NAMED_LINES = 5
+_READ_BYTES = 2**18
 # a comma, an apostrophe or a blank among digits, a sign of money or per cent: numbers that are not written as numbers
 _NEARLY_NUMBER = re.compile(r"[-+\u2212]?[$€£]?\s?\d[\d\s.,'’_]*([eE][-+]?\d+)?\s?[%€$£]?")
 _ADVICE = "Write numbers with a decimal point and nothing else (1234.5)"
@@ -59,7 +61,9 @@ def _chunks(table: Table, only_target: bool = False) -> Iterator[pd.DataFrame]:
     missing = {i: [m for word in MISSING for m in (word, word.upper(), word.title(), "NaN")] for i in names}
     if table.target is not None:
         missing[table.target] = [""]
-    with open_binary(table.path) as stream:
+    with open_binary(table.path) as file:
+        block = bounded(table.path, file)
+        stream = io.BufferedReader(block, _READ_BYTES)
         try:
             chunks = pd.read_csv(
                 stream,
@@ -76,13 +80,14 @@ def _chunks(table: Table, only_target: bool = False) -> Iterator[pd.DataFrame]:
                 skipinitialspace=True,
                 encoding="utf-8-sig",
                 low_memory=False,
-                chunksize=max(1, _CELLS // (1 if only_target else width)),
+                chunksize=max(1, _CELLS // width),
             )
             while (frame := _next_chunk(chunks)) is not None:
                 frame.index += table.first_line
                 blank = frame.isna().all(axis=1)
                 if not blank.all():
                     yield frame[~blank] if blank.any() else frame
+                block.refill()
         except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
             reason = str(error).strip()
             raise DataError(f"{table.path}: {reason}. Every line needs {width} fields, as the first has.") from error
