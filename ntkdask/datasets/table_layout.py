@@ -161,7 +161,7 @@ def _records(path: Path, lines: Sequence[str], separator: str) -> tuple[list[lis
             if len(records) > _SAMPLE_RECORDS:
                 break
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}. Is it a table of numbers?") from error
+        raise DataError(f"{path}, line {reader.line_num}: {error}. Check the file.") from error
     return records or [[""]], first_lines
 
 
