@@ -83,7 +83,7 @@ def _read(path: Path, name: str, array: StoredArray, start: int, stop: int) -> n
     """Rows [start, stop) of an array; DataError where they cannot be read."""
     try:
         return array.read(start, stop)
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:  # readers and their decompressors raise anything from OSError to RuntimeError
         raise DataError(

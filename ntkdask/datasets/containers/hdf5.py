@@ -15,6 +15,7 @@ from ntkdask.datasets.source import Request, Source
 from ntkdask.errors import DataError
 
 _PACKED = ("scale_factor", "add_offset")
+_MAX_DEPTH = 8
 
 
 def open_source(path: Path, request: Request) -> Source:
@@ -38,6 +39,10 @@ def _arrays(path: Path, group: Any, above: str) -> Iterator[tuple[str, StoredArr
             )
         entry = group[name]
         if isinstance(entry, h5py.Group):
+            if above.count("/") == _MAX_DEPTH:
+                raise DataError(
+                    f"{path} has groups in more than {_MAX_DEPTH} groups (one in itself?). Give a flatter file."
+                )
             yield from _arrays(path, entry, f"{above}{name}/")
         elif isinstance(entry, h5py.Dataset) and entry.shape is not None:
             yield f"{above}{name}", _array(path, f"{above}{name}", entry)

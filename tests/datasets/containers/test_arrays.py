@@ -153,6 +153,9 @@ def test_no_link_leads_out_of_a_file(tmp_path: Path) -> None:
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             change(file)
         refused(tmp_path / f"{name}.h5", tmp_path / "d", "what lies in the file itself")
+    with h5py.File(tmp_path / "circle.h5", "w") as file:
+        file.create_group("a")["b"] = file["a"]
+    refused(tmp_path / "circle.h5", tmp_path / "d", "one in itself")
 
 
 def test_damaged_arrays_are_refused(tmp_path: Path) -> None:
