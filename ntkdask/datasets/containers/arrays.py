@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ntkdask.datasets.bounds import require_row
 from ntkdask.datasets.named_arrays import Parts, find_arrays, notes_of, require_rows
 from ntkdask.datasets.source import Batch, Request, Source, file_digest, reading
 from ntkdask.errors import DataError, UserError
@@ -74,6 +75,7 @@ def _batches(path: Path, parts: Parts, opened: Opened) -> Iterator[Batch]:
 def rows_per_block(array: StoredArray) -> int:
     """Rows in about 4 MiB; a whole number of chunks, where these do not hold more than 256 MiB of rows."""
     row_bytes = max(1, array.itemsize * math.prod(array.shape[1:]))
+    require_row(row_bytes)
     rows, most = max(1, _BLOCK_BYTES // row_bytes), max(1, _MAX_BLOCK_BYTES // row_bytes)
     chunk = min(max(1, array.chunk_rows), most)
     return max(1, rows // chunk) * chunk

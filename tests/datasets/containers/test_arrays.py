@@ -153,6 +153,9 @@ def test_no_link_leads_out_of_a_file(tmp_path: Path) -> None:
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             change(file)
         refused(tmp_path / f"{name}.h5", tmp_path / "d", "what lies in the file itself")
+    with h5py.File(tmp_path / "wide.h5", "w") as file:
+        file.create_dataset("x", (2, 2**36), "f8", chunks=(1, 2**20))
+    refused(tmp_path / "wide.h5", tmp_path / "d", "a row of .* is claimed")
     with h5py.File(tmp_path / "circle.h5", "w") as file:
         file.create_group("a")["b"] = file["a"]
     refused(tmp_path / "circle.h5", tmp_path / "d", "one in itself")
