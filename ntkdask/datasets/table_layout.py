@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import re
 import statistics
 from collections.abc import Sequence
@@ -191,29 +192,48 @@ def _is_header(first: list[str], below: list[list[str]]) -> bool | None:
         return not any(map(is_number, first))
     width = max(map(len, below))
     aligned = [""] * max(0, width - len(first)) + first
-    words, numbers, numbers_over_words, repeated = 0, [], False, False
+    numbers: list[str] = []
+    words = alone = repeated = numbers_over_words = fractions = False
     for name, *column in zip(aligned, *(r + [""] * (width - len(r)) for r in below), strict=False):
         values = [v for v in column if v.lower() not in MISSING]
         numeric = [is_number(v) for v in values]
         if name.lower() in _NO_NAMES:
             continue
         if not is_number(name):
-            words += bool(values) and all(numeric)
+            words = words or (bool(values) and all(numeric))
             repeated = repeated or (name in values and not all(numeric))
+            alone = alone or name not in values
         elif values and (all(numeric) or not any(numeric)):
             numbers.append(name)
             numbers_over_words = numbers_over_words or not any(numeric)
+            fractions = fractions or (all(numeric) and not all(map(_is_whole, values)))
     if words and not numbers:
-        return True
+        # a mark of a missing value is no name
+        return None if any(name and name.lower() in _NO_NAMES for name in first) else True
     if words or numbers_over_words:
         return True if _count_columns(numbers, 3 - numbers_over_words) and not repeated else None
-    if repeated or not numbers:
+    if not numbers:
         return not repeated and not any(map(is_number, first)) and not any(v.lower() in _NO_NAMES for v in first)
-    # 0, 1, 2, ... over numbers: pandas writes such names, and so does a table of whole numbers begin
-    if _count_columns(numbers, 3, first=("0",)):
-        whole = all(v.lstrip("-+").isdigit() for record in below for v in record if v)
-        return None if whole else True
-    return False
+    if repeated or not _are_whole_steps(numbers, alone, fractions):
+        return False
+    # 0, 1, 2, ... over fractions: so pandas writes the names of columns that have none
+    return True if fractions and _count_columns(numbers, 3, first=("0",)) else None
+
+
+def _are_whole_steps(names: list[str], alone: bool, fractions: bool) -> bool:
+    """Whether numbers over numbers may be names: years, or 0, 1, 2, ..., or whole numbers over fractions beside a word of its own."""
+    if len(names) < 2 or not all(map(_is_whole, names)) or len(set(names)) < len(names):
+        return False
+    steps = {int(b) - int(a) for a, b in itertools.pairwise(names)}
+    in_steps = len(names) > 2 and len(steps) == 1
+    if alone:
+        return fractions or in_steps
+    return in_steps and (fractions or names[0] == "0")
+
+
+def _is_whole(value: str) -> bool:
+    """Whether a field is an integer."""
+    return value.lstrip("-+").isdecimal()
 
 
 def _count_columns(names: list[str], least: int, first: tuple[str, ...] = ("0", "1")) -> bool:

@@ -61,6 +61,8 @@ def test_first_rows_are_kept(tmp_path: Path, text: str, n: int) -> None:
 
 def test_a_missing_value_in_the_first_row_is_no_name(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
+    path.write_text("?,y,v\n2,6,v\n")
+    refused(path, tmp_path / "d", "--header yes or --header no")
     for text in ("1,?,3,yes\n2,5,4,no\n", "?,1,u\n2,3,v\n", "1,NA,0.5\n2,3,0.5\n"):
         path.write_text(text)
         refused(path, tmp_path / "d", "missing in line 1 ")
@@ -73,6 +75,10 @@ def test_a_missing_value_in_the_first_row_is_no_name(tmp_path: Path) -> None:
         ("4,6,2\n7,8,u\n9,1,v\n", 2, ["2", "u", "v"]),
         ("0,1,2\n3,4,5\n6,7,8\n", 2, ["2", "5", "8"]),
         ("2019,2020,y\n7,8,1\n9,1,2\n", 2, ["1", "2", "y"]),
+        # years over numbers, and a word of its own over words
+        ("1990,1991,1992,y\n7,8,1,u\n9,1,2,v\n", 2, ["u", "v", "y"]),
+        ("10,30,y\n7.5,8,u\n9,1,v\n", 2, ["u", "v", "y"]),
+        ("1990,1991,1992\n7.5,8,1\n9,1,2\n", 2, ["1", "1992", "2"]),
     ],
 )
 def test_ambiguous_first_lines_ask(tmp_path: Path, text: str, with_header: int, without: list[str]) -> None:
