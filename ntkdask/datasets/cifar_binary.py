@@ -76,7 +76,7 @@ _FINE = """
 _BATCHES = (*(("train", f"data_batch_{i}") for i in range(1, 6)), ("test", "test_batch"))
 _WHOLE = (("train", "train"), ("test", "test"))
 _PIXEL_BYTES = 3 * 32 * 32
-_CIFAR10 = Cifar("CIFAR-10", _BATCHES, CLASS_NAMES, 0, 1, b"labels")
+CIFAR10 = Cifar("CIFAR-10", _BATCHES, CLASS_NAMES, 0, 1, b"labels")
 _CIFAR100 = {
     "fine": Cifar("CIFAR-100", _WHOLE, tuple(_FINE.split()), 1, 2, b"fine_labels"),
     "coarse": Cifar("CIFAR-100", _WHOLE, tuple(_COARSE.split()), 0, 2, b"coarse_labels"),
@@ -95,7 +95,7 @@ def open_source(path: Path, request: Request) -> Source:
 def cifar_of(request: Request) -> Cifar:
     """The dataset, and of CIFAR-100 the labels, that were asked for."""
     if not (request.format or "").startswith("cifar100"):
-        return _CIFAR10
+        return CIFAR10
     wanted = "fine" if request.target is None else str(request.target)
     if wanted not in _CIFAR100:
         raise DataError(f"CIFAR-100 has no labels {wanted!r}{nearest(wanted, _CIFAR100)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ntkdask.datasets import inert_pickle
-from ntkdask.datasets.cifar_binary import Cifar, batch_files, cifar_of, to_nhwc
+from ntkdask.datasets.cifar_binary import CIFAR10, Cifar, batch_files, cifar_of, to_nhwc
 from ntkdask.datasets.source import Batch, Request, Source, file_digest, read_blocks, reading
 from ntkdask.errors import DataError
 
@@ -43,7 +43,7 @@ def _batches(path: Path, cifar: Cifar) -> Iterator[Batch]:
                 yield Batch(part, to_nhwc(data[rows]), labels[rows])
 
 
-def _load(where: str, content: bytes, cifar: Cifar) -> tuple[np.ndarray, np.ndarray]:
+def _load(where: str, content: bytes, cifar: Cifar = CIFAR10) -> tuple[np.ndarray, np.ndarray]:
     """(data (b, 3072) uint8, labels (b,) int64) of one batch file; `where` begins messages."""
     try:
         table = inert_pickle.loads(content)

@@ -11,8 +11,8 @@ import numpy as np
 
 from ntkdask.datasets.containers.arrays import StoredArray, open_arrays
 from ntkdask.datasets.dataset import describe
-from ntkdask.datasets.source import Request, Source
-from ntkdask.errors import DataError
+from ntkdask.datasets.source import Request, Source, files_under
+from ntkdask.errors import DataError, StoreError
 from ntkdask.store import ATTRIBUTE, open_array
 
 _MAX_DEPTH = 3
@@ -67,15 +67,31 @@ def _is_array(folder: Path) -> bool:
 
 def _array(folder: Path) -> StoredArray:
     """One array; DataError for a matrix or features that ntkdask stored, whose missing tiles would read as numbers."""
-    stored = open_array(folder)
+    try:
+        stored = open_array(folder)
+    except StoreError as error:
+        raise DataError(f"{folder} is damaged, or no Zarr array that is read here ({error}).") from error
     if ATTRIBUTE in stored.attrs:
         raise DataError(
             f"{folder} is a matrix or features that ntkdask stored, no dataset. Read it with nd.open_matrix, and write its rows "
             "with nd.write_dataset."
         )
+    if stored.compressors and "blosc" in type(stored.compressors[-1]).__name__.lower() and not stored.shards:
+        _require_whole_chunks(folder)
     return StoredArray(
         shape=stored.shape,
         itemsize=stored.dtype.itemsize,
         chunk_rows=(stored.shards or stored.chunks)[0] if stored.shape else 1,
         read=lambda start, stop: np.asarray(stored[start:stop]),
     )
+
+
+def _require_whole_chunks(folder: Path) -> None:
+    """DataError for a chunk that is not as long as its Blosc header says: Blosc reads on behind the end, and gives any numbers."""
+    for _, file in files_under(folder):
+        if file.suffix == ".json":
+            continue
+        with open(file, "rb") as chunk:
+            header = chunk.read(16)
+        if len(header) < 16 or int.from_bytes(header[12:], "little") != file.stat().st_size:
+            raise DataError(f"{file} is truncated or damaged: it is not as long as its header says. Copy it again.")

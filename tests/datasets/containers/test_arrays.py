@@ -157,7 +157,8 @@ def test_no_link_leads_out_of_a_file(tmp_path: Path) -> None:
         file.create_dataset("x", (2, 2**36), "f8", chunks=(1, 2**20))
     refused(tmp_path / "wide.h5", tmp_path / "d", "a row of .* is claimed")
     with h5py.File(tmp_path / "circle.h5", "w") as file:
-        file.create_group("a")["b"] = file["a"]
+        group = file.create_group("a")
+        group["b"] = group
     refused(tmp_path / "circle.h5", tmp_path / "d", "one in itself")
 
 
@@ -174,10 +175,10 @@ def test_damaged_arrays_are_refused(tmp_path: Path) -> None:
         path = write_zarr(tmp_path / f"{version}.zarr", {"x": x, "y": y}, version)
         chunk = path / "x" / ("0.0" if version == 2 else "c/0/0")
         chunk.write_bytes(chunk.read_bytes()[:-50])
-        refused(path, tmp_path / "d", "rows 0 to .* of x cannot be read")
+        refused(path, tmp_path / "d", "rows 0 to .* of x cannot be read|not as long as its header says")
         meta = path / "x" / (".zarray" if version == 2 else "zarr.json")
         meta.write_text(meta.read_text()[:-20])
-        refused(path, tmp_path / "d", "damaged|no Zarr array")
+        refused(path, tmp_path / "d", "is damaged")
 
 
 def test_arrays_without_rows_are_refused(tmp_path: Path) -> None:
