@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -118,18 +120,36 @@ def from_config(table: Any, kind: str | None = None, **given: Any) -> Any:
     if not isinstance(table, Mapping) or "type" not in table:
         raise JobError(f"expected a table with a `type` key for a {kind or 'object'}, found {table!r}")
     cls = lookup(str(table["type"]), kind)
-    field_names = {f.name for f in dataclasses.fields(cls) if f.init}
+    kinds = {f.name: f.type for f in dataclasses.fields(cls) if f.init}
     arguments = dict(given)
     for key, value in table.items():
         if key == "type":
             continue
-        if key not in field_names:
-            raise JobError(f"unknown key {key!r} for {cls.__name__}{nearest(key, field_names)}")
+        if key not in kinds:
+            raise JobError(f"unknown key {key!r} for {cls.__name__}{nearest(key, kinds)}")
+        require_kind(f"{cls.__name__}.{key}", kinds[key], value)
         arguments[key] = _build_nested(value)
     try:
         return cls(**arguments)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise JobError(f"cannot build {cls.__name__}: {error}") from error
+
+
+def require_kind(where: str, annotation: Any, value: Any) -> None:
+    """JobError where a table has true, NaN or a text for a number, or a number for true or false.
+
+    `annotation` is that of the argument, as Python keeps it: "int | None". Arguments of other kinds are left to their classes.
+    """
+    kinds = set(re.findall(r"\w+", annotation if isinstance(annotation, str) else str(annotation))) - {"None", "tuple"}
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(one, bool) and kinds & {"int", "float"} and not kinds & {"bool", "Any"}:
+            raise JobError(f"{where} is {str(one).lower()}, expected a number.")
+        if isinstance(one, str) and kinds and kinds <= {"int", "float", "bool"}:
+            raise JobError(f"{where} is {one!r:.200}, expected {'true or false' if kinds == {'bool'} else 'a number'}.")
+        if kinds == {"bool"} and one is not None and not isinstance(one, bool):
+            raise JobError(f"{where} is {one!r:.200}, expected true or false.")
+        if isinstance(one, float) and not math.isfinite(one):
+            raise JobError(f"{where} is {one}, expected a finite number.")
 
 
 def _build_nested(value: Any) -> Any:

@@ -12,13 +12,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from ntkdask.cache import shared
 from ntkdask.errors import DamagedTileError, StoreError
 from ntkdask.files import local_path, remove, writing
-from ntkdask.store import ATTRIBUTE, create_array, open_array, read_group_attributes, write_group_attributes
+from ntkdask.layout import create_array
+from ntkdask.store import ATTRIBUTE, open_array, read_group_attributes, write_group_attributes
 
 _CHUNK_BYTES = 2**26
 _STATE_ADVICE = "`ntkdask verify --repair RUN` removes it, the next run computes it again."
@@ -31,7 +33,8 @@ def save_state(root: Path | str, arrays: Mapping[str, np.ndarray], attributes: M
     """
     final = local_path(root) / _state_digest(arrays, attributes or {})
     if not final.exists():
-        partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
+        # a name of its own: hosts that share the folder have equal process numbers
+        partial = final.with_name(f"{final.name}.{uuid4().hex}.partial")
         with writing(partial):
             remove(partial)
             write_group_attributes(partial, {ATTRIBUTE: dict(attributes or {})})
@@ -42,8 +45,13 @@ def save_state(root: Path | str, arrays: Mapping[str, np.ndarray], attributes: M
                 chunks = (-(-len(a) // pieces), *a.shape[1:]) if a.ndim else ()
                 stored = create_array(partial / name, a.shape, chunks, a.dtype)
                 stored[...] = a
-            if not final.exists():
+            try:
                 os.replace(partial, final)
+            except OSError:
+                # another writer of the same content was first
+                if not final.exists():
+                    raise
+                remove(partial)
     return str(final)
 
 

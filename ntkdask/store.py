@@ -1,4 +1,4 @@
-"""Tiles in Zarr: written atomically, checksummed, resumable. The only module that imports zarr.
+"""Tiles in Zarr: written atomically, checksummed, resumable. Zarr is imported here and in `layout` alone.
 
 A `TileStore` is one Zarr array in which one tile is one chunk. The fingerprint of what produced it is in its attributes. The
 driver keeps receipts beside the chunks, in `receipts.jsonl`. A tile is committed when both its receipt and its chunk are there: the
@@ -24,10 +24,10 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
 
 from ntkdask.errors import DamagedTileError, FingerprintError, StoreError
 from ntkdask.files import local_path, remove, write_text, writing
+from ntkdask.layout import COMMENTS, create_array
 from ntkdask.registry import differences
 
 Index = tuple[int, ...]
@@ -49,7 +49,7 @@ class Receipt:
     seconds : float, optional
         How long it took to compute and write.
     peak_bytes : int, optional
-        Peak memory of the worker's process.
+        Peak memory of the worker's process while it computed.
     worker : str, optional
         Address of the worker.
     halvings : int, optional
@@ -79,30 +79,6 @@ def checksum(array: np.ndarray) -> int:
         # the library takes read-only bytes alone: copy in pieces that stay in cache
         value = google_crc32c.extend(value, view[start : start + _CRC_PIECE].tobytes())
     return int(value)
-
-
-def create_array(
-    path: Path, shape: Sequence[int], chunks: Sequence[int], dtype: Any, attributes: Mapping | None = None
-):
-    """A new Zarr array at `path`, uncompressed, with a checksum for each chunk; chunks full of zeros are written too.
-
-    It replaces an array that is there.
-    """
-    chunks = tuple(max(1, int(c)) for c in chunks)
-    with writing(path):
-        return zarr.create_array(
-            zarr.storage.LocalStore(path),
-            shape=tuple(shape),
-            chunks=chunks,
-            dtype=dtype,
-            compressors=[Crc32cCodec()],
-            filters=None,
-            fill_value=0,
-            attributes=dict(attributes or {}),
-            # the default drops chunks equal to the fill value, so that presence would say nothing
-            config={"write_empty_chunks": True},
-            overwrite=True,
-        )
 
 
 def open_array(path: Path | str, mode: str = "r"):
@@ -171,6 +147,7 @@ class TileStore:
         fingerprint: Mapping[str, Any],
         overwrite: bool = False,
         triangle: str | None = None,
+        dimensions: Sequence[str] = ("row", "column"),
     ) -> TileStore:
         """The store at `url`: the one that is there, if it has this very fingerprint, else a new one.
 
@@ -190,6 +167,8 @@ class TileStore:
             Delete what is at `url` and begin again.
         triangle : str, optional
             "symmetric" or "lower": store only tiles (i, j) with j <= i, of a square matrix with square tiles.
+        dimensions : sequence of str, optional
+            Names of the axes, for readers like xarray; a store that is there keeps its own.
 
         Raises
         ------
@@ -217,7 +196,8 @@ class TileStore:
             store._end_torn_line()
             return store
         remove(path)
-        create_array(path, shape, tile_shape, dtype, {ATTRIBUTE: {"fingerprint": asked}})
+        attributes = {ATTRIBUTE: {"fingerprint": asked}, "comment": COMMENTS[triangle]}
+        create_array(path, shape, tile_shape, dtype, attributes, dimensions)
         return cls.open(path)
 
     @classmethod
@@ -324,7 +304,9 @@ class TileStore:
                     bad.append(index)
             except DamagedTileError:
                 bad.append(index)
-        return bad
+        # a run that goes on meanwhile discards the sums that it has combined, and whole stores of them
+        now = self._read_receipts() if bad else {}
+        return [index for index in bad if now.get(index) == self._receipts[index]]
 
     def forget(self, indices: Sequence[Index]) -> None:
         """Make tiles pending again: delete their receipts and chunks."""
@@ -336,7 +318,7 @@ class TileStore:
                 self.chunk_path(index).unlink()
 
     def zarr_array(self):
-        """The read-only Zarr array of all tiles, for `dask.array.from_zarr` and xarray."""
+        """The read-only Zarr array, in which tiles that are not stored read as NaN."""
         return self._array
 
     def _read_receipts(self) -> dict[Index, Receipt]:
@@ -370,8 +352,13 @@ class TileStore:
 def tile_stores(root: Path | str) -> list[TileStore]:
     """All tile stores under `root`, in the order of their paths."""
     stores = []
-    for marker in sorted(local_path(root).rglob("zarr.json")):
-        attributes = json.loads(marker.read_text(encoding="utf-8")).get("attributes", {})
-        if "fingerprint" in attributes.get(ATTRIBUTE, {}):
-            stores.append(TileStore.open(marker.parent))
+    # not rglob: it stumbles over folders that a run deletes meanwhile
+    for folder in sorted(Path(name) for name, _, files in os.walk(local_path(root)) if "zarr.json" in files):
+        try:
+            attributes = json.loads((folder / "zarr.json").read_text(encoding="utf-8")).get("attributes", {})
+            if "fingerprint" in attributes.get(ATTRIBUTE, {}):
+                stores.append(TileStore.open(folder))
+        except (FileNotFoundError, StoreError):
+            if folder.exists():
+                raise
     return stores

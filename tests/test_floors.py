@@ -27,6 +27,7 @@ GROUND = {
     "compiled",
     "wording",
     "store",
+    "layout",
     "states",
 }
 FLOORS = (
@@ -54,10 +55,10 @@ FLOORS = (
 DOORS = {
     "cupy": {"arrays"},
     "cupy_backends": {"arrays"},
-    "zarr": {"store"},
+    "zarr": {"store", "layout"},
     "torch": {"modules.*"},
     "safetensors": {"modules.*"},
-    "pickle": {"datasets.cifar_python"},
+    "pickle": set(),
 }
 """Libraries that only these modules import."""
 

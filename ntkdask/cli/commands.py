@@ -67,12 +67,13 @@ def data_import(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")] = False,
 ) -> None:
     """Read a dataset in its own format and write it to Zarr, streaming; archives are never unpacked to disk."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
+    from ntkdask.cli.terminal import say, text_column
     from ntkdask.datasets import import_dataset
 
     with Progress(
-        SpinnerColumn(), TextColumn("importing"), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn()
+        SpinnerColumn(), text_column("importing"), text_column("{task.completed:,.0f} rows"), TimeElapsedColumn()
     ) as bar:
         task = bar.add_task("import", total=None)
         parts = import_dataset(
@@ -87,9 +88,9 @@ def data_import(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for name, dataset in parts.items():
-        typer.echo(f"{name}: {dataset.n:,} rows of {dataset.row_shape} {dataset.dtype} -> {dataset.url}")
+        say(f"{name}: {dataset.n:,} rows of {dataset.row_shape} {dataset.dtype} -> {dataset.url}")
     for fact in _what_was_taken(next(iter(parts.values()))):
-        typer.echo(fact)
+        say(fact)
 
 
 def _what_was_taken(dataset: Any) -> list[str]:
@@ -120,14 +121,11 @@ def _what_was_taken(dataset: Any) -> list[str]:
 @data_app.command("info")
 def data_info(url: Annotated[str, typer.Argument(help="A dataset's url.")]) -> None:
     """Shape, classes, digest and provenance of a dataset."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from ntkdask.cli.terminal import facts, plain_console
     from ntkdask.datasets import open_parts
 
     for name, dataset in open_parts(url).items():
-        table = Table(title=f"{url} ({name})", show_header=False)
-        facts: dict[str, Any] = {
+        rows: dict[str, Any] = {
             "rows": f"{dataset.n:,}",
             "row": f"{dataset.row_shape} {dataset.dtype}",
             "kind": dataset.kind,
@@ -135,9 +133,7 @@ def data_info(url: Annotated[str, typer.Argument(help="A dataset's url.")]) -> N
             "digest": dataset.digest,
             **dataset.provenance,
         }
-        for key, value in facts.items():
-            table.add_row(key, str(value))
-        Console().print(table)
+        plain_console().print(facts(f"{url} ({name})", rows))
 
 
 def _training_job(file: Path, settings: list[str] | None, folder: Path | None) -> tuple[Any, Path, Any]:
@@ -229,17 +225,18 @@ def sweep(
 @app.command()
 def status(run: RunFolder) -> None:
     """How far a run has come, stage by stage."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from ntkdask.cli.terminal import plain_console
     from ntkdask.jobs import inspect
+    from ntkdask.wording import printable
 
-    table = Table("stage", "done", "state", title=str(_run_folder(run)))
+    table = Table("stage", "done", "state", title=printable(_run_folder(run)))
     for stage in inspect.status(_run_folder(run)):
-        table.add_row(
-            stage.name, f"{stage.done}/{stage.total}", "finished" if stage.finished else "[yellow]pending[/yellow]"
-        )
-    Console().print(table)
+        state = "finished" if stage.finished else Text("pending", style="yellow")
+        table.add_row(printable(stage.name), f"{stage.done}/{stage.total}", state)
+    plain_console().print(table)
 
 
 @app.command()
@@ -248,11 +245,12 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Mark what is damaged to be computed again.")] = False,
 ) -> None:
     """Read every committed tile and state and check it against its checksum; exit code 1 when something is damaged."""
+    from ntkdask.cli.terminal import say
     from ntkdask.jobs import inspect
 
     damage = inspect.verify(_run_folder(run), repair)
     for item in damage:
-        typer.echo(f"damaged: {item}")
+        say(f"damaged: {item}")
     if damage:
         typer.echo(
             "marked as pending: run the job again to compute them."
@@ -266,26 +264,27 @@ def verify(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write report.html from a finished run's metrics.json."""
+    from ntkdask.cli.terminal import say
     from ntkdask.report.page import write_report
 
-    typer.echo(str(write_report(_run_folder(run))))
+    say(write_report(_run_folder(run)))
 
 
 @app.command()
 def doctor(folder: Annotated[Path, typer.Argument(help="Folder for the store write test.")] = Path(".")) -> None:
     """What this machine offers: versions, cores, memory, BLAS and its rate, the GPU or why it is not used, a test of the disk."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ntkdask.cli.doctor import diagnose
+    from ntkdask.cli.terminal import plain_console
+    from ntkdask.wording import printable
 
     table = Table("check", "", "found", "advice")
-    findings = diagnose(folder)
-    for f in findings:
-        table.add_row(
-            f.name, {True: "[green]ok[/green]", False: "[red]no[/red]", None: ""}[f.ok], f.detail, f.advice or ""
-        )
-    Console().print(table)
+    marks = {True: Text("ok", style="green"), False: Text("no", style="red"), None: Text()}
+    for f in diagnose(folder):
+        table.add_row(printable(f.name), marks[f.ok], printable(f.detail), printable(f.advice or ""))
+    plain_console().print(table)
 
 
 @app.command()
@@ -298,7 +297,8 @@ def bench(names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to 
 
 def _run_folder(run: Path) -> Path:
     """The folder of a run that was given by its folder or by its name."""
-    return run if run.exists() or not (Path("runs") / run).exists() else Path("runs") / run
+    # os.path.exists is False for a name that no file can have, where Path.exists raises
+    return run if os.path.exists(run) or not os.path.exists(Path("runs") / run) else Path("runs") / run
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -309,6 +309,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; an error becomes one message and an exit code."""
+    from ntkdask.cli.terminal import say
     from ntkdask.errors import NtkdaskError
 
     signal.signal(signal.SIGINT, _interrupt)
@@ -317,7 +318,7 @@ def main() -> None:
     except NtkdaskError as error:
         if os.environ.get("NTKDASK_DEBUG"):
             raise
-        typer.echo(f"ntkdask: {type(error).__name__}: {error}", err=True)
+        say(f"ntkdask: {type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:  # Typer turns Ctrl-C into this without a word
@@ -328,7 +329,5 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("NTKDASK_DEBUG"):
             raise
-        typer.echo(
-            f"ntkdask: unexpected {type(error).__name__}: {error}\nRun again with --debug for the traceback.", err=True
-        )
+        say(f"ntkdask: unexpected {type(error).__name__}: {error}\nRun again with --debug for the traceback.", err=True)
         sys.exit(1)

@@ -23,8 +23,8 @@ def find_arrays(path: Path, names: Sequence[str], request: Request) -> tuple[Par
     """({part: (name of its rows, name of its targets or None)}, names that are neither); parts in their order."""
     places = {name: _split(name) for name in names}
     asked = {"targets": _asked(request.target, places), "x": _asked(request.rows, places)}
-    for wanted, role, word in ((request.target, "targets", "target"), (request.rows, "x", "rows")):
-        if wanted is not None and not asked[role]:
+    for wanted, kind, word in ((request.target, "targets", "target"), (request.rows, "x", "rows")):
+        if wanted is not None and not asked[kind]:
             raise DataError(f"{path} has no array {wanted!r} for {word}{nearest(str(wanted), names)}")
     arrays: dict[str, dict[str, str]] = {}
     for name, (part, base) in places.items():

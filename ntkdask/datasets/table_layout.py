@@ -107,7 +107,8 @@ def find_layout(path: Path, request: Request) -> Table:
 
 def _first_lines(path: Path) -> tuple[int, list[str]]:
     """(number of blank lines before it, the first lines from the first that is not blank)."""
-    before, lines, size = 0, [], 0
+    before, size = 0, 0
+    lines: list[str] = []
     with (
         open_binary(path) as file,
         io.TextIOWrapper(io.BufferedReader(bounded(path, file)), "utf-8-sig", newline="") as text,

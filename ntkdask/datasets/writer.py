@@ -20,8 +20,9 @@ import numpy as np
 from ntkdask.datasets.dataset import FORMAT, KINDS, VERSION, describe
 from ntkdask.datasets.targets import LabelEncoder, convert_targets, kind_of
 from ntkdask.errors import DataError, InputError, nearest
-from ntkdask.files import local_path, remove, writing
-from ntkdask.store import ATTRIBUTE, create_array, open_array, write_group_attributes
+from ntkdask.files import exclusive, local_path, remove, writing
+from ntkdask.layout import consolidate, create_array
+from ntkdask.store import ATTRIBUTE, open_array, write_group_attributes
 
 CHUNK_BYTES = 4 * 2**20
 _NAMED_ROWS = 5
@@ -31,9 +32,17 @@ _NAMED_ROWS = 5
 def replacing(url: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
     """A new folder `<url>.partial`, which becomes `url` when the block ends and is deleted when the block raises.
 
-    DataError where something is at `url` already, unless it is a dataset and `overwrite` is true.
+    DataError where something is at `url` already, unless it is a dataset and `overwrite` is true; StoreError where another import is
+    writing it.
     """
     final = local_path(url)
+    with exclusive(final, beside=True), _arriving(final, overwrite) as partial:
+        yield partial
+
+
+@contextlib.contextmanager
+def _arriving(final: Path, overwrite: bool) -> Iterator[Path]:
+    """`replacing`, whose lock the caller holds."""
     partial = final.with_name(final.name + ".partial")
     _require_free(final, overwrite)
     if partial.exists() and not (partial / "zarr.json").exists() and (partial.is_file() or any(partial.iterdir())):
@@ -150,6 +159,7 @@ class DatasetWriter:
             "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_group_attributes(self.path, {ATTRIBUTE: {"format": FORMAT, "version": VERSION, **described}})
+        consolidate(self.path)
 
     def _columns(self, x: np.ndarray, targets: np.ndarray | None, weights: np.ndarray | None) -> dict[str, np.ndarray]:
         """{array: its rows in a batch}, of one length, targets as codes or float64; InputError for what does not fit."""
@@ -209,7 +219,7 @@ class DatasetWriter:
                 raise InputError(f"weights are negative in row {self.n + int(np.flatnonzero(rows < 0)[0])}.")
             if self.n == 0:
                 chunks = (self._filled, *rows.shape[1:])
-                create_array(self.path / name, rows.shape, chunks, rows.dtype)
+                create_array(self.path / name, rows.shape, chunks, rows.dtype, dimensions=_dimensions(name, rows.ndim))
             stored = open_array(self.path / name, "r+")
             with writing(self.path):
                 if self.n:
@@ -258,6 +268,16 @@ class DatasetWriter:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             digest.update(values.tobytes())
         return [low, high], digest.hexdigest()
+
+
+def _dimensions(name: str, ndim: int) -> tuple[str, ...]:
+    """Names of the axes of an array of a dataset: arrays share their rows, and nothing else."""
+    if name != "x":
+        return ("row", "output")[:ndim]
+    return (
+        "row",
+        *{2: ("feature",), 4: ("height", "width", "channel")}.get(ndim, tuple(f"x_{i}" for i in range(1, ndim))),
+    )
 
 
 def _require_free(final: Path, overwrite: bool) -> None:

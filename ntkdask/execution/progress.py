@@ -103,5 +103,5 @@ class Record:
             write_text(self.path, json.dumps({"fingerprint": dict(self.fingerprint), "stages": self.stages}, indent=1))
 
 
-NUMERICS = 2
+NUMERICS = 3
 """Raised when a change makes equal parameters give other numbers; part of every fingerprint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def status(folder: Path | str) -> list[StageStatus]:
     for store in tile_stores(folder):
         done, total = len(store.receipts), len(store.indices())
         name = str(store.path.relative_to(folder))
-        summed = f"{name.split('/')[0]}/solve" in stages and "gram" in name
+        summed = f"{name.split('/')[0]}/solve" in stages and store.path.name.startswith(("gram", "loo"))
         rows.append(StageStatus(name, done, total, summed or done == total))
     return rows
 
@@ -70,14 +71,15 @@ class Damage:
 
 
 def verify(folder: Path | str, repair: bool = False) -> list[Damage]:
-    """Read every committed tile and state of a run once, and list what is damaged.
+    """Read every committed tile and state of a run once, and list what is damaged; a run may go on meanwhile.
 
     Parameters
     ----------
     folder : Path or str
         Of the run.
     repair : bool
-        Make damaged tiles and the stages of damaged states pending, so that the next run computes them again.
+        Make damaged tiles and the stages of damaged states pending, so that the next run computes them again. Then no run may go on:
+        StoreError where one does.
 
     Returns
     -------
@@ -85,23 +87,28 @@ def verify(folder: Path | str, repair: bool = False) -> list[Damage]:
         Empty for a whole run.
     """
     folder = local_path(folder)
-    record = open_record(folder)
-    found = [Damage(store.path, index) for store in tile_stores(folder) for index in store.damaged()]
-    found += [Damage(path, None) for path in list_states(folder) if is_damaged(path)]
-    if repair and found:
-        with exclusive(folder):
-            for store in tile_stores(folder):
-                bad = [d.index for d in found if d.path == store.path and d.index is not None]
-                if bad:
-                    store.forget(bad)
-            lost = [str(d.path) for d in found if d.index is None]
-            kept = Record(folder / "record.json", record["fingerprint"], record["stages"])
-            for name in [
-                n
-                for n, value in kept.stages.items()
-                if any(url in json.dumps(value, ensure_ascii=False) for url in lost)
-            ]:
-                kept.forget(name)
-            for url in lost:
-                remove(url)
+    open_record(folder)
+    with exclusive(folder) if repair else contextlib.nullcontext():
+        found = [Damage(store.path, index) for store in tile_stores(folder) for index in store.damaged()]
+        # a state that is gone was dropped by the run that goes on
+        found += [Damage(path, None) for path in list_states(folder) if is_damaged(path) and path.exists()]
+        if repair and found:
+            _make_pending(folder, found)
     return found
+
+
+def _make_pending(folder: Path, found: list[Damage]) -> None:
+    """Forget damaged tiles, and the stages of damaged states; the caller holds the folder's lock."""
+    record = open_record(folder)
+    for store in tile_stores(folder):
+        bad = [d.index for d in found if d.path == store.path and d.index is not None]
+        if bad:
+            store.forget(bad)
+    lost = [str(d.path) for d in found if d.index is None]
+    kept = Record(folder / "record.json", record["fingerprint"], record["stages"])
+    for name in [
+        n for n, value in kept.stages.items() if any(url in json.dumps(value, ensure_ascii=False) for url in lost)
+    ]:
+        kept.forget(name)
+    for url in lost:
+        remove(url)

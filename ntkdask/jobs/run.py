@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ntkdask.datasets.rows import selected_count
+from ntkdask.execution.peak import run_peak
 from ntkdask.execution.progress import Listener, Record, Silent
 from ntkdask.execution.site import Site
 from ntkdask.files import exclusive, local_path, remove, require_disk, sweep, write_text
@@ -70,7 +71,7 @@ def run_job(
     recorder = Recorder(listener or Silent())
     folder = local_path(folder)  # workers of a running scheduler may have another working directory
     resources = resources or Resources.here()
-    with exclusive(folder):
+    with exclusive(folder), run_peak() as peak:
         if overwrite:
             for path in folder.iterdir():
                 if path.name != ".lock":
@@ -82,6 +83,7 @@ def run_job(
         require_disk(folder, sizes.costs.disk_bytes, "the run", "choose another --folder, or use fewer n_components")
         folds = outer_folds(job, sizes.plan, site)
         rows = [_run_fold(job, i, fold, sizes.plan, site) for i, fold in enumerate(folds)]
+        recorder.run_peak = peak.bytes
         metrics = run_metrics(job, rows, sizes, recorder, resolved)
         write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics

@@ -95,7 +95,7 @@ class RidgePlan:
     @classmethod
     def unbounded(cls, n_total: int, dtype: str, resources: Resources, slab: int | None = None) -> RidgePlan:
         """The sizes for n_total rows where memory is not bounded. slab: the requested rows of a slab (None: chosen here)."""
-        slab = slab or slab_rows(n_total)
+        slab = slab or slab_rows(n_total, resources.row_pace.row_seconds if resources.row_pace else 0.0)
         return cls(
             dtype=dtype,
             slab_rows=slab,

@@ -18,6 +18,7 @@ from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import from_state, to_state
 from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
+from ntkdask.solvers.gram import widened
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.ship import know_states, module_states, shipped
 from ntkdask.workflows.stream import ROWWISE, FeatureStream
@@ -28,7 +29,7 @@ POINTS_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class RidgeModel:
-    """Ridge on features, ŷ = φ(x)·weights + intercept.
+    """Ridge on features, ŷ = φ(x)·weights + intercept, computed as (φ(x) − centre)·weights + offset.
 
     Parameters
     ----------
@@ -44,6 +45,11 @@ class RidgeModel:
         The ridge, on the unnormalised Gram matrix.
     n_classes : int or None
         Of a classifier, whose k outputs are those of the classes. None: regression.
+    centre : array (m,) or None
+        A point near the mean of the training features, in numbers that their dtype holds: far from zero φ·weights and the intercept
+        cancel in float32. None: the origin, as in models of earlier versions.
+    offset : array (k,) or None
+        The outputs at the centre. None: the intercept.
     """
 
     preprocessor: FittedPreprocessor
@@ -52,12 +58,16 @@ class RidgeModel:
     intercept: np.ndarray
     alpha: float
     n_classes: int | None = None
+    centre: np.ndarray | None = None
+    offset: np.ndarray | None = None
 
     def scores(self, phi: Array) -> Array:
         """(b, m) features → (b, k) float64 outputs."""
-        xp = namespace(phi)
-        weights = xp.asarray(self.weights, dtype=phi.dtype)
-        return (phi @ weights).astype("float64") + xp.asarray(self.intercept)
+        xp, phi = namespace(phi), widened(phi)
+        weights, offset = xp.asarray(self.weights, dtype=phi.dtype), self.intercept
+        if self.centre is not None and self.offset is not None:
+            phi, offset = phi - xp.asarray(self.centre, dtype=phi.dtype), self.offset
+        return (phi @ weights).astype("float64") + xp.asarray(offset)
 
     def stream(self, rows: Rows, batch_rows: int, device: bool = False) -> FeatureStream:
         """A stream of the features of rows, as this model's `scores` takes them."""
@@ -68,6 +78,8 @@ class RidgeModel:
         feature_map = shipped(self.map, root, client)
         learned, described = to_state(feature_map)
         arrays = {"weights": self.weights, "intercept": self.intercept, **{f"map.{k}": v for k, v in learned.items()}}
+        about = {"centre": self.centre, "offset": self.offset}
+        arrays |= {name: array for name, array in about.items() if array is not None}
         attributes = {"map": described, "alpha": self.alpha, "n_classes": self.n_classes}
         return _save(root, self.preprocessor, arrays, attributes, feature_map)
 
@@ -178,7 +190,9 @@ def load_model(url: str) -> Model:
             )
         learned = {k.removeprefix("map."): v for k, v in arrays.items() if k.startswith("map.")}
         feature_map: Any = from_state(learned, a["map"])
-        return RidgeModel(preprocessor, feature_map, arrays["weights"], arrays["intercept"], a["alpha"], a["n_classes"])
+        about = (arrays.get("centre"), arrays.get("offset"))
+        fitted = (arrays["weights"], arrays["intercept"], a["alpha"], a["n_classes"])
+        return RidgeModel(preprocessor, feature_map, *fitted, *about)
 
     return shared.get(("model", url), load)
 

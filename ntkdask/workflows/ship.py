@@ -21,9 +21,11 @@ from typing import Any, TypeVar
 import cloudpickle
 
 from ntkdask.errors import ClusterError, InputError
+from ntkdask.features.fitting import FittedMap
 from ntkdask.modules.state import shipping
 from ntkdask.modules.state.shipping import StoredModule
 from ntkdask.states import load_state, save_state
+from ntkdask.workflows.stream import store_map
 
 T = TypeVar("T")
 
@@ -45,6 +47,14 @@ def shipped(thing: T, folder: Path | str, client: Any = None) -> T:
     naming the classes, when a worker cannot import those of a module, before anything is stored.
     """
     return _mapped(thing, lambda module: _stored(module, Path(folder), client))
+
+
+def located_map(feature_map: Any, folder: Path | str, client: Any) -> Any:
+    """A feature map as tasks carry it: with a client its weights and what it learned are stored in `folder`."""
+    if client is None:
+        return feature_map
+    small = shipped(feature_map, folder, client)
+    return store_map(folder, small) if isinstance(small, FittedMap) else small
 
 
 def module_states(thing: Any, root: Path | str) -> dict[str, str]:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from ntkdask.arrays import Array, to_host
 from ntkdask.errors import DataError, InputError, StoreError
+from ntkdask.execution.peak import peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Record
 from ntkdask.execution.site import Site
-from ntkdask.execution.window import Done, peak_bytes
+from ntkdask.execution.window import Done
 from ntkdask.files import exclusive, remove, write_text
 from ntkdask.modules.optional import require_torch
 from ntkdask.modules.protocol import TrainingProtocol
