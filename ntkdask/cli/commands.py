@@ -48,7 +48,20 @@ def data_import(
     source: Annotated[str, typer.Argument(help="A file, folder or archive, or sklearn:digits.")],
     url: Annotated[str, typer.Argument(help="Where the Zarr dataset goes.")],
     target: Annotated[
-        str | None, typer.Option(help="Target column of a CSV: name or index (default: the last).")
+        str | None,
+        typer.Option(
+            help="Target: column of a table by name or index (default: the last), or array of a file by name."
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="classification, regression or unlabelled (default: told by the targets).")
+    ] = None,
+    header: Annotated[
+        str | None,
+        typer.Option(help="yes or no: whether a CSV begins with names of columns (default: told by its lines)."),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Array of rows in an .npz, HDF5, NetCDF or Zarr file, by name (default: x).")
     ] = None,
     format: Annotated[str | None, typer.Option(help="Format, when the name does not tell.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")] = False,
@@ -63,17 +76,46 @@ def data_import(
         SpinnerColumn(), text_column("importing"), text_column("{task.completed:,.0f} rows"), TimeElapsedColumn()
     ) as bar:
         task = bar.add_task("import", total=None)
-        column: str | int | None = int(target) if target is not None and target.lstrip("-").isdigit() else target
         parts = import_dataset(
             source,
             url,
             format=format,
-            target=column,
+            target=target,
+            kind=kind,
+            header=header,
+            rows=rows,
             overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for name, dataset in parts.items():
         say(f"{name}: {dataset.n:,} rows of {dataset.row_shape} {dataset.dtype} -> {dataset.url}")
+    for fact in _what_was_taken(next(iter(parts.values()))):
+        say(fact)
+
+
+def _what_was_taken(dataset: Any) -> list[str]:
+    """What an import found out by itself, a line each: the target and its kind, the header, what was left out."""
+    told = dataset.provenance
+    target = repr(told["target"]) if "target" in told else "as the format has it"
+    if "target_column" in told:
+        target = f"column {target}, number {told['target_column']}"
+    classes = dataset.class_names or ()
+    named = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
+    kind = f"{dataset.kind}, {len(classes)} classes ({named})" if classes else dataset.kind
+    lines = ["no target: unlabelled" if dataset.kind == "unlabelled" else f"target: {target}; {kind}"]
+    if "header" in told:
+        lines.append(
+            "header: yes, the first line names the columns" if told["header"] else "header: no, the first line is a row"
+        )
+    for key, words in (
+        ("columns_left_out", "columns left out"),
+        ("arrays_left_out", "arrays left out"),
+        ("exif_orientation", "EXIF orientation"),
+    ):
+        if key in told:
+            value = told[key]
+            lines.append(f"{words}: {', '.join(map(repr, value)) if isinstance(value, list) else value}")
+    return lines
 
 
 @data_app.command("info")

@@ -1,6 +1,9 @@
-"""Images in class folders, on disk or in a tar archive: `cat/0001.jpg`, or `train/cat/0001.jpg` and `test/cat/...`.
+"""Images in class folders, on disk or in a tar or zip archive: `cat/0001.jpg`, or `train/cat/0001.jpg` and `test/cat/...`.
 
-The folder's name is the class. All images have one size; rows are (h, w, 3) uint8, or (h, w, 1) where all are greyscale.
+The folder's name is the class; the folders of parts may be called training, valid, val or testing, too, in any case of letters. All
+images have one size; rows are (h, w, 3) uint8, or (h, w, 1) where all are greyscale. Pixels are taken as they are stored: an EXIF
+orientation, with which cameras ask viewers to turn a picture, is not applied, and the provenance counts the images that have one.
+(That of a TIFF file is a part of the format, and applied.)
 An archive is read in its own order, without unpacking. Images usually lie sorted by class, so splits must shuffle.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -25,19 +29,22 @@ from ntkdask.datasets.source import (
     file_digest,
     files_under,
     open_tar,
+    part_of,
     reading,
     tar_files,
     tar_read,
+    zip_file_read,
+    zip_names,
 )
 from ntkdask.errors import DataError
 from ntkdask.wording import format_bytes
 
-PARTS = ("train", "test", "validation", "val")
 MAX_PIXELS = 4096 * 4096
 MAX_FILE_BYTES = 2**27
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 # named one by one: Pillow also reads PostScript, for which it starts another program
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_EXIF_ORIENTATION = 0x0112
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 4 * 2**20
 _WAITING_BYTES = 2**26
@@ -83,6 +90,8 @@ def _batches(path: Path, source: Source) -> Iterator[Batch]:
                     waiting, encoded_bytes = [], 0
             if waiting:
                 yield from _decoded(waiting, decode, pool, threads)
+        if decode.turned:
+            source.notes["exif_orientation"] = f"not applied; {len(decode.turned):,} images have one"
 
 
 def _decoded(images: list[Encoded], decode: _Decoder, pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
@@ -103,6 +112,7 @@ class _Decoder:
 
     def __init__(self, path: Path, size: tuple[int, int], mode: str) -> None:
         self.path, self.size, self.mode = path, size, mode
+        self.turned: list[str] = []
 
     def __call__(self, images: Sequence[Encoded]) -> np.ndarray:
         width, height = self.size
@@ -115,11 +125,27 @@ class _Decoder:
                         f"{width}×{height} pixels. Resize them to one size."
                     )
                 try:
-                    pixels = image if image.mode == self.mode else image.convert(self.mode)
+                    if _is_turned(image):
+                        self.turned.append(encoded.name)
+                    pixels = image
+                    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+                        # the same colours; Pillow warns where such a palette loses its transparency in one step
+                        pixels = image.convert("RGBA")
+                    pixels = pixels if pixels.mode == self.mode else pixels.convert(self.mode)
                     row[...] = np.asarray(pixels).reshape(row.shape)
                 except Exception as error:  # decoders raise anything from OSError to struct.error
                     raise DataError(f"{self.path}: {encoded.name} is truncated or damaged ({error}).") from error
         return out
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF data of an image ask to turn or mirror it; not where they are damaged."""
+    if not image.info.get("exif"):
+        return False
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # damaged EXIF data raise anything, and say nothing
+        return False
 
 
 @contextlib.contextmanager
@@ -127,6 +153,7 @@ def _opened(path: Path, encoded: Encoded) -> Iterator[Image.Image]:
     """An image whose header is read and whose pixels are not: its size is checked before the pixels are decoded."""
     try:
         image = Image.open(io.BytesIO(encoded.content), formats=_FORMATS)
+    # the warning comes where warnings are errors; elsewhere the limit below refuses the same images
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: {encoded.name} has too many pixels: {error}") from error
     except Exception as error:  # a damaged header raises anything from UnidentifiedImageError to OverflowError
@@ -161,6 +188,7 @@ def _encoded(path: Path, source: Source) -> Generator[Encoded]:
         else:
             part, label = layout.place(name)
             yield Encoded(part, label, name, content)
+    layout.require_classes()
     source.notes["files_that_are_no_images"] = others
 
 
@@ -169,6 +197,18 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
     if path.is_dir():
         for name, file in files_under(path):
             yield name, _read(file) if file.suffix.lower() in _SUFFIXES else None
+        return
+    if (names := zip_names(path)) is not None:
+        with zipfile.ZipFile(path) as zipped:
+            for name in names:
+                inside = PurePosixPath(name)
+                if not any(p.startswith(".") for p in inside.parts):
+                    yield (
+                        name,
+                        zip_file_read(path, zipped, name, MAX_FILE_BYTES)
+                        if inside.suffix.lower() in _SUFFIXES
+                        else None,
+                    )
         return
     with open_tar(path) as archive:
         for member in tar_files(path, archive):
@@ -194,6 +234,15 @@ class _Layout:
         self.path = path
         self._places: dict[PurePosixPath, tuple[str, str]] = {}
         self._first: tuple[tuple[str, ...], bool] | None = None
+        self._parts: dict[str, str] = {}
+
+    def require_classes(self) -> None:
+        """DataError where all folders of images have the names of parts: then classes are missing, and parts would become classes."""
+        folders = sorted(folder.name for folder in self._places)
+        if folders and all(map(part_of, folders)) and not self._parts:
+            raise DataError(
+                f"{self.path}: images lie in {', '.join(folders)} themselves. Sort them into class folders, train/cat and so on."
+            )
 
     def place(self, name: str) -> tuple[str, str]:
         """(part, class) of the image called `name`."""
@@ -207,7 +256,13 @@ class _Layout:
         if not folders:
             raise DataError(f"{self.path}: {name} lies in no class folder. Sort the images into one folder per class.")
         *above, label = folders
-        part = above.pop() if above and above[-1] in PARTS else ALL
+        part = (part_of(above[-1]) if above else None) or ALL
+        if part != ALL:
+            named = self._parts.setdefault(part, above[-1])
+            if named != above.pop():
+                raise DataError(
+                    f"{self.path} holds the folders {named} and {folders[-2]}, which both name the part {part}. Merge them."
+                )
         nesting = (tuple(above), part != ALL)
         self._first = self._first or nesting
         if nesting != self._first:

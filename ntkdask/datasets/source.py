@@ -29,6 +29,14 @@ from ntkdask.wording import format_bytes
 ALL = "all"
 """The part of a dataset without parts."""
 
+PARTS = ("train", "validation", "test")
+"""The parts of a dataset in their order."""
+
+_PART_NAMES = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
 _READ_BYTES = 2**20
 _TAR_HEADER_BYTES = 2**22
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
@@ -46,10 +54,13 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """The target and the kind that `import_dataset` was called with."""
+    """What `import_dataset` was called with: target, kind, whether a table has a header, name of the array of rows; the format."""
 
     target: str | int | None = None
     kind: str | None = None
+    header: bool | None = None
+    rows: str | None = None
+    format: str | None = None
 
 
 @dataclass
@@ -100,16 +111,64 @@ def reading(path: Path | str) -> Iterator[None]:
         raise DataError(f"{path} is truncated, damaged or cannot be read ({error}); download it again.") from error
 
 
+def part_of(name: str) -> str | None:
+    """The part that a folder or an array of this name stands for, in any case of letters; None where it is no name of a part.
+
+    >>> part_of("Training"), part_of("val"), part_of("cat")
+    ('train', 'validation', None)
+    """
+    return _PART_NAMES.get(name.lower())
+
+
 def open_binary(path: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed where it begins as gzip, xz or bzip2, whatever its name."""
+    """The bytes of a file, decompressed where it begins as gzip, xz or bzip2, or is a zip archive of one file, whatever its name."""
     opener = _opener(path)
     return open(path, "rb") if opener is None else opener(path, "rb")
+
+
+def zip_names(path: Path) -> list[str] | None:
+    """The names of the files in a zip archive, without those that a Mac adds; None where the file does not begin as one."""
+    with open(path, "rb") as raw:
+        if raw.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
+            return None
+    with zipfile.ZipFile(path) as archive:
+        names = [i.filename for i in archive.infolist() if not i.is_dir()]
+    return [n for n in names if not n.startswith("__MACOSX/")]
+
+
+def zip_file_read(path: Path, archive: zipfile.ZipFile, name: str, max_bytes: int = 2**28) -> bytes:
+    """The content of a file in a zip archive; DataError where its header claims more than `max_bytes`, or it is encrypted."""
+    if archive.getinfo(name).file_size > max_bytes:
+        raise DataError(f"{name} in the archive has {archive.getinfo(name).file_size} bytes, more than {max_bytes}.")
+    with _unpacking(path):
+        return archive.read(name)
+
+
+@contextlib.contextmanager
+def _unpacking(path: Path) -> Iterator[None]:
+    """DataError for a member of a zip archive that has a password, or a compression that Python does not know."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        raise DataError(f"{path} cannot be unpacked ({error}). Pack it again without.") from error
+
+
+def _open_only_file(path: Path, mode: str) -> IO[bytes]:
+    """The one file of a zip archive; DataError where there are more, or it is encrypted."""
+    names = zip_names(path) or []
+    if len(names) != 1:
+        raise DataError(f"{path} is a zip archive of {len(names)} files. Unpack it and import the one that you mean.")
+    with _unpacking(path):
+        # the open member keeps the archive's file open
+        return zipfile.ZipFile(path).open(names[0])
 
 
 def _opener(path: Path) -> Callable[..., Any] | None:
     """The function that opens a compressed file, chosen by its first bytes; None for a file that is not compressed."""
     with open(path, "rb") as raw:
         magic = raw.read(6)
+    if magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _open_only_file
     return next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), None)
 
 

@@ -17,6 +17,7 @@ from sklearn.datasets import load_svmlight_file
 
 from ntkdask.datasets.bounds import BLOCK_BYTES, BoundedStream
 from ntkdask.datasets.source import ALL, Batch, Request, Source, file_digest, open_binary, reading
+from ntkdask.datasets.targets import EXACT
 from ntkdask.errors import DataError
 from ntkdask.wording import format_bytes
 
@@ -27,12 +28,13 @@ _DENSE_BYTES = 4 * 2**20
 
 @dataclass
 class Layout:
-    """What the first pass finds: number of rows, lowest and highest index, whether all labels are integers."""
+    """What the first pass finds: number of rows, lowest and highest index, whether all labels are integers, the largest of them."""
 
     rows: int = 0
     lowest: int = 1
     highest: int = 0
     integers: bool = True
+    largest: float = 0.0
 
 
 def open_source(path: Path, request: Request) -> Source:
@@ -46,6 +48,13 @@ def open_source(path: Path, request: Request) -> Source:
             f"{path} has the index {layout.highest}; rows are stored dense, with at most {MAX_FEATURES:,} features. "
             "Number the features without gaps, or hash them (scikit-learn's FeatureHasher)."
         )
+    if layout.integers and layout.largest >= EXACT:
+        if request.kind != "regression":
+            raise DataError(
+                f"{path} has the label {layout.largest:.0f}, which is read with other integers as one. Number the classes from 0, or "
+                "pass --kind regression."
+            )
+        layout.integers = False
     return Source(_batches(path, layout), file_digest(path), kind=request.kind, total=layout.rows)
 
 
@@ -54,6 +63,7 @@ def _scan(path: Path) -> Layout:
     layout = Layout()
     for x, targets in _parsed(path, None):
         layout.rows += len(targets)
+        layout.largest = max(layout.largest, float(np.abs(targets).max(initial=0)))
         layout.integers = layout.integers and bool((targets == np.rint(targets)).all())
         if x.indices.size:
             layout.lowest = min(layout.lowest, int(x.indices.min()))
