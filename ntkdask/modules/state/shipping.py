@@ -78,7 +78,7 @@ class _KnownModules:
 
     def add_source(self, weights: str, source: Callable[[], Arrays]) -> None:
         with self._lock:
-            self._sources.setdefault(weights, source)
+            self._sources[weights] = source
 
     def get(self, stored: StoredModule) -> tuple[Any, Callable[[], Arrays]]:
         with self._lock:
@@ -141,7 +141,7 @@ def register_module(stored: StoredModule, skeleton: Any, source: Callable[[], Ar
 
 
 def register_weights(weights: str, source: Callable[[], Arrays]) -> None:
-    """Let this process know the function that reads the weights of a digest, unless it knows one."""
+    """Let this process know the function that reads the weights of a digest, in the place of one that it knows."""
     _modules.add_source(weights, source)
 
 

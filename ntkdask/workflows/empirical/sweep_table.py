@@ -75,7 +75,7 @@ def is_done(folder: Path, cell: Cell, asked: Mapping[str, Any]) -> bool:
     path = _path(folder, cell)
     if not path.exists():
         return False
-    lines = registry.differences(_read(path)["asked"], json.loads(json.dumps(asked)))
+    lines = registry.differences(*(registry.identity(a) for a in (_read(path)["asked"], json.loads(json.dumps(asked)))))
     if lines:
         raise FingerprintError(
             f"{path} is a cell of another sweep:\n  "

@@ -135,7 +135,7 @@ def train(
         if overwrite:
             for path in (path for pattern in OWN for path in site.home.glob(pattern)):
                 remove(path)
-        Record.open(site.home, fingerprint)
+        Record.open(site.home, fingerprint).begin()
         test_examples = None if test is None else training.prepared(*test)
         run = _Run(training, test_examples, resume_every, site)
         run.go()
