@@ -54,7 +54,9 @@ def save_state(
         partial = final.with_name(f"{final.name}.{uuid4().hex}.partial")
         with writing(partial):
             remove(partial)
-            write_group_attributes(partial, {ATTRIBUTE: dict(attributes or {}), **({_PLACES: places} if places else {})})
+            write_group_attributes(
+                partial, {ATTRIBUTE: dict(attributes or {}), **({_PLACES: places} if places else {})}
+            )
             for name, a in arrays.items():
                 a = np.asarray(a)
                 # a chunk is bounded, because a codec copies it twice; it is no larger than its array, because it is written whole

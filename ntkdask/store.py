@@ -65,7 +65,7 @@ def write_group_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
         zarr.open_group(zarr.storage.LocalStore(path), mode="a").attrs.update(dict(attributes))
 
 
-def read_group_attributes(path: Path | str) -> dict[str, Any]:
+def read_group_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Attributes of the Zarr group at `path`; StoreError when there is none."""
     try:
         return dict(zarr.open_group(zarr.storage.LocalStore(local_path(path)), mode="r").attrs)

@@ -140,8 +140,13 @@ def _unless(look: Any, path: Path) -> list[Damage]:
     try:
         look()
     except StoreError as error:
-        return [Damage(path, None, str(error).removeprefix(f"{path} is damaged").lstrip(": "))]
+        return [_damage(path, error)]
     return []
+
+
+def _damage(path: Path, error: StoreError) -> Damage:
+    """The damage of a file that an error tells of."""
+    return Damage(path, None, str(error).removeprefix(f"{path} is damaged").lstrip(": "))
 
 
 def _damaged_record(folder: Path) -> list[Damage]:
@@ -152,7 +157,7 @@ def _damaged_record(folder: Path) -> list[Damage]:
     try:
         record, changed = Record.examine(path)
     except StoreError as error:
-        return [Damage(path, None, str(error).removeprefix(f"{path} is damaged").lstrip(": "))]
+        return [_damage(path, error)]
     found = [Damage(path, None, f"{name} changed since it was written") for name in changed]
     gone = {url for url in _urls(record.stages, folder) if not url.exists()}
     # a run that goes on meanwhile drops its checkpoints
@@ -178,7 +183,7 @@ def _damaged_stores(folder: Path) -> list[Damage]:
         except StoreError as error:
             if not path.exists():
                 continue  # a run that goes on meanwhile has combined it
-            found.append(Damage(path / MARKER, None, str(error).removeprefix(f"{path / MARKER} is damaged").lstrip(": ")))
+            found.append(_damage(path / MARKER, error))
             continue
         lines = store.manifest().damaged
         found += [Damage(path / RECEIPTS, None, f"line {number} changed since it was written") for number in lines]

@@ -150,8 +150,8 @@ class KernelRidgeModel:
     def save(self, root: Path | str, client: Any = None) -> str:
         """Store the model as a state in the folder `root`; returns its url.
 
-        Points that are a dataset are not copied: the model names them by their digest, and where they lie from `root` on. client: the cluster whose workers will load the model; the weights of a torch module
-        in the kernel are sent to them.
+        Points that are a dataset are not copied: the model names them by their digest, and where they lie from `root` on. client: the
+        cluster whose workers will load the model; the weights of a torch module in the kernel are sent to them.
         """
         kernel = shipped(self.kernel, root, client)
         arrays = {"coefficients": self.coefficients, "intercept": self.intercept}
