@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ntkdask.workflows.ensemble.predict import predict_ensemble, predict_stored_ensemble
     from ntkdask.workflows.featurize import featurize
     from ntkdask.workflows.kernel_matrix.build import kernel_matrix, open_matrix, plan_kernel_matrix
+    from ntkdask.workflows.kernel_matrix.export import export_matrix
 
 __version__ = "0.1.0"
 
@@ -74,6 +75,7 @@ _HOMES = {
     "workflows.empirical.comparison": ("compare_kernels",),
     "workflows.empirical.linearized": ("predict_linearized", "predict_stored_linearized"),
     "workflows.kernel_matrix.build": ("kernel_matrix", "open_matrix", "plan_kernel_matrix"),
+    "workflows.kernel_matrix.export": ("export_matrix",),
     "matrices.spectrum": ("spectrum",),
     "workflows.empirical.train": ("train",),
     "estimators": (
@@ -108,6 +110,7 @@ __all__ = [
     "compare_kernels",
     "connect",
     "convolutional",
+    "export_matrix",
     "features",
     "featurize",
     "fully_connected",

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -23,6 +25,8 @@ LATER: Mapping[str, bool] = {"later": True}
 _classes: dict[str, type] = {}
 _kinds: dict[str, str] = {}
 _describers: dict[str, Callable[[Any], Any]] = {}
+
+_STATE_PATH = re.compile(r"/.*/state/([0-9a-f]{16})")
 
 
 def register(kind: str) -> Callable[[T], T]:
@@ -123,18 +127,36 @@ def from_config(table: Any, kind: str | None = None, **given: Any) -> Any:
     if not isinstance(table, Mapping) or "type" not in table:
         raise JobError(f"expected a table with a `type` key for a {kind or 'object'}, found {table!r}")
     cls = lookup(str(table["type"]), kind)
-    field_names = {f.name for f in dataclasses.fields(cls) if f.init}
+    kinds = {f.name: f.type for f in dataclasses.fields(cls) if f.init}
     arguments = dict(given)
     for key, value in table.items():
         if key == "type":
             continue
-        if key not in field_names:
-            raise JobError(f"unknown key {key!r} for {cls.__name__}{nearest(key, field_names)}")
+        if key not in kinds:
+            raise JobError(f"unknown key {key!r} for {cls.__name__}{nearest(key, kinds)}")
+        require_kind(f"{cls.__name__}.{key}", kinds[key], value)
         arguments[key] = _build_nested(value)
     try:
         return cls(**arguments)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise JobError(f"cannot build {cls.__name__}: {error}") from error
+
+
+def require_kind(where: str, annotation: Any, value: Any) -> None:
+    """JobError where a table has true, NaN or a text for a number, or a number for true or false.
+
+    `annotation` is that of the argument, as Python keeps it: "int | None". Arguments of other kinds are left to their classes.
+    """
+    kinds = set(re.findall(r"\w+", annotation if isinstance(annotation, str) else str(annotation))) - {"None", "tuple"}
+    for one in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(one, bool) and kinds & {"int", "float"} and not kinds & {"bool", "Any"}:
+            raise JobError(f"{where} is {str(one).lower()}, expected a number.")
+        if isinstance(one, str) and kinds and kinds <= {"int", "float", "bool"}:
+            raise JobError(f"{where} is {one!r:.200}, expected {'true or false' if kinds == {'bool'} else 'a number'}.")
+        if kinds == {"bool"} and one is not None and not isinstance(one, bool):
+            raise JobError(f"{where} is {one!r:.200}, expected true or false.")
+        if isinstance(one, float) and not math.isfinite(one):
+            raise JobError(f"{where} is {one}, expected a finite number.")
 
 
 def _build_nested(value: Any) -> Any:
@@ -150,6 +172,20 @@ def digest(value: Any) -> str:
     """The short address of a configuration: 16 hex digits of SHA-256 of its canonical JSON."""
     text = json.dumps(to_config(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def identity(value: Any) -> Any:
+    """What `value`, tables that JSON can write, says of results wherever their files lie: digests stand for paths.
+
+    The path of a state becomes the digest that it ends in; the path of a file of weights is left out, as its digest is beside it.
+    """
+    if isinstance(value, Mapping):
+        has_digest = value.get("weights_digest") is not None
+        return {str(k): identity(v) for k, v in value.items() if not (has_digest and k == "weights")}
+    if isinstance(value, (list, tuple)):
+        return [identity(v) for v in value]
+    state = _STATE_PATH.fullmatch(value) if isinstance(value, str) else None
+    return value if state is None else state[1]
 
 
 def differences(stored: Any, asked: Any, prefix: str = "") -> list[str]:

@@ -31,7 +31,11 @@ def _controller() -> ThreadpoolController:
     # Scanning the loaded libraries takes about a millisecond; the set is complete once SciPy is imported.
     import scipy.linalg  # noqa: F401
 
-    return ThreadpoolController()
+    controller = ThreadpoolController()
+    with controller.select(user_api="openmp").limit(limits=None):
+        # Where Numba starts its threads with OpenMP, it sets OpenMP's number for the whole process, whatever OMP_NUM_THREADS says.
+        numba.get_num_threads()
+    return controller
 
 
 def current() -> int:
@@ -49,11 +53,12 @@ def ambient() -> int:
 @contextlib.contextmanager
 def limited(threads: int) -> Iterator[None]:
     """Run the body with `threads` threads in BLAS, OpenMP and Numba, whatever the environment says."""
+    controller = _controller()
     token = _task_threads.set(threads)
     numba_before = numba.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     try:
-        with _controller().limit(limits=threads):
+        with controller.limit(limits=threads):
             yield
     finally:
         numba.set_num_threads(numba_before)

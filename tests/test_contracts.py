@@ -37,12 +37,17 @@ def both_for_the_first(dtype, size):
     return size == 0 or dtype == size - 1
 
 
+def slow_where_draws_are(examples):
+    """The examples as parameters; those whose maps take long to draw are slow."""
+    return [pytest.param(e, marks=pytest.mark.slow if e.slow_draws else ()) for e in examples]
+
+
 def one_a_mechanism(examples):
     """The examples as parameters; of those that draw in the same way (class, order, sampling, method) all but the first are slow."""
     seen, found = set(), []
     for example in examples:
         drawn = (example.name, *(str(example.arguments.get(key)) for key in ("order", "sampling", "method")))
-        found.append(pytest.param(example, marks=pytest.mark.slow if drawn in seen else ()))
+        found.append(pytest.param(example, marks=pytest.mark.slow if drawn in seen or example.slow_draws else ()))
         seen.add(drawn)
     return found
 
@@ -393,7 +398,7 @@ def stated_bias(feature_map, x):
     return np.sqrt(np.outer(of_rows, of_rows))[np.tril_indices(len(x))]
 
 
-@pytest.mark.parametrize("example", [e for e in MAPS if e.bias_order is None], ids=str)
+@pytest.mark.parametrize("example", slow_where_draws_are(e for e in MAPS if e.bias_order is None), ids=str)
 def test_map_is_unbiased(example):
     """Up to what the map states."""
     feature_map, x, count = example.make(), example.rows(6), 500
@@ -407,7 +412,7 @@ def test_map_is_unbiased(example):
     assert (SIGMAS * error[exact == scale][own > 0] <= 0.06 * own[own > 0]).all()
 
 
-@pytest.mark.parametrize("example", [e for e in MAPS if e.bias_order is not None], ids=str)
+@pytest.mark.parametrize("example", slow_where_draws_are(e for e in MAPS if e.bias_order is not None), ids=str)
 def test_bias_of_deep_maps_is_small(example):
     """Features of layer 1 are random when layer 2 bends them: E f(K̂) − f(K) ≈ ½f''(K)·Var K̂ = O(1/m), here <= K/m."""
     feature_map, x, count = example.make(n_components=200), example.rows(6), 300
@@ -418,6 +423,7 @@ def test_bias_of_deep_maps_is_small(example):
     assert (np.abs(products.mean(axis=0) - exact) <= SIGMAS * error + allowed).all()
 
 
+@pytest.mark.slow
 def test_bias_of_deep_maps_shrinks():
     example, count = next(e for e in MAPS if e.label == "frozen ends"), 2500
     x, bias, error = example.rows(6)[[0, 2, 5]], {}, {}
@@ -434,7 +440,7 @@ def test_bias_of_deep_maps_shrinks():
 
 @pytest.mark.parametrize("example", one_a_mechanism(MAPS), ids=str)
 def test_variance_falls_as_one_over_m(example):
-    x, count = example.rows(6)[[0, 2, 5]], 300
+    x, count = example.rows(6)[[0, 2, 5]], 150
     variance = []
     for m in (48, 192):
         parts = {name: m // 3 for name in ("n_relu", "n_step") if name in example.arguments}

@@ -20,6 +20,8 @@ GROUND = {
     "files",
     "lazy",
     "registry",
+    "array_layout",
+    "receipts",
     "arrays",
     "seeds",
     "cache",
@@ -27,6 +29,7 @@ GROUND = {
     "compiled",
     "wording",
     "store",
+    "layout",
     "states",
 }
 FLOORS = (
@@ -54,10 +57,10 @@ FLOORS = (
 DOORS = {
     "cupy": {"arrays"},
     "cupy_backends": {"arrays"},
-    "zarr": {"store"},
+    "zarr": {"store", "layout"},
     "torch": {"modules.*"},
     "safetensors": {"modules.*"},
-    "pickle": {"datasets.cifar_python"},
+    "pickle": set(),
 }
 """Libraries that only these modules import."""
 

@@ -1,5 +1,8 @@
 """Thread limits: set inside, put back outside, known to the task alone."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numba
@@ -31,6 +34,26 @@ def test_limits_hold_inside_and_are_put_back():
         assert blas_threads() == {1}
     assert (blas_threads(), numba.get_num_threads()) == (before, numba_before)
     assert threads.current() == arrays.host_cores()
+
+
+def test_limits_put_back_what_the_environment_says():
+    """Numba's first start sets OpenMP's threads to its own number; a worker of Dask has OMP_NUM_THREADS=1 and keeps it."""
+    pytest.importorskip("torch")
+    program = """
+import torch  # loads the OpenMP which Numba uses, too
+from threadpoolctl import threadpool_info
+from ntkdask import threads
+
+of_openmp = lambda: {p["filepath"]: p["num_threads"] for p in threadpool_info() if p["user_api"] == "openmp"}
+before = of_openmp()
+assert set(before.values()) == {1}, before
+with threads.limited(1):
+    pass
+assert before.items() <= of_openmp().items(), of_openmp()
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2", "NUMBA_THREADING_LAYER": "omp"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_limits_are_put_back_after_an_error():

@@ -60,44 +60,84 @@ def data_import(
     source: Annotated[str, typer.Argument(help="A file, folder or archive, or sklearn:digits.")],
     url: Annotated[str, typer.Argument(help="Where the Zarr dataset goes.")],
     target: Annotated[
-        str | None, typer.Option(help="Target column of a CSV: name or index (default: the last).")
+        str | None,
+        typer.Option(
+            help="Target: column of a table by name or index (default: the last), or array of a file by name."
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="classification, regression or unlabelled (default: told by the targets).")
+    ] = None,
+    header: Annotated[
+        str | None,
+        typer.Option(help="yes or no: whether a CSV begins with names of columns (default: told by its lines)."),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Array of rows in an .npz, HDF5, NetCDF or Zarr file, by name (default: x).")
     ] = None,
     format: Annotated[str | None, typer.Option(help="Format, when the name does not tell.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")] = False,
 ) -> None:
     """Read a dataset in its own format and write it to Zarr, streaming; archives are never unpacked to disk."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
+    from ntkdask.cli.terminal import say, text_column
     from ntkdask.datasets import import_dataset
 
     with Progress(
-        SpinnerColumn(), TextColumn("importing"), TextColumn("{task.completed:,.0f} rows"), TimeElapsedColumn()
+        SpinnerColumn(), text_column("importing"), text_column("{task.completed:,.0f} rows"), TimeElapsedColumn()
     ) as bar:
         task = bar.add_task("import", total=None)
-        column: str | int | None = int(target) if target is not None and target.lstrip("-").isdigit() else target
         parts = import_dataset(
             source,
             url,
             format=format,
-            target=column,
+            target=target,
+            kind=kind,
+            header=header,
+            rows=rows,
             overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for name, dataset in parts.items():
-        typer.echo(f"{name}: {dataset.n:,} rows of {dataset.row_shape} {dataset.dtype} -> {dataset.url}")
+        say(f"{name}: {dataset.n:,} rows of {dataset.row_shape} {dataset.dtype} -> {dataset.url}")
+    for fact in _what_was_taken(next(iter(parts.values()))):
+        say(fact)
+
+
+def _what_was_taken(dataset: Any) -> list[str]:
+    """What an import found out by itself, a line each: the target and its kind, the header, what was left out."""
+    told = dataset.provenance
+    target = repr(told["target"]) if "target" in told else "as the format has it"
+    if "target_column" in told:
+        target = f"column {target}, number {told['target_column']}"
+    classes = dataset.class_names or ()
+    named = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
+    kind = f"{dataset.kind}, {len(classes)} classes ({named})" if classes else dataset.kind
+    lines = ["no target: unlabelled" if dataset.kind == "unlabelled" else f"target: {target}; {kind}"]
+    if "header" in told:
+        lines.append(
+            "header: yes, the first line names the columns" if told["header"] else "header: no, the first line is a row"
+        )
+    for key, words in (
+        ("columns_left_out", "columns left out"),
+        ("arrays_left_out", "arrays left out"),
+        ("exif_orientation", "EXIF orientation"),
+    ):
+        if key in told:
+            value = told[key]
+            lines.append(f"{words}: {', '.join(map(repr, value)) if isinstance(value, list) else value}")
+    return lines
 
 
 @data_app.command("info")
 def data_info(url: Annotated[str, typer.Argument(help="A dataset's url.")]) -> None:
     """Shape, classes, digest and provenance of a dataset."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from ntkdask.cli.terminal import facts, plain_console
     from ntkdask.datasets import open_parts
 
     for name, dataset in open_parts(url).items():
-        table = Table(title=f"{url} ({name})", show_header=False)
-        facts: dict[str, Any] = {
+        rows: dict[str, Any] = {
             "rows": f"{dataset.n:,}",
             "row": f"{dataset.row_shape} {dataset.dtype}",
             "kind": dataset.kind,
@@ -105,9 +145,7 @@ def data_info(url: Annotated[str, typer.Argument(help="A dataset's url.")]) -> N
             "digest": dataset.digest,
             **dataset.provenance,
         }
-        for key, value in facts.items():
-            table.add_row(key, str(value))
-        Console().print(table)
+        plain_console().print(facts(f"{url} ({name})", rows))
 
 
 def _training_job(file: Path, settings: list[str] | None, folder: Path | None) -> tuple[Any, Path, Any]:
@@ -199,35 +237,44 @@ def sweep(
 @app.command()
 def status(run: RunFolder) -> None:
     """How far a run has come, stage by stage."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from ntkdask.cli.terminal import plain_console
     from ntkdask.jobs import inspect
+    from ntkdask.wording import printable
 
-    table = Table("stage", "done", "state", title=str(_run_folder(run)))
+    table = Table("stage", "done", "state", title=printable(_run_folder(run)))
     for stage in inspect.status(_run_folder(run)):
-        table.add_row(
-            stage.name, f"{stage.done}/{stage.total}", "finished" if stage.finished else "[yellow]pending[/yellow]"
-        )
-    Console().print(table)
+        state = "finished" if stage.finished else Text("pending", style="yellow")
+        table.add_row(printable(stage.name), f"{stage.done}/{stage.total}", state)
+    plain_console().print(table)
 
 
 @app.command()
 def verify(
-    run: RunFolder,
-    repair: Annotated[bool, typer.Option("--repair", help="Mark what is damaged to be computed again.")] = False,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or name; or a dataset, a stored matrix.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be mended, mark the rest to be computed again.")
+    ] = False,
 ) -> None:
-    """Read every committed tile and state and check it against its checksum; exit code 1 when something is damaged."""
+    """Read everything that is stored and check it against its checksums; exit code 1 when something is damaged.
+
+    Of a dataset every row is read and its digest computed again.
+    """
+    from ntkdask.cli.terminal import say
     from ntkdask.jobs import inspect
 
     damage = inspect.verify(_run_folder(run), repair)
     for item in damage:
-        typer.echo(f"damaged: {item}")
+        say(f"damaged: {item}")
+    for path in inspect.without_checksum(_run_folder(run)):
+        say(f"no checksum recorded: {path} (of an earlier release)")
     if damage:
         typer.echo(
-            "marked as pending: run the job again to compute them."
+            "mended, or marked as pending: run the job again to compute what is missing."
             if repair
-            else "run again with --repair to have them computed again."
+            else "run again with --repair to have it mended or computed again; a dataset is imported again with --overwrite."
         )
         raise typer.Exit(0 if repair else 1)
     typer.echo("every tile and state is whole.")
@@ -236,26 +283,27 @@ def verify(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write report.html from a finished run's metrics.json."""
+    from ntkdask.cli.terminal import say
     from ntkdask.report.page import write_report
 
-    typer.echo(str(write_report(_run_folder(run))))
+    say(write_report(_run_folder(run)))
 
 
 @app.command()
 def doctor(folder: Annotated[Path, typer.Argument(help="Folder for the store write test.")] = Path(".")) -> None:
     """What this machine offers: versions, cores, memory, BLAS and its rate, the GPU or why it is not used, a test of the disk."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ntkdask.cli.doctor import diagnose
+    from ntkdask.cli.terminal import plain_console
+    from ntkdask.wording import printable
 
     table = Table("check", "", "found", "advice")
-    findings = diagnose(folder)
-    for f in findings:
-        table.add_row(
-            f.name, {True: "[green]ok[/green]", False: "[red]no[/red]", None: ""}[f.ok], f.detail, f.advice or ""
-        )
-    Console().print(table)
+    marks = {True: Text("ok", style="green"), False: Text("no", style="red"), None: Text()}
+    for f in diagnose(folder):
+        table.add_row(printable(f.name), marks[f.ok], printable(f.detail), printable(f.advice or ""))
+    plain_console().print(table)
 
 
 @app.command()
@@ -268,7 +316,8 @@ def bench(names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to 
 
 def _run_folder(run: Path) -> Path:
     """The folder of a run that was given by its folder or by its name."""
-    return run if run.exists() or not (Path("runs") / run).exists() else Path("runs") / run
+    # os.path.exists is False for a name that no file can have, where Path.exists raises
+    return run if os.path.exists(run) or not os.path.exists(Path("runs") / run) else Path("runs") / run
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -279,6 +328,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; an error becomes one message and an exit code."""
+    from ntkdask.cli.terminal import say
     from ntkdask.errors import NtkdaskError
 
     signal.signal(signal.SIGINT, _interrupt)
@@ -287,7 +337,7 @@ def main() -> None:
     except NtkdaskError as error:
         if os.environ.get("NTKDASK_DEBUG"):
             raise
-        typer.echo(f"ntkdask: {type(error).__name__}: {error}", err=True)
+        say(f"ntkdask: {type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:  # Typer turns Ctrl-C into this without a word
@@ -298,7 +348,5 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("NTKDASK_DEBUG"):
             raise
-        typer.echo(
-            f"ntkdask: unexpected {type(error).__name__}: {error}\nRun again with --debug for the traceback.", err=True
-        )
+        say(f"ntkdask: unexpected {type(error).__name__}: {error}\nRun again with --debug for the traceback.", err=True)
         sys.exit(1)

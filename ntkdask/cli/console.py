@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from ntkdask.cli.terminal import facts, plain_console, text_column
 from ntkdask.errors import DiskSpaceError, UserError, nearest
 from ntkdask.execution import cluster, workers
 from ntkdask.execution.site import Site
@@ -23,9 +22,9 @@ from ntkdask.jobs.spec import Job, memory_bytes
 from ntkdask.jobs.training import TrainingJob
 from ntkdask.planning.resources import Resources
 from ntkdask.report.page import write_report
-from ntkdask.wording import format_bytes
+from ntkdask.wording import format_bytes, printable
 
-console = Console()
+console = plain_console()
 
 
 class Bars:
@@ -37,7 +36,8 @@ class Bars:
 
     def stage(self, label: str, total: int, done: int = 0) -> None:
         """Begin the bar of a stage; `done` of its `total` tasks were done by an earlier run."""
-        self._task = self._progress.add_task(label + (" (resumed)" if done else ""), total=total, completed=done)
+        words = printable(label) + (" (resumed)" if done else "")
+        self._task = self._progress.add_task(words, total=total, completed=done)
 
     def task(self, label: str, done: Done) -> None:
         """Advance the current bar by one task."""
@@ -47,7 +47,7 @@ class Bars:
 def progress_bars() -> Progress:
     """Live bars, one for each stage."""
     return Progress(
-        TextColumn("{task.description:<18}"),
+        text_column("{task.description:<18}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -96,7 +96,7 @@ def run_on_cluster(
         run = resolved.spec.run
         options = {"n_workers": n_workers or run.n_workers, "worker_memory": memory_bytes(run.worker_memory)}
     with cluster.connect(scheduler, scheduler_file=scheduler_file, **options) as client:
-        console.print(workers.describe(client), highlight=False, soft_wrap=True)
+        console.print(printable(workers.describe(client), lines=True), soft_wrap=True)
         with progress_bars() as progress:
             metrics = run_job(
                 job,
@@ -107,9 +107,9 @@ def run_on_cluster(
                 overwrite=overwrite,
                 resolved=resolved.to_config(),
             )
-    console.print(f"report: {write_report(folder)}", highlight=False, soft_wrap=True)
+    console.print(printable(f"report: {write_report(folder)}"), soft_wrap=True)
     for line in _result_lines(metrics):
-        console.print(line, highlight=False)
+        console.print(printable(line))
     return metrics
 
 
@@ -130,7 +130,7 @@ def run_sweep(file: Path, folder: Path | None, *, scheduler: str | None, schedul
         rows = run_pntk_sweep(sweep, data, sweep_folder, client=client, plan=spec.plan, listener=Bars(progress))
     figures = write_figures(rows, sweep_folder / "figures")
     words = f"{len(rows)} cells: {sweep_folder / 'table.csv'}, {len(figures)} figures"
-    console.print(words, highlight=False, soft_wrap=True)
+    console.print(printable(words), soft_wrap=True)
 
 
 def _result_lines(metrics: dict[str, Any]) -> list[str]:
@@ -188,7 +188,6 @@ def print_plan(
     resources = replace(resources, slots=slots or resources.slots)
     plan = recipe.plan(request, resources)
     costs = recipe.costs(request, plan)
-    table = Table(title=f"plan of {job.name}", show_header=False)
     rows = {
         "rows": f"{job.train.n:,} ({job.n_train:,} train a fit), {job.train.row_shape}",
         **recipe.size_words(request, plan),
@@ -202,9 +201,7 @@ def print_plan(
         rows[f"memory of {name}"] = f"{format_bytes(size)} of {budget} a worker"
     if plan.device:
         rows["device memory"] = f"{format_bytes(costs.device_memory)} of {format_bytes(resources.device_bytes)}"
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table)
+    console.print(facts(f"plan of {job.name}", rows))
     if costs.disk_bytes > free_bytes(folder):
         raise DiskSpaceError(
             f"{folder} has {format_bytes(free_bytes(folder))} free, the run writes {format_bytes(costs.disk_bytes)}."
@@ -221,5 +218,5 @@ def run_benchmarks(names: list[str]) -> None:
         if name not in available:
             raise UserError(f"unknown benchmark {name!r}{nearest(name, available)}")
     for name in names or available:
-        console.rule(name)
+        console.rule(printable(name))
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False)

@@ -1,6 +1,9 @@
-"""Images in class folders, on disk or in a tar archive: `cat/0001.jpg`, or `train/cat/0001.jpg` and `test/cat/...`.
+"""Images in class folders, on disk or in a tar or zip archive: `cat/0001.jpg`, or `train/cat/0001.jpg` and `test/cat/...`.
 
-The folder's name is the class. All images have one size; rows are (h, w, 3) uint8, or (h, w, 1) where all are greyscale.
+The folder's name is the class; the folders of parts may be called training, valid, val or testing, too, in any case of letters. All
+images have one size; rows are (h, w, 3) uint8, or (h, w, 1) where all are greyscale. Pixels are taken as they are stored: an EXIF
+orientation, with which cameras ask viewers to turn a picture, is not applied, and the provenance counts the images that have one.
+(That of a TIFF file is a part of the format, and applied.)
 An archive is read in its own order, without unpacking. Images usually lie sorted by class, so splits must shuffle.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -25,19 +29,25 @@ from ntkdask.datasets.source import (
     file_digest,
     files_under,
     open_tar,
+    part_of,
     reading,
     tar_files,
     tar_read,
+    zip_file_read,
+    zip_names,
 )
 from ntkdask.errors import DataError
+from ntkdask.wording import format_bytes
 
-PARTS = ("train", "test", "validation", "val")
 MAX_PIXELS = 4096 * 4096
+MAX_FILE_BYTES = 2**27
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 # named one by one: Pillow also reads PostScript, for which it starts another program
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_EXIF_ORIENTATION = 0x0112
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 4 * 2**20
+_WAITING_BYTES = 2**26
 
 
 class Encoded(NamedTuple):
@@ -71,14 +81,17 @@ def _batches(path: Path, source: Source) -> Iterator[Batch]:
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // (size[0] * size[1] * len(mode))))
         threads = max(2, min(host_cores(), 16))
         with ThreadPoolExecutor(threads) as pool:
-            waiting = [first]
+            waiting, encoded_bytes = [first], len(first.content)
             for image_file in images:
                 waiting.append(image_file)
-                if len(waiting) >= rows:
+                encoded_bytes += len(image_file.content)
+                if len(waiting) >= rows or encoded_bytes >= _WAITING_BYTES:
                     yield from _decoded(waiting, decode, pool, threads)
-                    waiting = []
+                    waiting, encoded_bytes = [], 0
             if waiting:
                 yield from _decoded(waiting, decode, pool, threads)
+        if decode.turned:
+            source.notes["exif_orientation"] = f"not applied; {len(decode.turned):,} images have one"
 
 
 def _decoded(images: list[Encoded], decode: _Decoder, pool: ThreadPoolExecutor, threads: int) -> Iterator[Batch]:
@@ -99,6 +112,7 @@ class _Decoder:
 
     def __init__(self, path: Path, size: tuple[int, int], mode: str) -> None:
         self.path, self.size, self.mode = path, size, mode
+        self.turned: list[str] = []
 
     def __call__(self, images: Sequence[Encoded]) -> np.ndarray:
         width, height = self.size
@@ -111,11 +125,27 @@ class _Decoder:
                         f"{width}×{height} pixels. Resize them to one size."
                     )
                 try:
-                    pixels = image if image.mode == self.mode else image.convert(self.mode)
+                    if _is_turned(image):
+                        self.turned.append(encoded.name)
+                    pixels = image
+                    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+                        # the same colours; Pillow warns where such a palette loses its transparency in one step
+                        pixels = image.convert("RGBA")
+                    pixels = pixels if pixels.mode == self.mode else pixels.convert(self.mode)
                     row[...] = np.asarray(pixels).reshape(row.shape)
                 except Exception as error:  # decoders raise anything from OSError to struct.error
                     raise DataError(f"{self.path}: {encoded.name} is truncated or damaged ({error}).") from error
         return out
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF data of an image ask to turn or mirror it; not where they are damaged."""
+    if not image.info.get("exif"):
+        return False
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # damaged EXIF data raise anything, and say nothing
+        return False
 
 
 @contextlib.contextmanager
@@ -123,6 +153,7 @@ def _opened(path: Path, encoded: Encoded) -> Iterator[Image.Image]:
     """An image whose header is read and whose pixels are not: its size is checked before the pixels are decoded."""
     try:
         image = Image.open(io.BytesIO(encoded.content), formats=_FORMATS)
+    # the warning comes where warnings are errors; elsewhere the limit below refuses the same images
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: {encoded.name} has too many pixels: {error}") from error
     except Exception as error:  # a damaged header raises anything from UnidentifiedImageError to OverflowError
@@ -130,7 +161,7 @@ def _opened(path: Path, encoded: Encoded) -> Iterator[Image.Image]:
         raise DataError(f"{path}: {encoded.name} is damaged, or no image of the formats {formats}.") from error
     with image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
+        if not 0 < width * height <= MAX_PIXELS:
             raise DataError(f"{path}: {encoded.name} claims {width}×{height} pixels; the limit is 4096×4096.")
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             raise DataError(f"{path}: {encoded.name} has mode {image.mode}; only 8-bit images are read. Convert it.")
@@ -157,6 +188,7 @@ def _encoded(path: Path, source: Source) -> Generator[Encoded]:
         else:
             part, label = layout.place(name)
             yield Encoded(part, label, name, content)
+    layout.require_classes()
     source.notes["files_that_are_no_images"] = others
 
 
@@ -164,13 +196,35 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
     """(relative name, content) of every file; the content of a file that is no image is None."""
     if path.is_dir():
         for name, file in files_under(path):
-            yield name, file.read_bytes() if file.suffix.lower() in _SUFFIXES else None
+            yield name, _read(file) if file.suffix.lower() in _SUFFIXES else None
+        return
+    if (names := zip_names(path)) is not None:
+        with zipfile.ZipFile(path) as zipped:
+            for name in names:
+                inside = PurePosixPath(name)
+                if not any(p.startswith(".") for p in inside.parts):
+                    yield (
+                        name,
+                        zip_file_read(path, zipped, name, MAX_FILE_BYTES)
+                        if inside.suffix.lower() in _SUFFIXES
+                        else None,
+                    )
         return
     with open_tar(path) as archive:
         for member in tar_files(path, archive):
             inside = PurePosixPath(member.name)
             if not any(p.startswith(".") for p in inside.parts):
-                yield str(inside), tar_read(archive, member) if inside.suffix.lower() in _SUFFIXES else None
+                yield (
+                    str(inside),
+                    tar_read(archive, member, MAX_FILE_BYTES) if inside.suffix.lower() in _SUFFIXES else None,
+                )
+
+
+def _read(file: Path) -> bytes:
+    """The content of an image file; DataError where it is larger than any image that is read."""
+    if (size := file.stat().st_size) > MAX_FILE_BYTES:
+        raise DataError(f"{file} has {format_bytes(size)}; images have at most {format_bytes(MAX_FILE_BYTES)}.")
+    return file.read_bytes()
 
 
 class _Layout:
@@ -180,6 +234,15 @@ class _Layout:
         self.path = path
         self._places: dict[PurePosixPath, tuple[str, str]] = {}
         self._first: tuple[tuple[str, ...], bool] | None = None
+        self._parts: dict[str, str] = {}
+
+    def require_classes(self) -> None:
+        """DataError where all folders of images have the names of parts: then classes are missing, and parts would become classes."""
+        folders = sorted(folder.name for folder in self._places)
+        if folders and all(map(part_of, folders)) and not self._parts:
+            raise DataError(
+                f"{self.path}: images lie in {', '.join(folders)} themselves. Sort them into class folders, train/cat and so on."
+            )
 
     def place(self, name: str) -> tuple[str, str]:
         """(part, class) of the image called `name`."""
@@ -193,7 +256,13 @@ class _Layout:
         if not folders:
             raise DataError(f"{self.path}: {name} lies in no class folder. Sort the images into one folder per class.")
         *above, label = folders
-        part = above.pop() if above and above[-1] in PARTS else ALL
+        part = (part_of(above[-1]) if above else None) or ALL
+        if part != ALL:
+            named = self._parts.setdefault(part, above[-1])
+            if named != above.pop():
+                raise DataError(
+                    f"{self.path} holds the folders {named} and {folders[-2]}, which both name the part {part}. Merge them."
+                )
         nesting = (tuple(above), part != ALL)
         self._first = self._first or nesting
         if nesting != self._first:

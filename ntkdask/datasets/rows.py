@@ -53,7 +53,7 @@ class Rows(Protocol):
         """(n_total,) int16 part of each row; None when all rows are selected."""
 
     def row_weights(self) -> np.ndarray | None:
-        """(n_total,) weight of each row; None when they have none."""
+        """(n_total,) float64 weight of each row; None when all weigh 1."""
 
     def select(self, *parts: int) -> Self:
         """The same rows with other parts selected."""
@@ -119,8 +119,8 @@ class DatasetRows:
         return None if self.parts_url is None else load_state(self.parts_url)[0][PART]
 
     def row_weights(self) -> np.ndarray | None:
-        """(n,) weight of each row, read from the dataset."""
-        return self.dataset.weights(0, self.dataset.n)
+        """(n,) weight of each row."""
+        return self.dataset.weights(0, self.n_total)
 
     def select(self, *parts: int) -> DatasetRows:
         """The same dataset with other parts selected."""
@@ -136,7 +136,7 @@ class DatasetRows:
                 continue
             targets = None if dataset.target_shape is None else dataset.targets(first, last)
             batch = Batch(dataset.rows(first, last), targets, dataset.weights(first, last), np.arange(first, last))
-            yield batch if keep is None else _take(batch, keep)
+            yield batch if keep is None else take_rows(batch, keep)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,8 +213,9 @@ class MemoryRows:
                 continue
             keep = np.flatnonzero(np.isin(self.numbers[rows], self.parts))
             if keep.size:
-                yield _take(batch, keep)
+                yield take_rows(batch, keep)
 
 
-def _take(batch: Batch, keep: np.ndarray) -> Batch:
+def take_rows(batch: Batch, keep: np.ndarray) -> Batch:
+    """Some rows of a batch, by their positions in it."""
     return Batch(*(None if a is None else a[keep] for a in batch))  # type: ignore[arg-type]

@@ -22,14 +22,26 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from ntkdask.datasets.bounds import BoundedStream, require_row
 from ntkdask.errors import DataError, UserError
+from ntkdask.wording import format_bytes
 
 ALL = "all"
 """The part of a dataset without parts."""
 
+PARTS = ("train", "validation", "test")
+"""The parts of a dataset in their order."""
+
+_PART_NAMES = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
 _READ_BYTES = 2**20
+_TAR_HEADER_BYTES = 2**22
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
-_DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+# tarfile reads headers of headers by recursion
+_DAMAGED = (RecursionError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 class Batch(NamedTuple):
@@ -42,10 +54,13 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """The target and the kind that `import_dataset` was called with."""
+    """What `import_dataset` was called with: target, kind, whether a table has a header, name of the array of rows; the format."""
 
     target: str | int | None = None
     kind: str | None = None
+    header: bool | None = None
+    rows: str | None = None
+    format: str | None = None
 
 
 @dataclass
@@ -96,16 +111,64 @@ def reading(path: Path | str) -> Iterator[None]:
         raise DataError(f"{path} is truncated, damaged or cannot be read ({error}); download it again.") from error
 
 
+def part_of(name: str) -> str | None:
+    """The part that a folder or an array of this name stands for, in any case of letters; None where it is no name of a part.
+
+    >>> part_of("Training"), part_of("val"), part_of("cat")
+    ('train', 'validation', None)
+    """
+    return _PART_NAMES.get(name.lower())
+
+
 def open_binary(path: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed where it begins as gzip, xz or bzip2, whatever its name."""
+    """The bytes of a file, decompressed where it begins as gzip, xz or bzip2, or is a zip archive of one file, whatever its name."""
     opener = _opener(path)
     return open(path, "rb") if opener is None else opener(path, "rb")
+
+
+def zip_names(path: Path) -> list[str] | None:
+    """The names of the files in a zip archive, without those that a Mac adds; None where the file does not begin as one."""
+    with open(path, "rb") as raw:
+        if raw.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
+            return None
+    with zipfile.ZipFile(path) as archive:
+        names = [i.filename for i in archive.infolist() if not i.is_dir()]
+    return [n for n in names if not n.startswith("__MACOSX/")]
+
+
+def zip_file_read(path: Path, archive: zipfile.ZipFile, name: str, max_bytes: int = 2**28) -> bytes:
+    """The content of a file in a zip archive; DataError where its header claims more than `max_bytes`, or it is encrypted."""
+    if archive.getinfo(name).file_size > max_bytes:
+        raise DataError(f"{name} in the archive has {archive.getinfo(name).file_size} bytes, more than {max_bytes}.")
+    with _unpacking(path):
+        return archive.read(name)
+
+
+@contextlib.contextmanager
+def _unpacking(path: Path) -> Iterator[None]:
+    """DataError for a member of a zip archive that has a password, or a compression that Python does not know."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        raise DataError(f"{path} cannot be unpacked ({error}). Pack it again without.") from error
+
+
+def _open_only_file(path: Path, mode: str) -> IO[bytes]:
+    """The one file of a zip archive; DataError where there are more, or it is encrypted."""
+    names = zip_names(path) or []
+    if len(names) != 1:
+        raise DataError(f"{path} is a zip archive of {len(names)} files. Unpack it and import the one that you mean.")
+    with _unpacking(path):
+        # the open member keeps the archive's file open
+        return zipfile.ZipFile(path).open(names[0])
 
 
 def _opener(path: Path) -> Callable[..., Any] | None:
     """The function that opens a compressed file, chosen by its first bytes; None for a file that is not compressed."""
     with open(path, "rb") as raw:
         magic = raw.read(6)
+    if magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _open_only_file
     return next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), None)
 
 
@@ -131,14 +194,20 @@ def files_under(folder: Path, max_depth: int = 8) -> Iterator[tuple[str, Path]]:
         # os.walk follows this list as it stands
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(n for n in names if not n.startswith(".")):
-            yield (relative / name).as_posix(), Path(root) / name
+            path = Path(root) / name
+            if path.exists() and not path.is_file():
+                raise DataError(f"{path} is a device or another special file. Remove it: only plain files are read.")
+            yield (relative / name).as_posix(), path
 
 
 @contextlib.contextmanager
 def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """A tar archive, compressed or not, opened for reading in place; it is never unpacked."""
-    with open_binary(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-        yield archive
+    message = f"{path} has headers of more than {format_bytes(_TAR_HEADER_BYTES)} between two files. It is damaged or malicious."
+    with open_binary(path) as stream:
+        bounded = BoundedStream(stream, message, _TAR_HEADER_BYTES)
+        with tarfile.open(fileobj=bounded, mode="r:") as archive:
+            yield archive
 
 
 def tar_files(path: Path, archive: tarfile.TarFile) -> Generator[tarfile.TarInfo]:
@@ -147,7 +216,7 @@ def tar_files(path: Path, archive: tarfile.TarFile) -> Generator[tarfile.TarInfo
     DataError for a member that could lead out of the archive (an absolute path, '..', a link, a device), and for an uncompressed
     archive that was cut between two members: tarfile would take the cut for its end.
     """
-    while (member := archive.next()) is not None:
+    while (member := _next_member(archive)) is not None:
         archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them in memory
         _require_safe(path, member)
         if member.isreg():
@@ -160,16 +229,26 @@ def tar_files(path: Path, archive: tarfile.TarFile) -> Generator[tarfile.TarInfo
                 raise DataError(f"{path} is truncated or damaged (it ends without an end mark); download it again.")
 
 
+def _next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member, whose headers, with the long names and attributes in them, are bounded."""
+    stream: Any = archive.fileobj
+    stream.refill()
+    member = archive.next()
+    stream.refill(unlimited=True)
+    return member
+
+
 def tar_read(archive: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int = 2**28) -> bytes:
     """The content of a member; DataError where its header claims more than `max_bytes`."""
     if member.size > max_bytes:
         raise DataError(f"{member.name} in the archive has {member.size} bytes, more than {max_bytes}.")
     file = archive.extractfile(member)
-    return b"" if file is None else file.read()
+    return b"" if file is None else b"".join(read_blocks(file, member.size, 1))
 
 
 def read_blocks(stream: IO[bytes], n: int, row_bytes: int, block_bytes: int = 4 * 2**20) -> Iterator[bytes]:
     """`n` rows of `row_bytes` bytes from a stream, about `block_bytes` at a time; EOFError where it ends early."""
+    require_row(row_bytes)
     rows = max(1, block_bytes // max(1, row_bytes))
     for start in range(0, n, rows):
         wanted = min(rows, n - start) * row_bytes
@@ -191,6 +270,8 @@ def _require_safe(path: Path, member: tarfile.TarInfo) -> None:
         raise DataError(
             f"{path} holds the path {member.name!r}, which leads out of the archive. Do not trust this file."
         )
+    if member.size < 0 or member.issparse():
+        raise DataError(f"{path} holds a sparse file or one of negative size, {member.name!r}. Pack it again without.")
     if not (member.isreg() or member.isdir()):
         kind = "a link" if member.islnk() or member.issym() else "a device or other special file"
         raise DataError(f"{path} holds {kind}, {member.name!r}. Only plain files are read: pack it again without.")

@@ -7,6 +7,7 @@ encoder, so that train and test agree. Called by the writer.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 from ntkdask.errors import InputError
 
 MAX_GUESSED_CLASSES = 1000
+EXACT = 2**53
+"""From here on, a float64 stands for more than one integer."""
 
 
 class LabelEncoder:
@@ -29,7 +32,7 @@ class LabelEncoder:
     """
 
     def __init__(self, class_names: Sequence[str] | None = None, *, explicit: bool = False) -> None:
-        self.class_names = None if class_names is None else tuple(str(c) for c in class_names)
+        self.class_names = None if class_names is None else tuple(_composed(str(c)) for c in class_names)
         self._unlimited = explicit or class_names is not None
         self._codes: dict[int | str, int] = {}
         if self.class_names is not None and len(set(self.class_names)) < len(self.class_names):
@@ -40,12 +43,15 @@ class LabelEncoder:
 
         InputError for a label outside 0..C-1 or not among the class names, and for text beside integers.
         """
-        labels = labels.astype(np.int64) if labels.dtype.kind in "biu" else labels.astype(str)
+        if labels.dtype.kind == "b":
+            labels = labels.astype(np.int64)
+        elif labels.dtype.kind not in "iu":
+            labels = _text(labels)
         distinct, inverse = np.unique(labels, return_inverse=True)
         values = distinct.tolist()
         if self.class_names is None:
             table = [self._provisional(v) for v in values]
-        elif labels.dtype.kind == "i":
+        elif labels.dtype.kind in "iu":
             self._require_range(labels, first_row)
             table = values
         else:
@@ -63,6 +69,7 @@ class LabelEncoder:
 
     def _provisional(self, value: int | str) -> int:
         """The code of a label where no class names were given: a new one for a new label."""
+        value = value if isinstance(value, int) else _composed(value)
         if value not in self._codes:
             first = next(iter(self._codes), value)
             if isinstance(first, str) != isinstance(value, str):
@@ -80,10 +87,10 @@ class LabelEncoder:
     def _named(self, value: str, labels: np.ndarray, first_row: int) -> int:
         """The place of a label among the class names; InputError where it is none of them."""
         names = self.class_names or ()
-        if value not in names:
+        if _composed(value) not in names:
             row = first_row + int(np.flatnonzero(labels == value)[0])
             raise InputError(f"row {row} has the label {value!r}, which is not among class_names {list(names)}.")
-        return names.index(value)
+        return names.index(_composed(value))
 
     def _require_range(self, labels: np.ndarray, first_row: int) -> None:
         """InputError for an integer label outside 0..C-1."""
@@ -94,6 +101,22 @@ class LabelEncoder:
                 f"row {first_row + int(bad[0])} has the label {int(labels[bad[0]])}, but {classes} classes have "
                 f"labels 0 to {classes - 1}. The file may be damaged, or class_names too short."
             )
+
+
+def _composed(name: str) -> str:
+    """A name with its accents composed (NFC): a Mac writes é in two characters, others in one, and both are one class."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _text(labels: np.ndarray) -> np.ndarray:
+    """Labels as text; bytes are read as UTF-8."""
+    if labels.dtype.kind != "S":
+        # by way of objects: NumPy does not cast text of any length to text of one length
+        return labels.astype(object).astype(str) if labels.dtype.kind == "T" else labels.astype(str)
+    try:
+        return np.char.decode(labels, "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"targets are bytes that are no UTF-8 text ({error}). Give text or integers.") from error
 
 
 def kind_of(targets: np.ndarray | None) -> str:
@@ -129,6 +152,12 @@ def convert_targets(targets: np.ndarray, kind: str, labels: LabelEncoder, first_
             raise InputError(
                 f"row {first_row + int(bad[0])} has the target {targets[bad[0]]}, which is no class label. "
                 "Give integers or text, or kind='regression'."
+            )
+        large = np.flatnonzero(np.abs(targets) >= EXACT)
+        if large.size:
+            raise InputError(
+                f"row {first_row + int(large[0])} has the label {targets[large[0]]}, a float that stands for more than one integer. "
+                "Give the labels as integers or text, or kind='regression'."
             )
         targets = targets.astype(np.int64)
     return labels.encode(targets, first_row)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -17,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.datasets.dataset import FORMAT, KINDS, VERSION, describe
+from ntkdask.datasets.dataset import FORMAT, KINDS, VERSION, checked, describe, digest_of
 from ntkdask.datasets.targets import LabelEncoder, convert_targets, kind_of
-from ntkdask.errors import DataError, InputError, nearest
-from ntkdask.files import local_path, remove, writing
-from ntkdask.store import ATTRIBUTE, create_array, open_array, write_group_attributes
+from ntkdask.errors import DataError, InputError, StoreError, nearest
+from ntkdask.files import exclusive, local_path, remove, writing
+from ntkdask.layout import consolidate, create_array
+from ntkdask.store import ATTRIBUTE, open_array, write_group_attributes
 
 CHUNK_BYTES = 4 * 2**20
 _NAMED_ROWS = 5
@@ -31,9 +31,17 @@ _NAMED_ROWS = 5
 def replacing(url: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
     """A new folder `<url>.partial`, which becomes `url` when the block ends and is deleted when the block raises.
 
-    DataError where something is at `url` already, unless it is a dataset and `overwrite` is true.
+    DataError where something is at `url` already, unless it is a dataset and `overwrite` is true; StoreError where another import is
+    writing it.
     """
     final = local_path(url)
+    with exclusive(final, beside=True), _arriving(final, overwrite) as partial:
+        yield partial
+
+
+@contextlib.contextmanager
+def _arriving(final: Path, overwrite: bool) -> Iterator[Path]:
+    """`replacing`, whose lock the caller holds."""
     partial = final.with_name(final.name + ".partial")
     _require_free(final, overwrite)
     if partial.exists() and not (partial / "zarr.json").exists() and (partial.is_file() or any(partial.iterdir())):
@@ -53,7 +61,7 @@ def replacing(url: str | os.PathLike[str], overwrite: bool = False) -> Iterator[
 
 def write_parts(path: Path, parts: list[str]) -> None:
     """Mark the group at `path` as a dataset with these parts."""
-    write_group_attributes(path, {ATTRIBUTE: {"format": FORMAT, "version": VERSION, "parts": parts}})
+    write_group_attributes(path, {ATTRIBUTE: checked({"format": FORMAT, "version": VERSION, "parts": parts})})
 
 
 def rows_per_chunk(row_shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -141,15 +149,19 @@ class DatasetWriter:
             "has_weights": "weights" in self._buffers,
         }
         summary, digests = self._finish_targets(described)
-        canonical = json.dumps({**described, **digests}, sort_keys=True)
-        described["digest"] = hashlib.sha256(canonical.encode()).hexdigest()
+        described["digest"] = digest_of(described, digests)
+        described["arrays"] = {
+            name: {"chunks": list(open_array(self.path / name).chunks), "digest": digests[name]}
+            for name in self._buffers
+        }
         described["provenance"] = {
             **provenance,
             **summary,
             "dtype": str(self._source_dtype),
             "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_group_attributes(self.path, {ATTRIBUTE: {"format": FORMAT, "version": VERSION, **described}})
+        write_group_attributes(self.path, {ATTRIBUTE: checked({"format": FORMAT, "version": VERSION, **described})})
+        consolidate(self.path)
 
     def _columns(self, x: np.ndarray, targets: np.ndarray | None, weights: np.ndarray | None) -> dict[str, np.ndarray]:
         """{array: its rows in a batch}, of one length, targets as codes or float64; InputError for what does not fit."""
@@ -209,7 +221,7 @@ class DatasetWriter:
                 raise InputError(f"weights are negative in row {self.n + int(np.flatnonzero(rows < 0)[0])}.")
             if self.n == 0:
                 chunks = (self._filled, *rows.shape[1:])
-                create_array(self.path / name, rows.shape, chunks, rows.dtype)
+                create_array(self.path / name, rows.shape, chunks, rows.dtype, dimensions=_dimensions(name, rows.ndim))
             stored = open_array(self.path / name, "r+")
             with writing(self.path):
                 if self.n:
@@ -260,6 +272,16 @@ class DatasetWriter:
         return [low, high], digest.hexdigest()
 
 
+def _dimensions(name: str, ndim: int) -> tuple[str, ...]:
+    """Names of the axes of an array of a dataset: arrays share their rows, and nothing else."""
+    if name != "x":
+        return ("row", "output")[:ndim]
+    return (
+        "row",
+        *{2: ("feature",), 4: ("height", "width", "channel")}.get(ndim, tuple(f"x_{i}" for i in range(1, ndim))),
+    )
+
+
 def _require_free(final: Path, overwrite: bool) -> None:
     """DataError where something is at `final` that may not be replaced."""
     if not final.exists():
@@ -270,7 +292,9 @@ def _require_free(final: Path, overwrite: bool) -> None:
         return
     try:
         describe(final)
-    except DataError as error:
+    except (DataError, StoreError) as error:
+        if isinstance(error, StoreError) and any(final.rglob("x/zarr.json")):
+            return  # a dataset with a damaged description, which the error advises to import again
         raise DataError(
             f"{final} is not a dataset, so --overwrite leaves it alone. Move it, or choose another url."
         ) from error

@@ -100,7 +100,8 @@ class RidgeClassifier(ClassifierPart, _Ridge):
         5 folds, "holdout" a fifth of the rows. Rows that repeat share a fold.
     solver : {"auto", "eigh", "tridiagonal", "cholesky"}
         Factorisation of the Gram matrix: "eigh" the whole spectrum, "tridiagonal" (not for "loo"), "cholesky" (for one α, or with
-        folds). "auto": Cholesky for one α, tridiagonal where rows outnumber features, else the whole spectrum.
+        folds). "auto": Cholesky for one α, tridiagonal for several; the whole spectrum where rows hardly outnumber features, or
+        α is near rounding. Where they do not outnumber features "tridiagonal" takes the whole spectrum, too.
     client : distributed.Client or None
         The cluster that computes; see `connect`. None: everything happens in this process. With a client, X in memory is written
         once to `<url>/inputs`; without a url, to a temporary folder of this machine for as long as `fit` or `predict` takes.
@@ -170,7 +171,8 @@ class RidgeRegressor(RegressorPart, _Ridge):
         5 folds, "holdout" a fifth of the rows. Rows that repeat share a fold.
     solver : {"auto", "eigh", "tridiagonal", "cholesky"}
         Factorisation of the Gram matrix: "eigh" the whole spectrum, "tridiagonal" (not for "loo"), "cholesky" (for one α, or with
-        folds). "auto": Cholesky for one α, tridiagonal where rows outnumber features, else the whole spectrum.
+        folds). "auto": Cholesky for one α, tridiagonal for several; the whole spectrum where rows hardly outnumber features, or
+        α is near rounding. Where they do not outnumber features "tridiagonal" takes the whole spectrum, too.
     client : distributed.Client or None
         The cluster that computes; see `connect`. None: everything happens in this process. With a client, X in memory is written
         once to `<url>/inputs`; without a url, to a temporary folder of this machine for as long as `fit` or `predict` takes.

@@ -92,7 +92,12 @@ def reduce_slabs(
     slab_label = f"{label}-slab"
     places = {node: position for position, node in enumerate(nodes)}
     sums = TileStore.create(
-        store, shape=(len(nodes), length), tile_shape=(1, length), dtype="float64", fingerprint=fingerprint
+        store,
+        shape=(len(nodes), length),
+        tile_shape=(1, length),
+        dtype="float64",
+        fingerprint=fingerprint,
+        dimensions=("node", "entry"),
     )
     known = {node: r for node in nodes if (r := _committed(sums, places[node])) is not None}
     site.listener.stage(slab_label, len(nodes), len(known))

@@ -5,7 +5,6 @@ Each future is released as it finishes: a worker's death repeats what was in fli
 
 from __future__ import annotations
 
-import resource
 import sys
 import threading
 import time
@@ -13,7 +12,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 from uuid import uuid4
 
@@ -21,6 +19,7 @@ import cloudpickle
 
 from ntkdask import threads
 from ntkdask.errors import ClusterError, NtkdaskError, TileError
+from ntkdask.execution.peak import PeakMemory, tell_run
 
 T = TypeVar("T")
 
@@ -44,7 +43,7 @@ class Done(Generic[T]):
     seconds : float
         How long it took.
     peak_bytes : int
-        The highest resident memory that its process ever held.
+        The highest resident memory of its process while it ran (`execution.peak`).
     worker : str
         Address of the worker, or "local".
     error : Exception or None
@@ -86,25 +85,16 @@ class Item:
     order: int = 0
 
 
-def peak_bytes() -> int:
-    """Highest resident memory this process ever held, bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # not ru_maxrss: on Linux it survives exec, so a worker would report its parent's peak
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
 def _call(call: Callable[..., Any], arguments: tuple[Any, ...], n_threads: int | None) -> Done:
     """Run one task with `n_threads`, on a worker or here. An error is returned, not raised: the driver reports it."""
     started, value, failed = time.perf_counter(), None, None
-    try:
-        with threads.limited(n_threads or threads.ambient()):
-            value = call(*arguments)
-    except Exception as error:
-        failed = _portable(error)
-    return Done(value, time.perf_counter() - started, peak_bytes(), _worker_address(), failed)
+    with PeakMemory() as peak:
+        try:
+            with threads.limited(n_threads or threads.ambient()):
+                value = call(*arguments)
+        except Exception as error:
+            failed = _portable(error)
+    return Done(value, time.perf_counter() - started, peak.bytes, _worker_address(), failed)
 
 
 def _portable(error: Exception) -> Exception:
@@ -158,8 +148,13 @@ def run_items(ready: deque[Item], done: Callable[[Item, Done], None], client: An
 
     When a task fails, those in flight finish and are passed to `done` first, so that nothing computed is lost.
     """
+
+    def told(item: Item, result: Done) -> None:
+        tell_run(result.peak_bytes)
+        done(item, result)
+
     runner = _run_loop if client is None else _run_client
-    runner(ready, done, client, n_threads)
+    runner(ready, told, client, n_threads)
 
 
 def _run_loop(ready: deque[Item], done: Callable[[Item, Done], None], client: None, n_threads: int | None) -> None:

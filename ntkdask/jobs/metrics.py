@@ -31,6 +31,8 @@ class Recorder:
         self.listener = listener
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.peaks: dict[str, int] = defaultdict(int)
+        self.run_peak = 0
+        """The highest peak of all tasks of the run, which `run_job` sets at its end."""
         self.stage_seconds: dict[str, float] = defaultdict(float)
         self._started = time.perf_counter()
         self._current: tuple[str, float] | None = None
@@ -128,7 +130,7 @@ def run_metrics(
         "memory": {
             "planned_bytes": sizes.costs.worker_bytes,
             "budget_bytes": sizes.resources.memory_bytes,
-            "measured_peak_bytes": max(recorder.peaks.values(), default=None),
+            "measured_peak_bytes": max(recorder.run_peak, *recorder.peaks.values(), 0) or None,
         },
         "notes": _notes(folds),
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from ntkdask.jobs.tables import STRICT, Tables
+from ntkdask.jobs.tables import STRICT, Bool, Int, Number, Tables
 from ntkdask.modules import descriptions  # noqa: F401 (networks of PyTorch by name; imports no torch)
 
 
@@ -25,9 +25,9 @@ class SplitSpec:
         At random by the seed; false: in contiguous stretches of rows.
     """
 
-    folds: int | None = None
-    test: float | None = None
-    shuffle: bool = True
+    folds: Int | None = None
+    test: Number | None = None
+    shuffle: Bool = True
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -57,8 +57,8 @@ class DataSpec:
     test: str | None = None
     split: SplitSpec | None = None
     preprocess: tuple[Any, ...] = ()
-    train_rows: int | None = None
-    test_rows: int | None = None
+    train_rows: Int | None = None
+    test_rows: Int | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -85,14 +85,14 @@ class SolverSpec:
         Iterations of "cg", at most; only with a kernel.
     """
 
-    alphas: float | tuple[float, ...] | dict[str, Any] = (1.0,)
+    alphas: Number | tuple[Number, ...] | dict[str, Any] = (1.0,)
     selection: str | None = None
     solver: str = "auto"
-    fit_intercept: bool = True
-    folds: int = 5
-    holdout: float = 0.2
-    tolerance: float | None = None
-    max_iterations: int | None = None
+    fit_intercept: Bool = True
+    folds: Int = 5
+    holdout: Number = 0.2
+    tolerance: Number | None = None
+    max_iterations: Int | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -117,12 +117,12 @@ class RunSpec:
         Folder of the results. None: runs/<name>.
     """
 
-    seed: int = 0
+    seed: Int = 0
     dtype: str = "float32"
     worker_memory: str | None = None
-    n_workers: int | None = None
-    slab_rows: int | None = None
-    tile_rows: int | None = None
+    n_workers: Int | None = None
+    slab_rows: Int | None = None
+    tile_rows: Int | None = None
     folder: str | None = None
 
 

@@ -7,7 +7,6 @@ is the public name of a class in the registry, and the other keys are the argume
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from ntkdask.errors import JobError, UserError, nearest
 from ntkdask.features.base import FeatureMap
 from ntkdask.jobs.data import open_job_data
 from ntkdask.jobs.sections import SHARED_TABLES, JobSpec, SolverSpec
-from ntkdask.jobs.tables import read_tables, require_name, validated
+from ntkdask.jobs.tables import MAX_DEPTH, read_tables, require_name, require_path, require_plain, validated
 from ntkdask.jobs.training import SplitRule, TrainingJob
 from ntkdask.kernels import Kernel
 from ntkdask.modules import descriptions  # noqa: F401 (networks of PyTorch by name; imports no torch)
@@ -34,6 +33,8 @@ from ntkdask.workflows.ridge.options import RidgeOptions
 from ntkdask.workflows.ridge.recipe import RidgeRecipe
 from ntkdask.workflows.selection import SELECTIONS
 
+MAX_ALPHAS = 10_000
+MAX_NETWORK_DEPTH = 10_000
 PRESETS: dict[str, Callable[..., Network]] = {
     "fully_connected": networks.fully_connected,
     "convolutional": networks.convolutional,
@@ -89,6 +90,7 @@ def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
     table = read_tables(path, "job")
     for setting in settings:
         _override(table, setting)
+    require_plain(table)
     try:
         return build_job(_located(table, path.parent))
     except UserError as error:
@@ -107,6 +109,7 @@ def _located(value: Any, folder: Path) -> Any:
     table = {key: _located(v, folder) for key, v in value.items()}
     weights = table.get("weights")
     if table.get("type") in registry.names("module") and isinstance(weights, str):
+        require_path(f"weights of {table['type']}", weights)
         table["weights"] = str((folder / weights).resolve())
         if not Path(table["weights"]).is_file():
             raise JobError(
@@ -131,6 +134,9 @@ def build_job(table: Mapping[str, Any]) -> Job:
 def _check(spec: JobSpec) -> None:
     data, split = spec.data, spec.data.split
     require_name(spec.name)
+    urls = {f"data.{key}": getattr(data, key) for key in ("url", "train", "test")} | {"run.folder": spec.run.folder}
+    for key, url in urls.items():
+        require_path(key, url)
     if (data.url is None) == (data.train is None):
         raise JobError("[data] needs either url, or train and test.")
     if data.train is not None and (data.test is None or split is not None):
@@ -164,7 +170,7 @@ def memory_bytes(text: str | None) -> int | None:
         return None
     try:
         size = int(parse_bytes(text))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise JobError(f'run.worker_memory is {text!r}: write it as "2 GiB".') from error
     if size < 2**20:
         raise JobError(f'run.worker_memory is {text!r}, less than a MiB: write the unit, as in "2 GiB".')
@@ -183,11 +189,15 @@ def build_network(table: Mapping[str, Any]) -> Network:
     for key in arguments:
         if key not in known:
             raise JobError(f"unknown key {key!r} for preset {preset}{nearest(key, known)}")
+        registry.require_kind(f"network.{key}", PRESETS[preset].__annotations__[key], arguments[key])
+    depth = arguments.get("depth")
+    if isinstance(depth, int) and depth > MAX_NETWORK_DEPTH:
+        raise JobError(f"network.depth is {depth}, expected at most {MAX_NETWORK_DEPTH:,}.")
     if isinstance(arguments.get("activation"), Mapping):
         arguments["activation"] = _activation(arguments["activation"])
     try:
         return PRESETS[preset](**arguments)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise JobError(f"network preset {preset}: {error}") from error
 
 
@@ -260,11 +270,18 @@ def _alphas(solver: SolverSpec) -> tuple[float, ...]:
         if set(alphas) != {"logspace"} or not isinstance(bounds, (list, tuple)) or len(bounds) != 3:
             raise JobError(f"solver.alphas is {alphas!r}: write a list, or {{ logspace = [-6, 3, 19] }}.")
         low, high, count = bounds
-        exponents = all(isinstance(e, (int, float)) and math.isfinite(e) for e in (low, high))
-        if not isinstance(count, int) or count < 1 or not exponents:
-            raise JobError(f"solver.alphas.logspace is {bounds!r}: [from exponent, to exponent, how many >= 1].")
+        numbers = not any(isinstance(v, bool) for v in bounds) and isinstance(count, int)
+        exponents = all(isinstance(e, (int, float)) and -300 <= e <= 300 for e in (low, high))
+        if not numbers or not exponents or not 1 <= count <= MAX_ALPHAS:
+            raise JobError(
+                f"solver.alphas.logspace is {bounds!r:.200}: [from exponent, to exponent, how many >= 1], exponents from -300 to "
+                f"300 and at most {MAX_ALPHAS:,} alphas."
+            )
         alphas = tuple(float(a) for a in np.logspace(low, high, count))
-    return tuple(np.atleast_1d(alphas).tolist())
+    values = tuple(np.atleast_1d(alphas).tolist())
+    if len(values) > MAX_ALPHAS:
+        raise JobError(f"solver.alphas has {len(values):,} values, expected at most {MAX_ALPHAS:,}.")
+    return values
 
 
 def _override(table: dict[str, Any], setting: str) -> None:
@@ -275,6 +292,10 @@ def _override(table: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is a string: --set features.sampling=spherical
+    except RecursionError as error:
+        raise JobError(f"--set {setting:.60} ... nests lists more than {MAX_DEPTH} deep.") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise JobError(f"--set {setting:.60} ...: {error}.") from error
     *sections, last = key.strip().split(".")
     for section in sections:
         table = table.setdefault(section, {})

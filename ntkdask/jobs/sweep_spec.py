@@ -30,7 +30,7 @@ from ntkdask.errors import JobError, UserError
 from ntkdask.jobs.data import open_job_data
 from ntkdask.jobs.sections import SHARED_TABLES, DataSpec, RunSpec
 from ntkdask.jobs.spec import build_network, memory_bytes
-from ntkdask.jobs.tables import STRICT, read_tables, require_name, validated
+from ntkdask.jobs.tables import STRICT, Int, Number, read_tables, require_name, require_path, validated
 from ntkdask.modules import descriptions, protocol  # noqa: F401 (registers both; imports no torch)
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import fit_in_memory, parse_steps
@@ -52,7 +52,7 @@ class NetworkSpec:
     """
 
     name: str
-    widths: tuple[int, ...]
+    widths: tuple[Int, ...]
     module: dict[str, Any]
 
 
@@ -70,9 +70,9 @@ class KernelsSpec:
         As in `PntkSweep`.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Int, ...] = (0, 1, 2)
     kernels: tuple[str, ...] = KERNELS
-    alpha: float = 0.0
+    alpha: Number = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -129,6 +129,8 @@ def _validated(table: Mapping[str, Any]) -> SweepSpec:
     spec = validated(SweepSpec, table, {**SHARED_TABLES, ("networks",): NetworkSpec, ("sweep",): KernelsSpec})
     require_name(spec.name)
     data = spec.data
+    for key, url in {"url": data.url, "train": data.train, "test": data.test, "run.folder": spec.run.folder}.items():
+        require_path(key if "." in key else f"data.{key}", url)
     if (
         data.split is not None
         or (data.url is None) == (data.train is None)

@@ -21,6 +21,7 @@ from ntkdask.networks.network import output_shape
 from ntkdask.registry import register
 
 _WIDTH_AXIS = 2  # of (n, H, W, C) and (n, H, W)
+_MATRIX = 2  # axes of a matrix of numbers; a matrix of blocks has four
 
 
 @register("kernel")
@@ -72,6 +73,15 @@ class FlipAveraged(KernelBase):
         """Whether the kernel within is."""
         return completed(self.kernel).is_slow
 
+    @property
+    def passes_over_rows(self) -> bool:
+        """Whether the kernel within does."""
+        return completed(self.kernel).passes_over_rows
+
+    def entry_size(self, row_shape: tuple[int, ...]) -> int:
+        """Rows of a matrix for one row of data: those of the kernel within."""
+        return completed(self.kernel).entry_size(row_shape)
+
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """The matrix k̄(x_i, y_j).
 
@@ -84,7 +94,7 @@ class FlipAveraged(KernelBase):
 
         Returns
         -------
-        array (n, m) of x's kind and dtype
+        array (n, m), or (n, m, O, O) where k gives blocks, of x's kind and dtype
 
         Raises
         ------
@@ -105,17 +115,17 @@ class FlipAveraged(KernelBase):
         return _mean(same, _mean(self.kernel(mirrored, y), self.kernel(x, across)))
 
     def diagonal(self, x: Array) -> Array:
-        """k̄(x_i, x_i) of images: (n,), from n evaluations of k on an image and its mirror image.
+        """k̄(x_i, x_i) of images: (n,), or (n, O, O) where k gives blocks; n evaluations of k on an image and its mirror image.
 
         Equal to the diagonal of a symmetric call to rounding. For an image that is its own mirror image k̄ is k.
         """
         mirrored = flip(x)
         xp, own = namespace(x), self.kernel.diagonal(x)
         other = own if keeps_mirrors(self.kernel, x.shape[1:]) else self.kernel.diagonal(mirrored)
-        across = [self.kernel(x[i : i + 1], mirrored[i : i + 1])[0] for i in range(x.shape[0])]
+        across = [_symmetric(self.kernel(x[i : i + 1], mirrored[i : i + 1]))[0] for i in range(x.shape[0])]
         met = xp.concatenate(across) if across else own
         unchanged = (x == mirrored).reshape(x.shape[0], math.prod(x.shape[1:])).all(axis=1)
-        return _mean(_mean(own, other), xp.where(unchanged, own, met))
+        return _mean(_mean(own, other), xp.where(unchanged.reshape(-1, *[1] * (own.ndim - 1)), own, met))
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
         """Bytes of the kernel's own workspace, of up to two means (n, m) and a transpose, and of both sides' mirrored rows."""
@@ -189,6 +199,7 @@ def _mean(a: Array, b: Array) -> Array:
 def _symmetric(k: Array) -> Array:
     """k(x_i, flip x_j) averaged with its transpose.
 
-    Its two triangles differ by rounding, or, where k does not keep mirrors, are both part of the mean.
+    Its two triangles differ by rounding, or, where k does not keep mirrors, are both part of the mean. The transpose of a matrix of
+    blocks (n, n, O, O) is that of its blocks, too.
     """
-    return (k + k.T) / 2
+    return (k + (k.T if k.ndim == _MATRIX else k.transpose(1, 0, 3, 2))) / 2

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.errors import InputError, StoreError
 from ntkdask.execution.map_reduce import TASK_BYTES
 from ntkdask.execution.site import Site
-from ntkdask.files import local_path, remove
+from ntkdask.files import exclusive, local_path, remove
 from ntkdask.matrices.factorize_plan import SUBSTITUTE_COLUMNS
 from ntkdask.matrices.read_ahead import ahead
 from ntkdask.planning.tiles import Tile
@@ -132,6 +133,11 @@ class Factor:
     def _in_store(self, b: np.ndarray, tiles: list[Tile], backward: bool) -> np.ndarray:
         """Right-hand sides and solutions lie beside the factor while tasks work on them, under the digest of their content."""
         folder = local_path(self.url + ".solves") / f"{content_digest(b)}-{'full' if backward else 'half'}"
+        with exclusive(folder, beside=True):
+            return self._solved_in(folder, b, tiles, backward)
+
+    def _solved_in(self, folder: Path, b: np.ndarray, tiles: list[Tile], backward: bool) -> np.ndarray:
+        """`_in_store` in a folder of which this process is the only writer."""
         layout: dict[str, Any] = {"shape": b.shape, "tile_shape": (len(b), self.columns), "dtype": "float64"}
         source = TileStore.create(folder / "rhs", **layout, fingerprint={"factor": self._store().fingerprint})
         target = TileStore.create(folder / "solution", **layout, fingerprint=dict(source.fingerprint))

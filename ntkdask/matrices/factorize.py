@@ -26,7 +26,7 @@ from ntkdask.arrays import Array, namespace, to_device, to_host
 from ntkdask.errors import InputError, StoreError
 from ntkdask.execution.progress import Listener
 from ntkdask.execution.site import Site
-from ntkdask.files import local_path
+from ntkdask.files import exclusive, local_path
 from ntkdask.matrices.factor import SMALL_BYTES, Factor
 from ntkdask.matrices.factorize_plan import Block, Index, blocks_of, feeding, plan_factorize, reads_of
 from ntkdask.matrices.read_ahead import ahead
@@ -108,17 +108,18 @@ def factorize(
     site = Site.at(url, client, listener, threads)
     if memory_bytes is None:
         memory_bytes = site.resources().memory_bytes
-    return factorize_at(
-        site,
-        matrix_url,
-        alpha,
-        scale=scale,
-        dtype=dtype,
-        memory_bytes=memory_bytes,
-        device_bytes=device_bytes,
-        fingerprint=fingerprint,
-        overwrite=overwrite,
-    )
+    with exclusive(site.home, beside=True):
+        return factorize_at(
+            site,
+            matrix_url,
+            alpha,
+            scale=scale,
+            dtype=dtype,
+            memory_bytes=memory_bytes,
+            device_bytes=device_bytes,
+            fingerprint=fingerprint,
+            overwrite=overwrite,
+        )
 
 
 def factorize_at(
@@ -133,7 +134,7 @@ def factorize_at(
     fingerprint: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Factor:
-    """`factorize` at a site, within the bytes that are stated.
+    """`factorize` at a site, within the bytes that are stated; the caller is the only writer there.
 
     Parameters
     ----------

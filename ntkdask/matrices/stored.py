@@ -141,6 +141,30 @@ class StoredMatrix:
         return (self.url, self.token)
 
 
+def lazy_array(store: TileStore) -> Any:
+    """A store with any number of axes as a lazy dask array, a block for each tile.
+
+    Not `da.from_zarr`: that reads a tile that is gone as NaN. Here it is a DamagedTileError that names it, as a damaged one is.
+    """
+    import dask.array as da
+
+    token = registry.digest([store.fingerprint, sorted([*i, r.checksum] for i, r in store.receipts.items())])
+    return da.map_blocks(
+        _read_tile,
+        chunks=da.core.normalize_chunks(store.tile_shape, store.shape),
+        dtype=store.dtype,
+        meta=np.empty((0,) * len(store.shape), store.dtype),
+        name=f"{store.path.name}-{token}",
+        url=str(store.path),
+        known=token,
+    )
+
+
+def _read_tile(url: str, known: str, block_id: Index) -> np.ndarray:
+    store = shared.get(("tiles", url, known), lambda: TileStore.open(url))
+    return store.read(tuple(map(int, block_id)))
+
+
 Picks = slice | np.ndarray
 
 

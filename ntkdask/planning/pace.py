@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 TILE_SECONDS = 90.0
-"""Most seconds of a tile, where `MOST_TASKS` allows it."""
+"""Most seconds of a tile, and of a slab's features, where `MOST_TASKS` allows it."""
 LEAST_TILE_SECONDS = 2.0
 """Least seconds of a tile: scheduling, reading and writing it take some hundredths of a second."""
 TILES_PER_SLOT = 8
@@ -122,6 +122,11 @@ class RowPace:
     product_rate: float
     rows: int
     threads: int
+
+    def tile_rows(self, n: int, most: int) -> int:
+        """Rows of a tile of n rows' features that takes TILE_SECONDS, at most `most`; there are about MOST_TASKS tiles at most."""
+        rows = max(1, math.ceil(n / MOST_TASKS), int(min(n, TILE_SECONDS / max(self.row_seconds, 1e-12))))
+        return min(most, rows if rows < 64 else rows // 64 * 64)
 
     def product_seconds(self, rows: int, m: int) -> float:
         """Seconds of the Gram sums of rows of m features, without the features."""

@@ -1,7 +1,8 @@
 """Tiles, slabs and budgets: pure integer planning, no arrays.
 
 A map cuts rows (and columns) into tiles; a reduction cuts rows into slabs whose partial sums are combined in a fixed binary tree.
-Sizes follow from the data and the stated budget, never from the number of workers, so that a run gives equal bits on any cluster.
+Sizes follow from the data, the stated budget and, where features are slow, their pace (measured once and stored with the plan), never
+from the number of workers, so that a run gives equal bits on any cluster.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ntkdask.errors import InputError, MemoryBudgetError
+from ntkdask.planning.pace import TILE_SECONDS
 from ntkdask.wording import format_bytes
 
 SLAB_ROWS = 4096
-"""Least rows of a slab: with fewer, committing its m²/2 sums costs more than a tenth of accumulating them."""
+"""Least rows of a slab, but where time cuts it: with fewer, committing its m²/2 sums costs over a tenth of accumulating them."""
+MOST_SLABS = 1024
+"""The most slabs into which time cuts a sum: each may have to be kept for a while."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,16 @@ def row_tiles(n: int, tile_rows: int) -> list[Tile]:
     return [Tile((i,), start, min(start + tile_rows, n)) for i, start in enumerate(range(0, n, tile_rows))]
 
 
-def slab_rows(n: int) -> int:
-    """Rows of a slab for n rows: 2^i slabs of 4 096 to 8 192 rows; when n is small, at most 8 slabs of at least 512 rows."""
+def slab_rows(n: int, row_seconds: float = 0.0) -> int:
+    """Rows of a slab for n rows: 2^i slabs of 4 096 to 8 192 rows; when n is small, at most 8 slabs of at least 512 rows.
+
+    Where features take row_seconds a row, more slabs: as many as bring one to TILE_SECONDS, MOST_SLABS at most.
+    """
     least = SLAB_ROWS if n >= 8 * SLAB_ROWS else max(512, -(-n // 8))
     count = 1
     while n // (2 * count) >= least:
+        count *= 2
+    while count < min(n, MOST_SLABS) and -(-n // count) * row_seconds > TILE_SECONDS:
         count *= 2
     return -(-n // count)
 

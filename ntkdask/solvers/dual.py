@@ -257,7 +257,7 @@ class DualEigh:
         inner = times(self.vectors, shrink[:, None] * self.projected)
         intercept = np.zeros(inner.shape[1])
         if self.problem.fit_intercept:
-            intercept = (self.rest - self.pull @ inner) / -np.sqrt(np.sum(self.problem.scale**2))
+            intercept = (self.rest - self.pull @ inner) / -np.sqrt(np.sum(self.problem.scale**2)) + self.problem.level
             inner = reflect(np.concatenate([inner, np.zeros((1, inner.shape[1]))]), self._mirror)
         coefficients = np.zeros(self.problem.targets.shape)
         coefficients[self.problem.kept] = inner * self.problem.scale[self.problem.kept, None]

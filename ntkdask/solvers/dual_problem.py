@@ -84,9 +84,21 @@ class DualProblem:
         """Indices of the rows with positive weight."""
         return np.flatnonzero(self.scale > 0)
 
+    @property
+    def level(self) -> np.ndarray:
+        """(k,) the weighted mean of the targets, which an intercept takes up; 0 without one.
+
+        β does not depend on it. Left in, targets far from zero would cancel, and tolerances would be shares of it.
+        """
+        if not self.fit_intercept:
+            return np.zeros(self.targets.shape[1])
+        kept = self.kept
+        first, weights = self.targets[kept[0]], self.scale[kept] ** 2
+        return first + weights @ (self.targets[kept] - first) / weights.sum()
+
     def right_hand_sides(self) -> np.ndarray:
-        """The right-hand sides B of C X = B: S·[Y, 1], (n, k + 1), or S·Y, (n, k), without an intercept."""
-        columns = [self.targets * self.scale[:, None]]
+        """The right-hand sides B of C X = B: S·[Y − level, 1], (n, k + 1), or S·Y, (n, k), without an intercept."""
+        columns = [(self.targets - self.level) * self.scale[:, None]]
         if self.fit_intercept:
             columns.append(self.scale[:, None])
         return np.concatenate(columns, axis=1)
@@ -98,7 +110,7 @@ class DualProblem:
             return solved, np.zeros(k)
         ones = solved[:, k]
         intercept = (self.scale @ solved[:, :k]) / (self.scale @ ones)
-        return solved[:, :k] - ones[:, None] * intercept, intercept
+        return solved[:, :k] - ones[:, None] * intercept, intercept + self.level
 
     def solution(self, solved: np.ndarray, alpha: float) -> DualSolution:
         """The fit from solved (n, k + 1 or k) = C⁻¹·right_hand_sides()."""

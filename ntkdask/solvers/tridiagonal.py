@@ -2,8 +2,8 @@
 
 The reduction is 4/3 m³ flops where a full eigendecomposition takes about 9 m³ (Golub & Van Loan 2013, §8.3); after it every
 alpha is a tridiagonal solve, O(mk), and one product with Q, O(m²k), for the chosen one. The spectrum, for GCV and the effective
-dimension, is that of T. For sums of more rows than features; with fewer, residuals are differences of nearly equal numbers and
-`EighRidge` is the solver.
+dimension, is that of T. For sums of more rows than features, whose Gram has no negative eigenvalues beyond rounding: `serves` says
+so, and `spectral` goes on to the whole eigendecomposition where not.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigvalsh_tridiagonal, lapack, solveh_banded
+from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal, lapack, solveh_banded
 
 from ntkdask.errors import InputError
-from ntkdask.solvers.ridge import Centred, Solution, spectrum_floor
+from ntkdask.solvers.ridge import Centred, EighRidge, Solution, spectrum_floor
+
+PANEL = 256
+"""Columns that are rotated at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class TridiagonalRidge:
     rotated : array (m, k)
         QᵀB.
     eigenvalues : array (m,)
-        Of T, ascending; those that are rounding are 0.
+        Of T, ascending; those that are rounding, and those beyond the rank that the rows allow, are 0.
+    least : float
+        The smallest eigenvalue of T, which rounding may have made negative.
     """
 
     centred: Centred
@@ -42,6 +47,7 @@ class TridiagonalRidge:
     tau: np.ndarray
     rotated: np.ndarray
     eigenvalues: np.ndarray
+    least: float
 
     @classmethod
     def factorise(cls, centred: Centred) -> TridiagonalRidge:
@@ -49,9 +55,8 @@ class TridiagonalRidge:
         m = centred.gram.shape[0]
         if m == 1:
             value = centred.gram[0, :1].copy()
-            return cls(
-                centred, value, np.empty(0), np.empty((0, 0)), np.empty(0), centred.cross, np.maximum(value, 0.0)
-            )
+            empty = (np.empty(0), np.empty((0, 0)), np.empty(0))
+            return cls(centred, value, *empty, centred.cross, centred.of_data(value), float(value[0]))
         work, info = lapack.dsytrd_lwork(m, lower=1)
         reduced, diagonal, off_diagonal, tau, info = lapack.dsytrd(
             centred.gram, lower=1, lwork=int(work), overwrite_a=1
@@ -63,9 +68,24 @@ class TridiagonalRidge:
         # below the first row the reflectors of sytrd have the layout of a QR factorisation
         reflectors = np.asfortranarray(reduced[1:, :-1])
         values = eigvalsh_tridiagonal(diagonal, off_diagonal, check_finite=False, lapack_driver="sterf")
-        values = np.where(values > spectrum_floor(values), values, 0.0)
-        unrotated = cls(centred, diagonal, off_diagonal, reflectors, tau, centred.cross, values)
-        return cls(centred, diagonal, off_diagonal, reflectors, tau, unrotated._rotate(centred.cross, "T"), values)
+        facts = (centred.of_data(values), float(values[0]))
+        unrotated = cls(centred, diagonal, off_diagonal, reflectors, tau, centred.cross, *facts)
+        return cls(centred, diagonal, off_diagonal, reflectors, tau, unrotated._rotate(centred.cross, "T"), *facts)
+
+    def serves(self, alpha: float) -> bool:
+        """Whether solutions and GCV from this alpha on are those of `EighRidge`: there is data, and T is positive but for rounding."""
+        return self.least >= -self._floor and alpha > self._floor > 0
+
+    def spectral(self) -> EighRidge:
+        """The whole eigendecomposition, Q times the vectors of T: about 2 m³ flops more, m² float64 beside the reflectors."""
+        if self.diagonal.size == 1:
+            vectors = np.ones((1, 1))
+        else:
+            _, vectors = eigh_tridiagonal(self.diagonal, self.off_diagonal, check_finite=False)
+        for start in range(0, vectors.shape[1], PANEL):
+            columns = slice(start, start + PANEL)
+            vectors[:, columns] = self._rotate(vectors[:, columns], "N")
+        return EighRidge.of(self.centred, self.eigenvalues, vectors)
 
     def solve(self, alpha: float) -> Solution:
         """w = Q (T + α)⁻¹ QᵀB; InputError when T + αI is not positive definite to rounding."""
@@ -82,29 +102,37 @@ class TridiagonalRidge:
         return float(np.sum(self.eigenvalues / (self.eigenvalues + alpha))) + self.centred.has_intercept
 
     def residual_squares(self, alpha: float) -> np.ndarray:
-        """‖Y − Φw‖² per target (k,) = ‖Y‖² − q·z − α‖z‖², z = (T + α)⁻¹q; to about 1e-15·‖Y‖²."""
+        """‖Y − Φw‖² per target (k,), as ‖Y_⊥‖² + α² z·T⁻¹z, z = (T + α)⁻¹q: no cancellation that depends on alpha."""
         z = self._shifted_solve(alpha)
-        fitted = np.einsum("ij,ij->j", self.rotated, z) + alpha * np.einsum("ij,ij->j", z, z)
-        return np.maximum(self.centred.squares - fitted, 0.0)
+        # directions without data, where q is rounding, must not be divided by the rounding of 0
+        shift = 2 * self._floor
+        outside = self.centred.squares - np.einsum("ij,ij->j", self.rotated, self._shifted_solve(shift))
+        inside = alpha**2 * np.einsum("ij,ij->j", z, self._shifted_solve(shift, z))
+        if np.count_nonzero(self.eigenvalues) + self.centred.has_intercept >= self.centred.rows:
+            outside = np.zeros_like(outside)  # the features span every row: nothing is outside but rounding
+        return np.maximum(outside, 0.0) + inside
 
     def gcv(self, alpha: float) -> float:
         """Generalised cross-validation n·RSS/(n − df)²; infinite where T + αI is not positive definite."""
-        n = self.centred.rows
-        free = n - self.effective_dimension(alpha)
-        if free <= 0.0:
-            return float("inf")
         try:
-            return n * float(self.residual_squares(alpha).mean()) / free**2
+            return self.centred.generalised_score(self.residual_squares(alpha), self.eigenvalues, alpha)
         except np.linalg.LinAlgError:
             return float("inf")
 
-    def _shifted_solve(self, alpha: float) -> np.ndarray:
+    @property
+    def _floor(self) -> float:
+        return spectrum_floor(self.eigenvalues)
+
+    def _shifted_solve(self, alpha: float, right: np.ndarray | None = None) -> np.ndarray:
+        """(T + α)⁻¹·right, of QᵀB where none is given."""
+        right = self.rotated if right is None else right
         if self.diagonal.size == 1:
-            return self.rotated / (self.diagonal + alpha)
+            shifted = self.diagonal + alpha
+            return np.divide(right, shifted, out=np.zeros_like(right), where=shifted > 0)
         banded = np.zeros((2, self.diagonal.size))
         banded[0] = self.diagonal + alpha
         banded[1, :-1] = self.off_diagonal
-        return solveh_banded(banded, self.rotated, lower=True, check_finite=False)
+        return solveh_banded(banded, right, lower=True, check_finite=False)
 
     def _rotate(self, right: np.ndarray, trans: str) -> np.ndarray:
         """Qᵀ·right ("T") or Q·right ("N"); no reflector changes the first row."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,19 @@ from ntkdask.errors import MemoryBudgetError
 from ntkdask.execution.progress import Listener
 from ntkdask.execution.site import Site
 from ntkdask.features.base import FeatureMap, require_map, takes_sparse
-from ntkdask.features.fitting import FittedMap, require_fitted
+from ntkdask.features.fitting import require_fitted
+from ntkdask.files import exclusive
+from ntkdask.matrices.stored import lazy_array
+from ntkdask.planning.pace import TILE_SECONDS
 from ntkdask.planning.resources import BASE_BYTES
 from ntkdask.planning.tiles import Plan, Tile, largest_rows, row_tiles
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.store import Receipt, TileStore
 from ntkdask.wording import format_bytes
-from ntkdask.workflows.ship import shipped
+from ntkdask.workflows.ridge.calibrate import calibrate_features
+from ntkdask.workflows.ship import located_map
 from ntkdask.workflows.sources import as_source, rows_of
-from ntkdask.workflows.stream import FeatureStream, require_finite, store_map
+from ntkdask.workflows.stream import FeatureStream, require_finite
 
 TILE_BYTES = 64 * 2**20
 """Features of a tile, at most, where no number of rows is requested."""
@@ -98,27 +103,32 @@ def featurize(
     if url is None:
         return _lazy(map, x, plan)
     site = Site.at(url, client, listener)
-    path = site.home
+    with exclusive(site.home, beside=True):
+        return lazy_array(_stored_features(map, x, plan, site))
+
+
+def _stored_features(map: FeatureMap, x: Any, plan: Plan, site: Site) -> TileStore:
+    """The complete store of map(x) in the site's folder, of which the caller holds the lock."""
+    path, client = site.home, site.client
     rows, digest = rows_of(x, path.with_name(path.name + ".inputs"), client is not None, sparse=takes_sparse(map))
     dtype = plan.dtype or ("float64" if rows.dtype == "float64" else "float32")
+    is_new = plan.tile_rows is None and not (path / "zarr.json").exists()
     tile_rows = _stored_tile_rows(map, rows, dtype, plan, site)
+    located = partial(located_map, map, f"{path}.state", client)
+    if is_new:
+        tile_rows = _timed_rows(located(), map.n_components, rows, dtype, tile_rows, site)
     store = TileStore.create(
         path,
         shape=(rows.n_total, map.n_components),
         tile_shape=(tile_rows, map.n_components),
         dtype=dtype,
         fingerprint={"map": registry.to_config(map), "data": digest},
+        dimensions=("row", "component"),
     )
-    # tasks carry no arrays: what a map learned, and the weights of a torch module in it, are stored beside the tiles
-    addressed: Any = map if client is None else shipped(map, f"{path}.state", client)
-    if isinstance(addressed, FittedMap) and client is not None:
-        addressed = store_map(f"{path}.state", addressed)
     fitted = FittedPreprocessor.for_rows(rows.row_shape, rows.dtype, dtype)
-    stream = FeatureStream(rows, fitted, addressed, None, tile_rows)
+    stream = FeatureStream(rows, fitted, located(), None, tile_rows)
     site.fill(store, _FeaturizeTask(stream, str(path)), row_tiles(rows.n_total, tile_rows), "featurize")
-    import dask.array as da
-
-    return da.from_zarr(store.zarr_array())
+    return store
 
 
 def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
@@ -185,6 +195,13 @@ def _stored_tile_rows(map: FeatureMap, rows: Rows, dtype: str, plan: Plan, site:
             "or give each worker more memory."
         )
     return asked or fitting
+
+
+def _timed_rows(feature_map: Any, m: int, rows: Rows, dtype: str, most: int, site: Site) -> int:
+    """Rows of a tile, at most `most`: where m features of a row take long, as many as take TILE_SECONDS."""
+    enough = TILE_SECONDS / most
+    pace = calibrate_features(feature_map, rows.row_shape, dtype, most, m, site=site, slots=site.slots, enough=enough)
+    return most if pace is None or pace.row_seconds <= enough else pace.tile_rows(rows.n_total, most)
 
 
 def _tile_rows(

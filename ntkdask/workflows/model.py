@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,17 @@ from ntkdask.arrays import Array, is_device_array, namespace, to_device
 from ntkdask.cache import shared
 from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.datasets.rows import Rows
+from ntkdask.errors import DamagedTileError
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import from_state, to_state
+from ntkdask.files import local_path
 from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.states import load_state, save_state
+from ntkdask.solvers.gram import widened
+from ntkdask.states import load_places, load_state, save_state
 from ntkdask.workflows.ship import know_states, module_states, shipped
 from ntkdask.workflows.stream import ROWWISE, FeatureStream
+from ntkdask.workflows.weight_files import described_in, located
 
 POINTS_BYTES = 64 * 2**20
 """Training rows of a kernel model, in bytes, that a process keeps between batches; more are read again for every batch."""
@@ -28,7 +34,7 @@ POINTS_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class RidgeModel:
-    """Ridge on features, ŷ = φ(x)·weights + intercept.
+    """Ridge on features, ŷ = φ(x)·weights + intercept, computed as (φ(x) − centre)·weights + offset.
 
     Parameters
     ----------
@@ -44,6 +50,11 @@ class RidgeModel:
         The ridge, on the unnormalised Gram matrix.
     n_classes : int or None
         Of a classifier, whose k outputs are those of the classes. None: regression.
+    centre : array (m,) or None
+        A point near the mean of the training features, in numbers that their dtype holds: far from zero φ·weights and the intercept
+        cancel in float32. None: the origin, as in models of earlier versions.
+    offset : array (k,) or None
+        The outputs at the centre. None: the intercept.
     """
 
     preprocessor: FittedPreprocessor
@@ -52,12 +63,16 @@ class RidgeModel:
     intercept: np.ndarray
     alpha: float
     n_classes: int | None = None
+    centre: np.ndarray | None = None
+    offset: np.ndarray | None = None
 
     def scores(self, phi: Array) -> Array:
         """(b, m) features → (b, k) float64 outputs."""
-        xp = namespace(phi)
-        weights = xp.asarray(self.weights, dtype=phi.dtype)
-        return (phi @ weights).astype("float64") + xp.asarray(self.intercept)
+        xp, phi = namespace(phi), widened(phi)
+        weights, offset = xp.asarray(self.weights, dtype=phi.dtype), self.intercept
+        if self.centre is not None and self.offset is not None:
+            phi, offset = phi - xp.asarray(self.centre, dtype=phi.dtype), self.offset
+        return (phi @ weights).astype("float64") + xp.asarray(offset)
 
     def stream(self, rows: Rows, batch_rows: int, device: bool = False) -> FeatureStream:
         """A stream of the features of rows, as this model's `scores` takes them."""
@@ -68,8 +83,12 @@ class RidgeModel:
         feature_map = shipped(self.map, root, client)
         learned, described = to_state(feature_map)
         arrays = {"weights": self.weights, "intercept": self.intercept, **{f"map.{k}": v for k, v in learned.items()}}
-        attributes = {"map": described, "alpha": self.alpha, "n_classes": self.n_classes}
-        return _save(root, self.preprocessor, arrays, attributes, feature_map)
+        about = {"centre": self.centre, "offset": self.offset}
+        arrays |= {name: array for name, array in about.items() if array is not None}
+        config, places = described_in(described, root)
+        attributes = {"map": config, "alpha": self.alpha, "n_classes": self.n_classes}
+        places |= module_states(feature_map, root)
+        return _save(root, self.preprocessor, arrays, attributes, places)
 
     @classmethod
     def load(cls, url: str) -> RidgeModel:
@@ -131,18 +150,21 @@ class KernelRidgeModel:
     def save(self, root: Path | str, client: Any = None) -> str:
         """Store the model as a state in the folder `root`; returns its url.
 
-        Points that are a dataset are not copied. client: the cluster whose workers will load the model; the weights of a torch module
-        in the kernel are sent to them.
+        Points that are a dataset are not copied: the model names them by their digest, and where they lie from `root` on. client: the
+        cluster whose workers will load the model; the weights of a torch module in the kernel are sent to them.
         """
         kernel = shipped(self.kernel, root, client)
         arrays = {"coefficients": self.coefficients, "intercept": self.intercept}
-        attributes = {"kernel": registry.to_config(kernel), "alpha": self.alpha, "n_classes": self.n_classes}
+        config, places = described_in(registry.to_config(kernel), root)
+        attributes = {"kernel": config, "alpha": self.alpha, "n_classes": self.n_classes}
         attributes["block_rows"] = self.block_rows
+        places |= module_states(kernel, root)
         if isinstance(self.points, Dataset):
-            attributes["points"] = self.points.url
+            attributes["points"] = self.points.digest
+            places[self.points.digest] = os.path.relpath(self.points.url, local_path(root))
         else:
             arrays["points"] = self.points
-        return _save(root, self.preprocessor, arrays, attributes, kernel)
+        return _save(root, self.preprocessor, arrays, attributes, places)
 
     def _points(self, start: int, stop: int) -> np.ndarray:
         points = self.points
@@ -161,14 +183,15 @@ def load_model(url: str) -> Model:
 
     def load() -> Model:
         arrays, a = load_state(url)
-        know_states(a.get("modules", {}), Path(url).parent)
+        places = load_places(url)
+        know_states({**a.get("modules", {}), **places}, Path(url).parent)
         states = {k.removeprefix("preprocess."): v for k, v in arrays.items() if k.startswith("preprocess.")}
         preprocessor = FittedPreprocessor.from_state(states, a["preprocessor"])
         if "kernel" in a:
-            points = open_dataset(a["points"]) if "points" in a else arrays["points"]
+            points = _points(url, a["points"], places) if "points" in a else arrays["points"]
             return KernelRidgeModel(
                 preprocessor,
-                registry.from_config(a["kernel"], "kernel"),
+                registry.from_config(located(a["kernel"], places), "kernel"),
                 points,
                 arrays["coefficients"],
                 arrays["intercept"],
@@ -177,10 +200,27 @@ def load_model(url: str) -> Model:
                 a["block_rows"],
             )
         learned = {k.removeprefix("map."): v for k, v in arrays.items() if k.startswith("map.")}
-        feature_map: Any = from_state(learned, a["map"])
-        return RidgeModel(preprocessor, feature_map, arrays["weights"], arrays["intercept"], a["alpha"], a["n_classes"])
+        feature_map: Any = from_state(learned, located(a["map"], places))
+        about = (arrays.get("centre"), arrays.get("offset"))
+        fitted = (arrays["weights"], arrays["intercept"], a["alpha"], a["n_classes"])
+        return RidgeModel(preprocessor, feature_map, *fitted, *about)
 
     return shared.get(("model", url), load)
+
+
+def _points(url: str, named: str, places: Mapping[str, str]) -> Dataset:
+    """The training rows of the kernel model at `url`, which its state names by their digest; DamagedTileError for others.
+
+    An earlier release named them by their path, and they may have moved with the run.
+    """
+    beside = Path(url).parent.with_name("points")
+    points = open_dataset(places.get(named) or (beside if beside.exists() else named))
+    if named in places and points.digest != named:
+        raise DamagedTileError(
+            f"{points.url} holds other rows than the model {url} was fitted to. `ntkdask verify --repair RUN` removes them, the next "
+            "run gathers them again."
+        )
+    return points
 
 
 def _save(
@@ -188,14 +228,11 @@ def _save(
     preprocessor: FittedPreprocessor,
     arrays: dict[str, np.ndarray],
     attributes: dict[str, Any],
-    thing: Any,
+    places: dict[str, str],
 ) -> str:
     states, described = preprocessor.to_state()
-    modules = module_states(thing, root)
-    if modules:
-        attributes["modules"] = modules
     named = {f"preprocess.{name}": a for name, a in states.items()}
-    return save_state(root, named | arrays, {"preprocessor": described, **attributes})
+    return save_state(root, named | arrays, {"preprocessor": described, **attributes}, places)
 
 
 @dataclass(frozen=True)

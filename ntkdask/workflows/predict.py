@@ -84,7 +84,12 @@ def predict(
         found = site.map(task, tiles, "predict")
         return np.concatenate(found) if found else np.empty((0, k))
     scores = TileStore.create(
-        store, shape=(rows.n_total, k), tile_shape=(plan.tile_rows, k), dtype="float64", fingerprint=fingerprint or {}
+        store,
+        shape=(rows.n_total, k),
+        tile_shape=(plan.tile_rows, k),
+        dtype="float64",
+        fingerprint=fingerprint or {},
+        dimensions=("row", "output"),
     )
     site.fill(scores, task, tiles, "predict")
     return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,14 +11,15 @@ import numpy as np
 
 from ntkdask.arrays import Array, is_sparse, namespace, to_device, to_host
 from ntkdask.cache import shared
-from ntkdask.datasets.rows import Batch, Rows, selected_count
+from ntkdask.datasets.rows import Batch, Rows, selected_count, take_rows
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import from_state, to_state
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import name_rows
 from ntkdask.preprocessing.targets import encode_targets
-from ntkdask.states import load_state, save_state
+from ntkdask.states import load_places, load_state, save_state
+from ntkdask.workflows.weight_files import described_in, located
 
 
 class Featured(NamedTuple):
@@ -77,6 +78,20 @@ class FeatureStream:
         preprocess, feature_map = self._prepared(), self.loaded_map
         for batch in self.rows.batches(start, stop, self.batch_rows):
             yield self._featured(preprocess, feature_map, batch, with_targets)
+
+    def finite_rows(self, numbers: Sequence[int]) -> Iterator[Featured]:
+        """Yield the features of single rows, in batches; rows with NaN or infinite values are left out, not refused."""
+        preprocess, feature_map = self._prepared(), self.loaded_map
+        for start in range(0, len(numbers), self.batch_rows):
+            read = [b for i in numbers[start : start + self.batch_rows] for b in self.rows.batches(i, i + 1, 1)]
+            batch = Batch(*(None if p[0] is None else np.concatenate(p) for p in zip(*read, strict=True)))  # type: ignore[arg-type]
+            with np.errstate(over="ignore", invalid="ignore"):
+                x = preprocess(to_device(np.asarray(batch.x), self.device))
+            keep = to_host(namespace(x).isfinite(x).reshape(x.shape[0], -1).all(axis=1))
+            if batch.targets is not None and self.n_classes is None:
+                keep &= np.isfinite(np.asarray(batch.targets, np.float64).reshape(len(keep), -1)).all(axis=1)
+            if keep.any():
+                yield self._featured(preprocess, feature_map, take_rows(batch, np.flatnonzero(keep)), True)
 
     @property
     def n_selected(self) -> int:
@@ -137,7 +152,8 @@ def store_preprocessor(root: Any, fitted: FittedPreprocessor) -> str:
 def store_map(root: Any, feature_map: FeatureMap) -> str:
     """Store a map, fitted or not, as a state in the folder `root`; returns its url."""
     arrays, described = to_state(feature_map)
-    return save_state(root, arrays, {"map": described})
+    config, places = described_in(described, root)
+    return save_state(root, arrays, {"map": config}, places)
 
 
 def load_map(url: str) -> FeatureMap:
@@ -145,7 +161,7 @@ def load_map(url: str) -> FeatureMap:
 
     def load() -> FeatureMap:
         arrays, attributes = load_state(url)
-        return from_state(arrays, attributes["map"])
+        return from_state(arrays, located(attributes["map"], load_places(url)))
 
     return shared.get(("map", url), load)
 

@@ -140,6 +140,7 @@ def archive(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_cifar_benchmark_runs_and_takes_up_what_is_stored(archive, tmp_path, monkeypatch, capsys):
     arguments = [
         "--data",

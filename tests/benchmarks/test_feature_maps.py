@@ -105,6 +105,7 @@ def test_the_comparison_prints_a_line_for_each_map(tmp_path, capsys):
     assert min(accuracies) > 60  # ten classes
 
 
+@pytest.mark.slow
 def test_speed_prints_rates_and_errors(tmp_path, capsys):
     a = feature_maps.parsed(
         [

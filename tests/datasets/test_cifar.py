@@ -9,7 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from import_examples import cifar_arrays, cifar_binary, cifar_python, everything, refused, write_folder, write_tar
+from import_examples import (
+    cifar_arrays,
+    cifar_binary,
+    cifar_python,
+    everything,
+    generator,
+    refused,
+    write_folder,
+    write_tar,
+)
 
 from ntkdask.datasets import import_dataset, open_dataset, open_parts
 from ntkdask.errors import DataError
@@ -103,3 +112,54 @@ def test_malicious_pickles_do_nothing(tmp_path: Path, payload, named: str, proto
 def test_pickles_of_another_content_are_refused(tmp_path: Path, content: bytes) -> None:
     files = cifar_python() | {"data_batch_2": content}
     refused(write_folder(tmp_path / "c", files), tmp_path / "d", "data_batch_2")
+
+
+def cifar100(form: str) -> tuple[dict[str, bytes], dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    draw = generator(3)
+    arrays = {
+        name: (draw.integers(0, 256, (n, 3072), dtype=np.uint8), draw.integers(0, 20, n), draw.integers(0, 100, n))
+        for name, n in (("train", 9), ("test", 4))
+    }
+    if form == "binary":
+        stack = {n: np.concatenate([c[:, None], f[:, None], x], axis=1) for n, (x, c, f) in arrays.items()}
+        return {f"{n}.bin": a.astype(np.uint8).tobytes() for n, a in stack.items()}, arrays
+    tables = {
+        n: {b"coarse_labels": c.tolist(), b"fine_labels": f.tolist(), b"data": x} for n, (x, c, f) in arrays.items()
+    }
+    return {n: pickle.dumps(t, protocol=2) for n, t in tables.items()}, arrays
+
+
+@pytest.mark.parametrize("form", ["binary", "python"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_cifar100(tmp_path: Path, form: str, packed: bool) -> None:
+    files, arrays = cifar100(form)
+    inside = {f"cifar-100/{name}": content for name, content in ({"file.txt~": b"", "meta": b"x"} | files).items()}
+    source = write_tar(tmp_path / "c.tar.gz", inside) if packed else write_folder(tmp_path / "c", inside)
+    for target, place in (("fine", 2), ("coarse", 1)):
+        parts = import_dataset(str(source), str(tmp_path / target), target=target)
+        assert list(parts) == ["train", "test"]
+        for part, dataset in parts.items():
+            x, targets = everything(dataset)
+            np.testing.assert_array_equal(targets, arrays[part][place])
+            np.testing.assert_array_equal(x, arrays[part][0].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            assert dataset.provenance["target"] == f"{target}_labels" if form == "python" else True
+        assert len(dataset.class_names) == (100 if target == "fine" else 20)
+    assert parts["train"].class_names[3] == "food_containers"
+    assert open_parts(tmp_path / "fine")["train"].class_names[47] == "maple_tree"
+    assert (
+        import_dataset(str(source), str(tmp_path / "default"))["train"].digest
+        == open_parts(tmp_path / "fine")["train"].digest
+    )
+    refused(source, tmp_path / "e", "no labels 'course'; did you mean 'coarse'", target="course")
+
+
+def test_damaged_cifar100_is_refused(tmp_path: Path) -> None:
+    files, _ = cifar100("binary")
+    broken = files["train.bin"][:1] + b"\x64" + files["train.bin"][2:]
+    refused(
+        write_folder(tmp_path / "a", files | {"train.bin": broken}),
+        tmp_path / "d",
+        "a label 100; CIFAR-100 has 0 to 99",
+    )
+    refused(write_folder(tmp_path / "b", files | {"train.bin": broken[:-1]}), tmp_path / "d", "not a multiple of 3074")
+    refused(write_folder(tmp_path / "c", {"train.bin": broken}), tmp_path / "d", "lacks test.bin")

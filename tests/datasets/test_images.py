@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -165,3 +166,70 @@ def test_cifar10_images(tmp_path: Path) -> None:
     parts = import_dataset(str(DATA / "cifar10-images.tar.xz"), str(tmp_path / "d"))
     assert {name: part.n for name, part in parts.items()} == {"train": 50_000, "test": 10_000}
     assert set(parts["train"].provenance["counts"].values()) == {5000}
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("train", "valid"), ["train", "validation"]),
+        (("train", "val"), ["train", "validation"]),
+        (("Train", "Test"), ["train", "test"]),
+        (("training", "testing"), ["train", "test"]),
+        (("TRAIN", "Validation", "TEST"), ["train", "validation", "test"]),
+    ],
+)
+def test_folders_of_parts_by_their_common_names(tmp_path: Path, names: tuple[str, ...], parts: list[str]) -> None:
+    files = {f"{name}/{inside}": content for name in names for inside, content in class_folders(2).items()}
+    found = import_dataset(str(write_folder(tmp_path / "f", files)), str(tmp_path / "d"))
+    assert {name: (p.n, p.class_names) for name, p in found.items()} == dict.fromkeys(parts, (6, ("cat", "dog", "elk")))
+    assert list(found) == parts
+
+
+def test_folders_that_name_one_part_twice_or_no_class_are_refused(tmp_path: Path) -> None:
+    files = {f"{part}/cat/{i}.png": image_bytes(i) for i, part in enumerate(("train", "val", "valid"))}
+    refused(write_folder(tmp_path / "twice", files), tmp_path / "d", "folders val and valid, which both name the part")
+    files = {f"{part}/{i}.png": image_bytes(i) for i, part in enumerate(("train", "test"))}
+    refused(write_tar(tmp_path / "flat.tar", files), tmp_path / "d", "images lie in test, train themselves")
+
+
+def test_composed_and_decomposed_folders_are_one_class(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.png": image_bytes(i) for i, name in enumerate(("Caf\u00e9", "Cafe\u0301", "Bar"))}
+    dataset = import_dataset(str(write_tar(tmp_path / "a.tar", files)), str(tmp_path / "d"))["all"]
+    assert (dataset.class_names, everything(dataset)[1].tolist()) == (("Bar", "Caf\u00e9"), [1, 1, 0])
+
+
+def test_exif_orientation_is_said_and_not_applied(tmp_path: Path) -> None:
+    pixels = np.zeros((6, 8, 3), np.uint8)
+    pixels[:3] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    files = {}
+    for name, options in (("cat/0.jpg", {"exif": exif}), ("cat/1.jpg", {}), ("dog/0.png", {"exif": exif})):
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "PNG" if name.endswith("png") else "JPEG", **options)
+        files[name] = out.getvalue()
+    dataset = import_dataset(str(write_folder(tmp_path / "f", files)), str(tmp_path / "d"))["all"]
+    assert (dataset.rows(0, 3)[:, 0] > 200).all()
+    assert dataset.provenance["exif_orientation"] == "not applied; 2 images have one"
+
+
+def test_images_in_a_zip_archive(tmp_path: Path) -> None:
+    files = {f"root/Train/{n}": c for n, c in class_folders().items()} | {"__MACOSX/._x.png": b"x", "root/a.txt": b"x"}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    dataset = import_dataset(str(tmp_path / "a.zip"), str(tmp_path / "d"))["train"]
+    levels = [v + i for v in COLOURS.values() for i in range(5)]
+    np.testing.assert_array_equal(dataset.rows(0, 15)[:, 0, 0, 0], levels)
+    (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:-40])
+    refused(tmp_path / "a.zip", tmp_path / "e", "truncated or damaged")
+
+
+def test_palettes_lose_their_transparency_without_a_warning(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 6), 1)
+    image.putpalette([0, 0, 0, 200, 100, 7])
+    out = io.BytesIO()
+    image.save(out, "PNG", transparency=b"\x80\x10")
+    files = {"a/0.png": out.getvalue(), "b/0.png": image_bytes(9)}
+    dataset = import_dataset(str(write_folder(tmp_path / "f", files)), str(tmp_path / "d"))["all"]
+    assert dataset.rows(0, 1)[0, 0, 0].tolist() == [200, 100, 7]

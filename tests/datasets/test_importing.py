@@ -5,6 +5,9 @@ from __future__ import annotations
 import bz2
 import lzma
 import os
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +63,11 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.tar.gz").write_bytes(b"<!doctype html><title>404")
     refused(tmp_path / "page.tar.gz", url, "not what its name says")
     (tmp_path / "noise").write_bytes(bytes(range(256)))
-    refused(tmp_path / "noise", url, "cannot tell.*cifar10-binary, cifar10-python, csv, idx, images, numpy")
+    refused(
+        tmp_path / "noise",
+        url,
+        "cannot tell.*cifar10-binary, cifar10-python, .*, csv, hdf5, idx, images, netcdf, numpy",
+    )
     refused(tmp_path / "noise", url, "did you mean 'images'", format="image")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", url, "cannot tell")
@@ -114,3 +121,70 @@ def test_random_damage_gives_no_other_errors(tmp_path: Path) -> None:
             except UserError:
                 refusals += 1
     assert refusals > 200
+
+
+def test_tar_archives_before_ustar(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with open(path, "wb") as file:
+        for name, content in class_folders(2).items():
+            header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+            header[124:136] = b"%011o\0" % len(content)
+            header[257:512] = bytes(255)  # version 7 has nothing after the name of a link
+            header[148:156] = b" " * 8
+            header[148:156] = b"%06o\0 " % sum(header)
+            file.write(header + content + bytes(-len(content) % 512))
+        file.write(bytes(1024))
+    assert path.read_bytes()[257:262] != b"ustar"
+    assert import_dataset(str(path), str(tmp_path / "d"))["all"].class_names == ("cat", "dog", "elk")
+
+
+def test_a_zip_of_one_file_is_read_as_that_file(tmp_path: Path) -> None:
+    def packed(name: str, files: dict[str, bytes]) -> Path:
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for inside, content in files.items():
+                archive.writestr(inside, content)
+        return tmp_path / name
+
+    for name, files, found in (
+        ("a.csv.zip", {"a.csv": b"a,b,y\n1,2,u\n3,4,v\n"}, "csv"),
+        ("b.zip", {"data/b.csv": b"1,2,u\n3,4,v\n", "__MACOSX/data/._b.csv": b"x"}, "csv"),
+        ("c.zip", {"c.svm": b"1 1:0.5 2:1\n0 1:2\n"}, "svmlight"),
+    ):
+        path = packed(name, files)
+        assert detect_format(path) == found
+        dataset = import_dataset(str(path), str(tmp_path / "d"), overwrite=True)["all"]
+        assert (dataset.n, dataset.row_shape) == (2, (2,))
+    refused(
+        packed("e.zip", {"a.csv": b"1,2", "b.csv": b"1,2"}), tmp_path / "out", "zip archive of a.csv, b.csv. Unpack it"
+    )
+    refused(
+        packed("f.xlsx", {"[Content_Types].xml": b"", "x": b""}),
+        tmp_path / "out",
+        "Office document. Save its table as CSV",
+    )
+    content = bytearray((tmp_path / "a.csv.zip").read_bytes())
+    content[6] |= 1  # the mark of encryption, in the header of the file and in the directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "g.csv.zip").write_bytes(content)
+    refused(tmp_path / "g.csv.zip", tmp_path / "out", "cannot be unpacked.*password")
+
+
+def test_one_kind_for_all_parts(tmp_path: Path) -> None:
+    x = np.ones((2, 3))
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.array([0, 1]), x_test=x, y_test=np.array([0.5, 1.0]))
+    with pytest.raises(InputError, match="no class label"):
+        import_dataset(str(tmp_path / "a.npz"), str(tmp_path / "d"))
+    parts = import_dataset(str(tmp_path / "a.npz"), str(tmp_path / "d"), kind="regression")
+    assert {p.kind for p in parts.values()} == {"regression"}
+
+
+def test_a_folder_with_a_file_names_the_file(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "f", {"data.csv": b"1,2,3\n"})
+    refused(folder, tmp_path / "d", "Give the file itself: .*data.csv")
+
+
+def test_formats_of_the_extra_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ntkdask.datasets.containers.parquet", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    refused(tmp_path / "a.parquet", tmp_path / "d", "read by pyarrow.*pip install 'ntkdask.formats.'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,3 +87,62 @@ def test_npy_memory_is_bounded(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert peak < 25 * 2**20
     assert open_dataset(tmp_path / "a.npy.zarr").digest == open_dataset(tmp_path / "a.npz.zarr").digest
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words", "parts"),
+    [
+        ("{1}_{0}", ("train", "val", "test"), ["train", "validation", "test"]),
+        ("{0}_{1}", ("train", "valid"), ["train", "validation"]),
+        ("{1}_{0}", ("Train", "validation", "TEST"), ["train", "validation", "test"]),
+        ("{0}_{1}", ("training", "testing"), ["train", "test"]),
+    ],
+)
+def test_npz_parts_by_their_common_names(tmp_path: Path, pattern: str, words, parts: list[str]) -> None:
+    x = generator(12).standard_normal((3, 4))
+    arrays = {pattern.format(w, "X"): x + i for i, w in enumerate(words)}
+    arrays |= {pattern.format(w, "labels"): np.array([[0], [1], [0]], np.uint8) for w in words}
+    np.savez(tmp_path / "a.npz", **arrays, mean=x)
+    found = import_dataset(str(tmp_path / "a.npz"), str(tmp_path / "d"))
+    assert list(found) == parts
+    for i, part in enumerate(found.values()):
+        np.testing.assert_array_equal(everything(part)[0], x + i)
+        assert (everything(part)[1].tolist(), part.provenance["arrays_left_out"]) == ([0, 1, 0], ["mean"])
+
+
+def test_npz_without_rows_is_refused(tmp_path: Path) -> None:
+    for arrays, words in (
+        ({"x": np.zeros((0, 4)), "y": np.zeros(0)}, "x has 0 rows"),
+        ({"x": np.zeros((0, 4))}, "x has 0 rows"),
+        ({"x": np.zeros((3, 4)), "y": np.zeros(0)}, "y has 0 rows"),
+        ({"x_train": np.zeros((3, 4)), "x_test": np.zeros((0, 4))}, "x_test has 0 rows"),
+    ):
+        np.savez(tmp_path / "a.npz", **arrays)
+        refused(tmp_path / "a.npz", tmp_path / "d", words)
+    np.save(tmp_path / "a.npy", np.zeros((0, 4)))
+    refused(tmp_path / "a.npy", tmp_path / "d", "0 rows")
+
+
+def test_npz_arrays_of_other_names(tmp_path: Path) -> None:
+    x = generator(13).standard_normal((3, 4))
+    np.savez(tmp_path / "a.npz", x, np.array([2, 1, 2]))
+    refused(tmp_path / "a.npz", tmp_path / "d", "--rows NAME")
+    dataset = import_dataset(str(tmp_path / "a.npz"), str(tmp_path / "d"), rows="arr_0", target="arr_1")["all"]
+    np.testing.assert_array_equal(everything(dataset)[0], x)
+    assert dataset.class_names == ("1", "2")
+    np.savez(tmp_path / "b.npz", x)
+    assert import_dataset(str(tmp_path / "b.npz"), str(tmp_path / "u"))["all"].kind == "unlabelled"
+    np.savez(tmp_path / "c.npz", x=x, y=np.array([2, 1, 2]))
+    assert import_dataset(str(tmp_path / "c.npz"), str(tmp_path / "k"), kind="unlabelled")["all"].kind == "unlabelled"
+
+
+def test_headers_of_python2_are_read(tmp_path: Path) -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (2L, 3L), }".ljust(117) + b"\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + x.tobytes()
+    (tmp_path / "a.npy").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+    for name in ("a.npy", "b.npz"):
+        dataset = import_dataset(str(tmp_path / name), str(tmp_path / f"{name}.zarr"))["all"]
+        np.testing.assert_array_equal(dataset.rows(0, 2), x)

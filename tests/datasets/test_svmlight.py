@@ -40,3 +40,11 @@ def test_svmlight_regression_and_damage(tmp_path: Path) -> None:
     for text, words in (("1 1:2\n1 a:3\n", "lines 1 to 2"), ("", "no rows"), ("1\n2\n", "no rows with features")):
         path.write_text(text)
         refused(path, url, words)
+
+
+def test_labels_that_float64_merges_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.svm"
+    path.write_text(f"{2**53 + 1} 1:2\n{2**53} 1:3\n")
+    refused(path, tmp_path / "d", "read with other integers as one.*--kind regression")
+    numbers = import_dataset(str(path), str(tmp_path / "d"), kind="regression")["all"]
+    assert numbers.targets(0, 2).tolist() == [2.0**53, 2.0**53]

@@ -119,3 +119,63 @@ def test_csv_memory_is_bounded(tmp_path: Path) -> None:
     assert dataset.n * 99 * 8 > 23e6
     # one chunk of rows from pandas with its copies, one in the writer with its copies
     assert peak < 18 * 2**20
+
+
+@pytest.mark.parametrize(
+    "number", ["1,5", '"1,234"', '"1,234,567.5"', "1.234,5", "1'234", "1 234", "5%", "$5", "\u22125"]
+)
+def test_targets_that_are_nearly_numbers_are_no_classes(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"a;b;y\n1;2;{number}\n3;4;{number}\n5;6;7\n", encoding="utf-8")
+    refused(
+        path, tmp_path / "d", "column 'y', holds .* in line 2, which is not read as a number.*--kind classification"
+    )
+    dataset = import_dataset(str(path), str(tmp_path / "c"), kind="classification")["all"]
+    assert (dataset.n, sorted(dataset.class_names)) == (3, sorted(("7", number.strip('"'))))
+    path.write_text(f"a;b;y\n1;{number};u\n3;4;v\n", encoding="utf-8")
+    refused(path, tmp_path / "e", "column 'b' holds .* in line 2; .*Write numbers with a decimal point")
+
+
+def test_labels_of_64_bits_stay_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    labels = [2**53, 2**53 + 1, 2**63 - 1, 2**63 - 2, 2**64 - 1]
+    path.write_text("a,y\n" + "".join(f"1,{label}\n" for label in labels))
+    dataset = import_dataset(str(path), str(tmp_path / "d"))["all"]
+    assert [int(dataset.class_names[t]) for t in dataset.targets(0, 5)] == labels
+    # a float among them makes pandas read all as float64
+    path.write_text(f"a,y\n1,{2**53 + 1}\n1,{2**53}\n1,1.0\n")
+    refused(path, tmp_path / "e", f"'{2**53 + 1}' in line 2, an integer that would lose digits.*--kind classification")
+    assert import_dataset(str(path), str(tmp_path / "c"), kind="classification")["all"].class_names == (
+        "1.0",
+        str(2**53),
+        str(2**53 + 1),
+    )
+
+
+def test_integers_beyond_64_bits(tmp_path: Path) -> None:
+    path, large = tmp_path / "a.csv", 10**30 + 1
+    path.write_text(f"a,y\n{large},u\n2,v\n")
+    np.testing.assert_array_equal(everything(import_dataset(str(path), str(tmp_path / "x"))["all"])[0], [[1e30], [2]])
+    path.write_text(f"a,y\n1,{large}\n2,{large + 1}\n3,5\n")
+    refused(path, tmp_path / "d", f"holds '{large}' in line 2, an integer that would lose digits")
+    dataset = import_dataset(str(path), str(tmp_path / "c"), kind="classification")["all"]
+    assert dataset.class_names == (str(large), str(large + 1), "5")
+    numbers = import_dataset(str(path), str(tmp_path / "r"), kind="regression")["all"]
+    np.testing.assert_array_equal(numbers.targets(0, 3), [1e30, 1e30, 5])
+    # whole numbers that are written as floats are no labels
+    path.write_text("a,y\n1,1e20\n2,2.0e20\n")
+    assert import_dataset(str(path), str(tmp_path / "f"))["all"].targets(0, 2).tolist() == [1e20, 2e20]
+
+
+def test_columns_of_text_and_numbers_give_no_raw_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b,y\n" + "1,2,0\n" * 90_000 + "1,x,0\n")
+    refused(path, tmp_path / "d", "column 'b' holds 'x' in line 90002")
+
+
+def test_what_became_the_target_is_in_the_provenance(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,y,b\n1,5,2\n3,6,4\n")
+    for target, name, place in ((None, "b", 2), ("y", "y", 1), (0, "a", 0), ("-2", "y", 1)):
+        told = import_dataset(str(path), str(tmp_path / "d"), target=target, overwrite=True)["all"].provenance
+        assert (told["target"], told["target_column"]) == (name, f"{place} of 3, counted from 0")

@@ -159,7 +159,7 @@ def test_a_folder_that_is_removed_while_it_is_written_is_named(tmp_path):
     for removed in (tmp_path / "run" / "store", tmp_path / "run"):
         site = Site(tmp_path / "run" / "store", listener=Removing(removed), record=record, threads=1)
         with pytest.raises(
-            StoreError, match="run.* was removed or moved while its results were being written"
+            StoreError, match=r"run.* was removed or moved while its results were being written"
         ) as caught:
             site.fill(store, Fill(str(store.path)), row_tiles(10, 4), "fill")
         assert "is kept" not in str(caught.value)

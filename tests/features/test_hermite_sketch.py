@@ -87,7 +87,9 @@ def truncated_kernel(feature_map, x):
 
 
 @both_kernels
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "softplus, frozen start" else ()) for n in NETWORKS]
+)
 def test_is_unbiased_for_the_truncated_kernel(name, kernel):
     feature_map, count = HermiteSketch(NETWORKS[name], 60, degree=4, kernel=kernel), 150
     products = np.array([(phi := feature_map.replace(seed=seed)(ROWS)) @ phi.T for seed in range(count)])
@@ -256,12 +258,12 @@ def test_a_users_function_has_the_features_of_the_activation_that_it_is():
 def test_a_dual_without_a_known_activation_is_expanded_from_the_dual():
     """The normalised Gaussian with biases, which `HomogeneousSketch` cannot take: nothing is left above degree 14."""
     network = fully_connected(1, activations.get("normalized_gaussian", scale=1.5), bias_variance=0.2)
-    feature_map, count = HermiteSketch(network, 80, degree=16), 150
+    feature_map, count = HermiteSketch(network, 80, degree=16), 50
     assert feature_map.truncation_errors(ROWS).max() <= 1e-8
     products = np.array([(phi := feature_map.replace(seed=seed)(ROWS)) @ phi.T for seed in range(count)])
     exact, error = feature_map.target(ROWS), products.std(axis=0, ddof=1) / math.sqrt(count)
     assert (np.abs(products.mean(axis=0) - exact) <= 4.5 * error + 1e-7).all()
-    assert (error <= 0.05 * np.sqrt(np.outer(np.diag(exact), np.diag(exact)))).all()
+    assert (error <= 0.08 * np.sqrt(np.outer(np.diag(exact), np.diag(exact)))).all()
 
 
 @pytest.mark.parametrize("name", ["rbf", "sin", "gabor"])

@@ -48,7 +48,7 @@ def polynomial_kernel(feature_map, x):
     return np.outer(size, size) * total / divisor
 
 
-@pytest.mark.parametrize("kernel", ["ntk", "nngp"])
+@pytest.mark.parametrize("kernel", ["ntk", pytest.param("nngp", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_is_unbiased_for_its_polynomial(name, kernel):
     feature_map, x, count = HomogeneousSketch(NETWORKS[name], 60, degree=5, kernel=kernel), ROWS[:, :4], 150

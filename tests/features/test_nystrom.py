@@ -206,7 +206,7 @@ def in_turn(squares, count):
     return share
 
 
-@pytest.mark.parametrize("landmarks", [2, 4])
+@pytest.mark.parametrize("landmarks", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_kmeans_follows_squared_distances(landmarks):
     """Proposals come in batches (1, then 2, then 4): the law must be that of one at a time."""
     kernel, count = RBF(0.3), 1200

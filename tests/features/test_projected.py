@@ -151,6 +151,7 @@ def test_small_memory_gives_the_same_features():
         ProjectedGradients(network(), 48, memory_bytes=2**20)(x)
 
 
+@pytest.mark.slow
 def test_memory_is_planned_and_bounded():
     """176 000 parameters, 64 rows: 45 MB of gradients, never held."""
     module, memory_bytes = ResNet18(8).build(), 2**24

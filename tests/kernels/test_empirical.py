@@ -108,7 +108,15 @@ def test_kernels_are_those_of_jacobians(net, kind, dtype, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("kind", "memory"), [("pseudo", 40_000), ("pseudo", 20_000), ("logit", 30_000), ("trace", 60_000), ("full", 60_000)]
+    ("kind", "memory"),
+    [
+        ("pseudo", 40_000),
+        ("full", 240_000),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("pseudo", 20_000), ("logit", 30_000), ("trace", 60_000), ("full", 60_000))
+        ),
+    ],
 )
 def test_budgets_change_nothing_but_rounding(net, kind, memory):
     """Passes over groups of parameters, then blocks of rows where one parameter is too large."""
@@ -128,7 +136,15 @@ def peak_of(call):
 
 
 @pytest.mark.parametrize("memory", [2**30, 2**18])
-@pytest.mark.parametrize(("kind", "m"), [("pseudo", None), ("pseudo", 30), ("trace", None), ("full", 30)])
+@pytest.mark.parametrize(
+    ("kind", "m"),
+    [
+        ("pseudo", None),
+        pytest.param("pseudo", 30, marks=pytest.mark.slow),
+        pytest.param("trace", None, marks=pytest.mark.slow),
+        pytest.param("full", 30, marks=pytest.mark.slow),
+    ],
+)
 def test_memory_is_what_is_declared(net, kind, memory, m):
     """The matrix is NumPy's memory, which the count does not see."""
     make, arguments, _ = KINDS[kind]

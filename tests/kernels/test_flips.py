@@ -113,6 +113,45 @@ def test_symmetric_call_and_diagonal(name, dtype):
         assert diagonal[2] == KERNELS[name].diagonal(x)[2]
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """k(x_i, y_j) = [[a, b], [c, a]], a the product of images, b and c of one side's left half with the other's right half."""
+
+    passes_over_rows = True
+
+    def entry_size(self, row_shape):
+        return 2
+
+    def __call__(self, x, y=None):
+        y = x if y is None else y
+        left, right = np.array([1.0, 1.0, 0.0, 0.0])[:, None], np.array([0.0, 0.0, 1.0, 1.0])[:, None]
+        product = [[self._product(x, y), self._product(x * left, y[:, :, ::-1] * right)]]
+        product += [[self._product(x * right, y[:, :, ::-1] * left), self._product(x, y)]]
+        return np.moveaxis(np.array(product), (0, 1), (2, 3))
+
+    @staticmethod
+    def _product(x, y):
+        return x.reshape(len(x), -1) @ y.reshape(len(y), -1).T
+
+    def diagonal(self, x):
+        return np.concatenate([self(x[i : i + 1])[0] for i in range(len(x))])
+
+    def workspace_bytes(self, n, m, itemsize, row_shape=None):
+        return 8 * n * m * itemsize
+
+
+def test_kernels_that_give_a_block_a_pair():
+    """The mean of four as for numbers, blocks transposed in the symmetric call; how such a kernel is planned is passed on."""
+    averaged, x = FlipAveraged(Blocks()), images(4, "float64")[:, :, :4]
+    k = averaged(x)
+    expected = sum(Blocks()(a, b) for a in (x, flips.flip(x)) for b in (x, flips.flip(x))) / 4
+    np.testing.assert_allclose(averaged(x, x.copy()), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(k, (expected + expected.transpose(1, 0, 3, 2)) / 2, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(averaged.diagonal(x), k[np.arange(4), np.arange(4)], rtol=1e-12, atol=1e-12)
+    assert averaged.passes_over_rows
+    assert averaged.entry_size(x.shape[1:]) == 2
+
+
 def test_flipping_either_side_changes_nothing():
     averaged, x, y = FlipAveraged(KERNELS["even filter"]), images(3), images(4, seed=1)
     k = averaged(x, y)

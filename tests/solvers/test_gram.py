@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from solver_examples import WEIGHTED, problem, sums_of
 
-from ntkdask.solvers.gram import GramSums, packed_length, packed_size, triangle_panels
+from ntkdask.solvers.gram import Centre, GramSums, packed_length, packed_size, triangle_panels
 
 
 def assert_sums(sums, phi, y, weights=None, tolerance=1e-12):
@@ -97,3 +97,48 @@ def test_pack_and_unpack(m, k):
     np.testing.assert_array_equal(again.pack(), packed)
     both = GramSums.unpack(packed + packed, m, k)  # the reduction adds packed vectors
     assert_sums(both, np.tile(phi, (2, 1)), np.tile(y, (2, 1)), np.tile(weights, 2))
+
+
+@WEIGHTED
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_about_a_centre_move_add_and_subtract(dtype, weighted):
+    """About one point, moved to another; sums about different points are brought to the left one's."""
+    phi, y, weights = problem(60, 300)
+    phi, y = (phi + 100).astype(dtype), y + 1000
+    weights = weights if weighted else None
+    first = Centre(np.full(300, 100.0), np.full(2, 1000.0))
+    second = Centre(np.linspace(90, 110, 300).astype(dtype).astype(float), np.array([3.0, -5.0]))
+
+    def sums_about(centre, rows):
+        sums = GramSums.zeros(300, 2, centre=centre)
+        sums.add(phi[rows].copy(), y[rows], None if weights is None else weights[rows])
+        return sums
+
+    tolerance = 1e-12 if dtype == "float64" else 1e-6
+    about = lambda centre: (phi.astype(float) - centre.features, y - centre.targets)  # noqa: E731
+    everything = slice(0, 60)
+    sums = sums_about(first, everything)
+    assert_sums(sums, *about(first), weights, tolerance)
+    sums.move(second)
+    assert_sums(sums, *about(second), weights, tolerance)
+    sums.move(None)
+    assert_sums(sums, phi, y, weights, 1e-9)
+    total = sums_about(first, slice(0, 25))
+    total += sums_about(second, slice(25, 60))
+    assert_sums(total, *about(first), weights, 20 * tolerance)
+    rest = total.minus(sums_about(second, slice(25, 60)))
+    assert_sums(rest, *(a[:25] for a in about(first)), None if weights is None else weights[:25], 50 * tolerance)
+
+
+def test_a_centre_is_near_the_mean_and_leaves_small_means_alone():
+    rng = np.random.default_rng(0)
+    phi = rng.standard_normal((128, 5)) * [1.0, 1e-3, 1.0, 0.0, 20.0] + [1000.0, 5.0, 0.0, 0.1, 1990.0]
+    phi = phi.astype("float32")
+    centre = Centre.of_sample(phi, phi[:, :2].astype(float), np.ones(128)).features
+    exact = phi.astype(float)
+    assert (np.abs(centre - exact.mean(axis=0)) <= exact.std(axis=0) / 8).all()
+    assert centre[2] == 0
+    assert centre[3] == np.float32(0.1)
+    np.testing.assert_array_equal(centre, centre.astype("float32"))
+    # integers stay integers: their products are as exact as before
+    assert centre[4] == round(centre[4])

@@ -7,7 +7,7 @@ from solver_examples import WEIGHTED, problem, sums_of
 
 from ntkdask.errors import InputError
 from ntkdask.solvers.gram import GramSums
-from ntkdask.solvers.ridge import Centred, EighRidge, Solution, held_out_squares, solve_cholesky
+from ntkdask.solvers.ridge import Centred, EighRidge, Solution, held_out_squares, solve_cholesky, solve_one
 
 ALPHAS = (1e-3, 0.1, 1.0, 30.0, 1e4)
 
@@ -164,6 +164,46 @@ def test_cholesky_of_a_singular_gram_gives_advice():
     phi[:, 1] = 0
     with pytest.raises(InputError, match=r'alpha=0 is not positive definite.*larger alpha, or solver="eigh"'):
         solve_cholesky(Centred.of(sums_of(phi, y), False), 0.0)
+
+
+def test_auto_goes_from_cholesky_to_the_spectrum_in_place():
+    """A feature that repeats: Cholesky's pivot is rounding at a tiny alpha, so the spectrum answers, from the same matrix."""
+    phi, y, weights = shaped("duplicated columns")
+    for alpha in (1e-14, 1e-2):
+        found = solve_one(Centred.of(sums_of(phi, y, weights)), alpha)
+        expected = factorise(phi, y, weights).solve(alpha)
+        np.testing.assert_allclose(found.weights, expected.weights, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(found.intercept, expected.intercept, rtol=0, atol=1e-7)
+
+
+def test_auto_keeps_the_features_of_small_scale():
+    """Pivots are told from rounding beside their own diagonal entry: a column of scale 1 beside one of scale 1e9."""
+    rng = np.random.default_rng(0)
+    phi = rng.standard_normal((50, 2)) * [1e9, 1.0]
+    y = phi @ np.array([[1e-9], [1.0]])
+    found = solve_one(Centred.of(sums_of(phi, y)), 1e-3)
+    np.testing.assert_allclose(found.weights.T * [1e9, 1.0], [[1.0, 1.0]], rtol=1e-3)
+
+
+def test_cholesky_refuses_what_float32_products_cannot_tell():
+    phi, y, _ = problem(20, 200)
+    narrow = phi.astype("float32")
+    eps = float(np.finfo("float32").eps)
+    with pytest.raises(InputError, match=r'near the rounding.*20 rows and 200 features.*"eigh"'):
+        solve_cholesky(Centred.of(sums_of(narrow, y)), 1e-4, eps)
+    solution = solve_cholesky(Centred.of(sums_of(narrow, y)), 1.0, eps)
+    w, _ = ridge(phi, y, 1.0)
+    np.testing.assert_allclose(solution.weights, w, rtol=0, atol=1e-3 * np.abs(w).max())
+
+
+def test_held_out_errors_below_rounding_are_not_zero():
+    """Targets that are the features exactly: what float32 products leave of the difference has either sign."""
+    rng = np.random.default_rng(0)
+    phi = rng.standard_normal((300, 200)).astype("float32")
+    y = phi.astype("float64") @ rng.standard_normal((200, 1))
+    solution = factorise(phi.astype("float64"), y).solve(1e-12)
+    eps = float(np.finfo("float32").eps)
+    assert held_out_squares(solution, sums_of(phi, y), eps) >= 0.1 * eps * y.var()
 
 
 @pytest.mark.parametrize("weights", [None, np.zeros(4)])

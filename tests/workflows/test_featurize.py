@@ -6,8 +6,10 @@ import pytest
 from job_examples import Counter, Killed, damage, feature_map, regression_data, stored
 
 from ntkdask.errors import DamagedTileError, FingerprintError, InputError, MemoryBudgetError
+from ntkdask.planning.pace import RowPace
 from ntkdask.planning.tiles import Plan
 from ntkdask.store import TileStore
+from ntkdask.workflows import featurize as module
 from ntkdask.workflows.featurize import featurize
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -156,3 +158,22 @@ def test_tiles_follow_the_budget(tmp_path):
     assert small.numblocks[0] > featurize(map, x).numblocks[0] == 1
     with pytest.raises(MemoryBudgetError, match=r"NTKRandomFeatures\(n_components=512\) needs"):
         featurize(map, x, plan=Plan(memory_bytes=1000))
+
+
+@pytest.mark.parametrize(("row_seconds", "tile"), [(0.001, 60), (2.0, 45), (100.0, 1)])
+def test_tiles_of_slow_features_are_cut_by_time(tmp_path, monkeypatch, row_seconds, tile):
+    """A tile takes at most 90 s; a store that is there keeps its tiles, and no pace is asked for."""
+    asked = []
+
+    def paced(*arguments, **keywords):
+        asked.append(1)
+        return RowPace(row_seconds, np.inf, 2, 1)
+
+    monkeypatch.setattr(module, "calibrate_features", paced)
+    phi = featurize(feature_map(), rows(), url=tmp_path / "phi")
+    assert phi.chunks[0][0] == tile
+    assert phi.shape == (60, 48)
+    again = featurize(feature_map(), rows(), url=tmp_path / "phi")
+    featurize(feature_map(), rows(), url=tmp_path / "other", plan=Plan(tile_rows=7))
+    assert again.chunks == phi.chunks
+    assert len(asked) == 1

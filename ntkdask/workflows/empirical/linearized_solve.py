@@ -14,6 +14,7 @@ import numpy as np
 from ntkdask import registry
 from ntkdask.execution.progress import Record
 from ntkdask.execution.site import Site
+from ntkdask.files import exclusive
 from ntkdask.matrices.stored import PANEL_BYTES, StoredMatrix
 from ntkdask.planning.resources import Resources
 from ntkdask.planning.tiles import Plan
@@ -69,12 +70,32 @@ def solve_linearized(
     MemoryBudgetError
         Before anything runs, when no solver fits a task.
     """
+    with exclusive(site.home):
+        return _solved(matrix, residual, alpha, solver, site, plan, resources)
+
+
+def _solved(
+    matrix: StoredMatrix,
+    residual: np.ndarray,
+    alpha: float,
+    solver: str,
+    site: Site,
+    plan: Plan,
+    resources: Resources | None,
+) -> tuple[Linearized, str, dict[str, Any]]:
+    """`solve_linearized` in a folder of which this process is the only writer.
+
+    Parameters
+    ----------
+    matrix, residual, alpha, solver, site, plan, resources
+        As of `solve_linearized`.
+    """
     full = is_full(matrix.shape, residual.shape, square=True)
     right = residual.reshape(-1, 1) if full else residual
     options = _options(alpha, solver)
     sizes = _plan(matrix, right.shape[1], options, plan, resources or site.resources())
     labels = save_state(site.states, {"targets": right}, {"bounds": [0, len(right)]})
-    record = Record.open(site.home / "linearized", {"matrix": matrix.token})
+    record = Record.open(site.home / "linearized", {"matrix": matrix.token}, site.home).begin()
     name = f"{registry.digest([content_digest(right), solver, alpha])} "
     part = replace(site, record=record, name=name, threads=sizes.threads)
 

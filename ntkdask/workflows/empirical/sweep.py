@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from ntkdask.errors import InputError, MemoryBudgetError
+from ntkdask.execution.peak import peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Silent
 from ntkdask.execution.site import Site
-from ntkdask.execution.window import Done, peak_bytes
-from ntkdask.files import local_path
+from ntkdask.execution.window import Done
+from ntkdask.files import exclusive, local_path
 from ntkdask.modules.optional import require_torch
 from ntkdask.planning.resources import BASE_BYTES
 from ntkdask.planning.tiles import Plan
@@ -83,6 +84,12 @@ def run_pntk_sweep(
     if client is not None and "entk" in sweep.kernels:
         raise InputError('full eNTKs of a sweep are computed in this process. With a client use kernels=("pntk",).')
     _require_memory(sweep, data, plan.memory_bytes)
+    with exclusive(site.home):
+        return _swept(sweep, data, site, plan)
+
+
+def _swept(sweep: PntkSweep, data: SweepData, site: Site, plan: Plan) -> list[dict[str, Any]]:
+    """Compute the cells that are not there yet, and write the table of all; the caller holds the folder's lock."""
     digest = data.digest
     groups = [[(cell, asked_of(sweep, cell, digest)) for cell in cells] for cells in cells_of(sweep)]
     done = {cell.name for cells in groups for cell, asked in cells if is_done(site.home, cell, asked)}

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from ntkdask.arrays import Array, to_host
 from ntkdask.errors import DataError, InputError, StoreError
+from ntkdask.execution.peak import peak_bytes
 from ntkdask.execution.progress import DRIVER, Listener, Record
 from ntkdask.execution.site import Site
-from ntkdask.execution.window import Done, peak_bytes
+from ntkdask.execution.window import Done
 from ntkdask.files import exclusive, remove, write_text
 from ntkdask.modules.optional import require_torch
 from ntkdask.modules.protocol import TrainingProtocol
@@ -135,7 +136,7 @@ def train(
         if overwrite:
             for path in (path for pattern in OWN for path in site.home.glob(pattern)):
                 remove(path)
-        Record.open(site.home, fingerprint)
+        Record.open(site.home, fingerprint).begin()
         test_examples = None if test is None else training.prepared(*test)
         run = _Run(training, test_examples, resume_every, site)
         run.go()
@@ -182,11 +183,12 @@ class _Run:
         try:
             state, metadata = load_tensors(path)
             progress = json.loads(metadata[PROGRESS])
-        except (DataError, KeyError) as error:
+            epoch, learning_rate, lines = (progress[key] for key in ("epoch", "learning_rate", "metrics"))
+        except (DataError, KeyError, ValueError, TypeError) as error:
             raise StoreError(
                 f"{path}, from which this training would go on, is damaged. Give overwrite=True to start again."
             ) from error
-        self.epoch, self.learning_rate, self.lines = progress["epoch"], progress["learning_rate"], progress["metrics"]
+        self.epoch, self.learning_rate, self.lines = epoch, learning_rate, lines
         self.training.restore(state, self.learning_rate)
         self._write_metrics()
         return True

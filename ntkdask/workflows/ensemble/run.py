@@ -17,6 +17,7 @@ from ntkdask import registry
 from ntkdask.execution.progress import Record
 from ntkdask.execution.site import Site
 from ntkdask.files import exclusive, remove
+from ntkdask.matrices.stored import lazy_array
 from ntkdask.planning.tiles import TileGrid, row_tiles
 from ntkdask.solvers.gradient_flow import GradientFlow
 from ntkdask.states import content_digest, load_state, save_state
@@ -101,7 +102,7 @@ class EnsembleRun:
             fitted, unlearned = self._fit(y)
             return EnsemblePrediction(self.training.times, *self._in_memory(fitted), fitted.reg, unlearned, None)
         with exclusive(self.site.folder):
-            run = replace(self, site=replace(self.site, record=Record.open(self.site.folder, identity)))
+            run = replace(self, site=replace(self.site, record=Record.open(self.site.folder, identity).begin()))
             fitted, unlearned = run._fit(y)
             times = [repr(t) for t in self.training.times]
             asked = {**asdict(self.training), "times": times, "tested": test_identity}
@@ -150,8 +151,6 @@ class EnsembleRun:
 
     def _in_folder(self, fitted: Fitted, k: int, fingerprint: dict[str, Any]) -> tuple[Path, tuple[Any, Any, Any]]:
         """(folder of these predictions, dask arrays over their tiles)."""
-        import dask.array as da
-
         home = self.site.home / "predictions" / registry.digest(fingerprint)
         kept = _stored_rows(home / "values")
         if kept is not None and kept < self.sizes.tile_rows:
@@ -165,8 +164,8 @@ class EnsembleRun:
             self._fill_covariance(fitted, values, covariance, home / "factors", fingerprint)
         else:
             self._predict_tiles(fitted, [values])
-        mean, variance = self._split(da.from_zarr(values.zarr_array()))
-        return home, (mean, variance, None if covariance is None else da.from_zarr(covariance.zarr_array()))
+        mean, variance = self._split(lazy_array(values))
+        return home, (mean, variance, None if covariance is None else lazy_array(covariance))
 
     def _fill_covariance(
         self, fitted: Fitted, values: TileStore, covariance: TileStore, path: Path, fingerprint: dict[str, Any]
@@ -194,7 +193,12 @@ class EnsembleRun:
         count = len(self.times)
         tile_shape = (count, min(shape[0], tile[0]), min(shape[1], tile[1]))
         return TileStore.create(
-            path, shape=(count, *shape), tile_shape=tile_shape, dtype="float64", fingerprint=fingerprint
+            path,
+            shape=(count, *shape),
+            tile_shape=tile_shape,
+            dtype="float64",
+            fingerprint=fingerprint,
+            dimensions=("time", "row", "column"),
         )
 
     def _predict_tiles(self, fitted: Fitted, stores: list[TileStore]) -> None:

@@ -19,6 +19,7 @@ from ntkdask.datasets import Dataset
 from ntkdask.errors import InputError
 from ntkdask.execution.progress import Listener
 from ntkdask.execution.site import Site
+from ntkdask.files import exclusive
 from ntkdask.kernels.base import Kernel, completed, parts_of, require_kernel
 from ntkdask.matrices.stored import StoredMatrix
 from ntkdask.planning.tiles import Plan
@@ -189,6 +190,14 @@ def stored_kernel_matrix(kernel: Kernel, x: Any, y: Any, plan: Plan, site: Site)
     """`kernel_matrix` at a site, whose folder is the url: the complete stores, one for each part of the kernel."""
     config = _described(kernel)
     sources, dtype = _sources(x, y, plan)
+    with exclusive(site.home, beside=True):
+        return _filled(kernel, config, sources, dtype, plan, site)
+
+
+def _filled(
+    kernel: Kernel, config: Any, sources: list[Any], dtype: str, plan: Plan, site: Site
+) -> tuple[TileStore, ...]:
+    """The complete stores of kernel(x, y); the caller holds their lock."""
     path, parts = site.home, parts_of(kernel)
     require_free(path, parts)
     for source, name in zip(sources, "xy", strict=False):
@@ -214,10 +223,9 @@ def stored_kernel_matrix(kernel: Kernel, x: Any, y: Any, plan: Plan, site: Site)
         )
         for rows, _ in located
     ]
+    y = None if len(sources) == 1 else streams[1]
     fingerprint = {"kernel": config, "x": located[0][1], "y": None if y is None else located[1][1]}
-    return build_kernel_matrix(
-        kernel, streams[0], None if y is None else streams[1], sizes, site, fingerprint=fingerprint
-    )
+    return build_kernel_matrix(kernel, streams[0], y, sizes, site, fingerprint=fingerprint)
 
 
 def _described(kernel: Any) -> Any:

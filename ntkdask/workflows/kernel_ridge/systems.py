@@ -18,9 +18,10 @@ import numpy as np
 
 from ntkdask.arrays import Array, is_device_array, namespace, to_device, to_host
 from ntkdask.errors import InputError
+from ntkdask.execution.peak import peak_bytes
 from ntkdask.execution.progress import DRIVER
 from ntkdask.execution.site import Site
-from ntkdask.execution.window import Done, peak_bytes
+from ntkdask.execution.window import Done
 from ntkdask.files import remove
 from ntkdask.matrices.factorize import factorize_at
 from ntkdask.matrices.operator import StoredKernel

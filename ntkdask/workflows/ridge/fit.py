@@ -2,7 +2,8 @@
 
 preprocessing  ← fitted on the training rows
 features       ← fitted on the preprocessed training rows, where the map depends on data
-G, B, s        ← gram sums of the training rows (of every fold, for k-fold and holdout)
+c              ← near the mean of a sample of the features (ridge/centre.py)
+G, B, s        ← gram sums of the training rows about c (of every fold, for k-fold and holdout)
 alpha, weights ← one eigendecomposition for all alphas; GCV from it, leave-one-out by one more pass,
                  k-fold by subtracting each fold's own sums, holdout by one fold (ridge/solve.py)
 """
@@ -19,9 +20,10 @@ from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import uses_targets
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.preprocessing import FittedPreprocessor, Step
-from ntkdask.solvers.gram import GramSums
+from ntkdask.solvers.gram import Centre, GramSums
 from ntkdask.workflows.model import RidgeFit, RidgeModel
 from ntkdask.workflows.preprocess import fit_preprocessing
+from ntkdask.workflows.ridge.centre import find_centre
 from ntkdask.workflows.ridge.fit_features import fit_features
 from ntkdask.workflows.ridge.gram import SumsAddress, gram
 from ntkdask.workflows.ridge.options import RidgeOptions
@@ -87,7 +89,8 @@ def fit_ridge(
     cut, folds = list(groups) if options.cuts else [()], []
     if options.cuts and uses_targets(features):
         folds, cut = fit.refitted(raw, groups, options), [()]
-    sums = [fit.sums(stream.select(*group) if group else stream, f"gram-{i}") for i, group in enumerate(cut)]
+    centre = find_centre(stream, k, site, "centre")
+    sums = [fit.sums(stream.select(*group) if group else stream, centre, f"gram-{i}") for i, group in enumerate(cut)]
     if site.folder is None:
         solution, path = solve(sums, options, stream, plan, site, folds)
         return RidgeFit(ridge_model(stream, solution), path, options.score_name)
@@ -116,9 +119,9 @@ class _Fit:
         """The stream of the map's features; a map that depends on data is first fitted to the stream's rows."""
         return replace(stream, map=fit_features(stream, self.features, self.plan, self.k, self.site, label=label))
 
-    def sums(self, stream: FeatureStream, name: str) -> GramSums | SumsAddress:
-        """Gram sums of a stream, or their address in the store of that name."""
-        return gram(stream, self.k, self.plan.slab_rows, self.site, name=name)
+    def sums(self, stream: FeatureStream, centre: Centre | str, name: str) -> GramSums | SumsAddress:
+        """Gram sums of a stream about a centre, or their address in the store of that name."""
+        return gram(stream, self.k, self.plan.slab_rows, self.site, centre=centre, name=name)
 
     def refitted(self, raw: FeatureStream, groups: Sequence[tuple[int, ...]], options: RidgeOptions) -> list[HeldOut]:
         """For every fold, the sums of its training rows and of its held-out rows, on features fitted to its training rows."""
@@ -126,6 +129,7 @@ class _Fit:
         for fold in options.held_out(len(groups)):
             others = [part for i, group in enumerate(groups) if i != fold for part in group]
             stream = self.mapped(raw.select(*others), f"held-{fold}-")
-            train = self.sums(stream, f"gram-held-{fold}-train")
-            folds.append(HeldOut(train, self.sums(stream.select(*groups[fold]), f"gram-held-{fold}-own")))
+            centre = find_centre(stream, self.k, self.site, f"centre-held-{fold}")
+            train = self.sums(stream, centre, f"gram-held-{fold}-train")
+            folds.append(HeldOut(train, self.sums(stream.select(*groups[fold]), centre, f"gram-held-{fold}-own")))
         return folds

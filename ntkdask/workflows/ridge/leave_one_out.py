@@ -1,19 +1,26 @@
-"""Leave-one-out scores of every alpha, by one more streamed pass over the rows of 2·n·m² flops."""
+"""Leave-one-out scores of every alpha, by one more streamed pass over the rows of 2·n·m² flops.
+
+The errors of a slab are kept where there is a folder, as Gram sums are (execution/slabs.py).
+"""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ntkdask.arrays import to_host
 from ntkdask.cache import shared
 from ntkdask.execution.site import Site
+from ntkdask.execution.slabs import reduce_slabs
 from ntkdask.execution.tree import Node
 from ntkdask.planning.tiles import Tile, row_tiles
 from ntkdask.solvers.ridge import EighRidge
 from ntkdask.states import load_state
+from ntkdask.store import TileStore
 from ntkdask.workflows.stream import FeatureStream
 
 
@@ -61,7 +68,7 @@ def leave_one_out(
     slab_rows : int
         Rows that one task sums.
     site : Site
-        Where the tasks run.
+        Where the tasks run. Its folder keeps the errors of every slab where the factorisation is given by its url.
 
     Returns
     -------
@@ -69,5 +76,20 @@ def leave_one_out(
         A score for each alpha.
     """
     tiles = row_tiles(stream.rows.n_total, slab_rows)
-    total = site.reduce(_SlabTask(stream, ridge, tuple(alphas)), _add, tiles, "loo-slab")
+    task = _SlabTask(stream, ridge, tuple(alphas))
+    if site.folder is None or not isinstance(ridge, str):
+        total = site.reduce(task, _add, tiles, "loo-slab", sum_label="loo-sum")
+    else:
+        decides = {"spectrum": Path(ridge).name, "alphas": list(alphas)}
+        url, place = reduce_slabs(
+            task,
+            operator.add,
+            tiles,
+            len(alphas) + 1,
+            site,
+            label="loo",
+            store=site.folder / "loo",
+            fingerprint={**site.record.fingerprint, **decides},
+        )
+        total = TileStore.open(url).read((place, 0))[0]
     return (total[:-1] / total[-1]).tolist()

@@ -27,7 +27,7 @@ class RidgeOptions:
         How one of several alphas is chosen.
     solver : {"auto", "eigh", "tridiagonal", "cholesky"}
         The factorisation. "tridiagonal" has no eigenvectors, so it cannot serve "loo"; "cholesky" has no spectrum, so it serves
-        one alpha, or folds.
+        one alpha, or folds. Where rows do not outnumber features, "auto" and "tridiagonal" take the whole spectrum, as "eigh" does.
 
     Raises
     ------
@@ -57,11 +57,6 @@ class RidgeOptions:
             raise InputError(
                 'solver="tridiagonal" forms no eigenvectors, which leave-one-out needs. Use solver="eigh" or "auto".'
             )
-
-    @property
-    def uses_cholesky(self) -> bool:
-        """Whether the system is solved by Cholesky: with "auto" for one alpha, which needs no spectrum; a twentieth of the time."""
-        return self.solver == "cholesky" or (self.solver == "auto" and len(self.alphas) == 1)
 
     def n_groups(self, n_folds: int) -> int:
         """The number of groups into which rows are dealt for choosing alpha; 1 where none are held out."""

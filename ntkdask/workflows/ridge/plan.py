@@ -128,9 +128,12 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
     }
     if shape.selection == "loo":
         memory["loo-slab"] = gram + itemsize * m * m + batch + 3 * 8 * plan.batch_rows * m
+    covariances = 0
     if any(step.needs == "covariance" for step in steps):
         d = math.prod(shape.row_shape)
-        memory["preprocess-slab"] = 8 * d * d * 2 + batch
+        # at the end the covariance, its vector, and the buffers that write it
+        memory["preprocess-slab"] = 8 * d * d * 2 + max(batch, 3 * 8 * d * d)
+        covariances = 2 * -(-shape.n_total // plan.slab_rows) * 8 * d * d
         memory["preprocess-sum"] = 5 * 8 * d * d
         # the covariance, ZCA's 48 d² bytes, and the buffers that write the fitted matrix
         memory["preprocess-fit"] = 9 * 8 * d * d
@@ -149,9 +152,11 @@ def costs_of(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Ste
     per_pass = -(-shape.n_total // plan.slab_rows)
     slabs = per_pass * rounds
     tiles = -(-shape.n_total // plan.tile_rows)
-    tasks = shape.n_runs * (2 * slabs - rounds + (len(steps) + 2 * passes * refits) * per_pass + 1 + tiles)
+    # a centre for every map that was fitted, and the solve
+    tasks = shape.n_runs * (2 * slabs - rounds + (len(steps) + 2 * passes * refits) * per_pass + refits + 1 + tiles)
     flops = shape.n_runs * (float(shape.n_train) * m * m + 9.0 * m**3 * shape.n_groups)
-    disk = shape.n_runs * (packed * (slabs + rounds) + 2 * per_pass * sums + 8 * shape.n_total * k + 8 * m * k)
+    kept = packed * (slabs + rounds) + 2 * per_pass * sums + covariances
+    disk = shape.n_runs * (kept + 8 * shape.n_total * k + 8 * m * k)
     return Costs(memory, (gram + batch + scratch) if plan.device else 0, flops, tasks, disk)
 
 
@@ -169,8 +174,9 @@ def plan_predictions(shape: RidgeShape, feature_map: FeatureMap | None, dtype: s
 
 
 def predict_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:
-    """Peak bytes of a task of predictions: a batch, the weights, the scores."""
-    return batch_bytes(shape, feature_map, steps, plan) + 8 * shape.m * shape.k + 8 * plan.batch_rows * shape.k
+    """Peak bytes of a task of predictions: a batch and its difference from the centre, the weights, the scores."""
+    centred, scores = np.dtype(plan.dtype).itemsize * plan.batch_rows * shape.m, 8 * plan.batch_rows * shape.k
+    return batch_bytes(shape, feature_map, steps, plan) + centred + 8 * shape.m * shape.k + scores
 
 
 def batch_bytes(shape: RidgeShape, feature_map: FeatureMap | None, steps: tuple[Step, ...], plan: RidgePlan) -> int:

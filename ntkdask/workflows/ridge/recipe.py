@@ -11,7 +11,7 @@ from ntkdask import registry
 from ntkdask.datasets.rows import Rows
 from ntkdask.execution.site import Site
 from ntkdask.features.base import FeatureMap
-from ntkdask.planning.pace import elapsed_seconds
+from ntkdask.planning.pace import TILE_SECONDS, elapsed_seconds
 from ntkdask.planning.resources import Costs, Resources, RidgePlan
 from ntkdask.preprocessing import Step
 from ntkdask.wording import duration
@@ -21,6 +21,7 @@ from ntkdask.workflows.ridge.calibrate import calibrate_features
 from ntkdask.workflows.ridge.fit import fit_ridge
 from ntkdask.workflows.ridge.options import RidgeOptions
 from ntkdask.workflows.ridge.plan import RidgeShape, costs_of, plan_predictions, plan_ridge
+from ntkdask.workflows.ship import located_map
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RidgeRecipe(Recipe[RidgePlan]):
 
     def stored_plan(self, table: Mapping[str, Any]) -> RidgePlan:
         """The plan from the table that a run's record holds."""
-        return RidgePlan(**table)
+        return RidgePlan.from_json(table)
 
     def costs(self, request: FitRequest, plan: RidgePlan) -> Costs:
         """Memory of every task, flops, tasks and disk of a run under a plan."""
@@ -106,12 +107,13 @@ class RidgeRecipe(Recipe[RidgePlan]):
         )
 
     def measured(self, request: FitRequest, resources: Resources, site: Site, *, always: bool = False) -> Resources:
-        """`resources`; with `always` they have the measured pace of the map, which predicts times and decides nothing."""
-        if not always:
+        """`resources` with the measured pace of a slow map, which cuts slabs by time; with `always` of any map, to predict times."""
+        if not always and (self.features is None or request.plan.tile_rows is not None):
             return resources
         plan = self.plan(request, resources)
+        enough = 0.0 if always else TILE_SECONDS / plan.slab_rows
         pace = calibrate_features(
-            self.features,
+            self.features if site.folder is None else located_map(self.features, site.states, site.client),
             request.row_shape,
             plan.dtype,
             plan.batch_rows,
@@ -119,8 +121,10 @@ class RidgeRecipe(Recipe[RidgePlan]):
             site=replace(site, threads=resources.threads),
             slots=resources.slots,
             device=plan.device,
+            enough=enough,
         )
-        return replace(resources, row_pace=pace)
+        # the pace of fast maps decides nothing, and is not told
+        return resources if pace is None or pace.row_seconds <= enough else replace(resources, row_pace=pace)
 
     def time_words(self, request: FitRequest, plan: RidgePlan, resources: Resources) -> dict[str, str]:
         """Times of the Gram sums (features and products) and of predictions; those of reading and solving are not predicted."""

@@ -7,7 +7,7 @@ their training rows and of their held-out rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,8 @@ from ntkdask.errors import InputError
 from ntkdask.execution.site import Site
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.solvers.gram import GramSums
-from ntkdask.solvers.ridge import Centred, EighRidge, Ridge, Solution, held_out_squares, solve_cholesky
+from ntkdask.solvers.gram import NARROW, GramSums
+from ntkdask.solvers.ridge import Centred, EighRidge, Ridge, Solution, held_out_squares, solve_cholesky, solve_one
 from ntkdask.solvers.tridiagonal import TridiagonalRidge
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.model import RidgeModel
@@ -65,26 +65,30 @@ def solve(
     (Solution, list of dict)
         The solution at the chosen alpha, and the path of scores, empty for one alpha.
     """
-    if options.uses_cholesky and len(options.alphas) == 1:
-        return solve_cholesky(Centred.of(_total(sums), options.fit_intercept), options.alphas[0]), []
+    rounding = float(np.finfo("float64" if stream.n_components <= NARROW else plan.dtype).eps)
     if folds or len(sums) > 1:
         pairs = ((_load(f.train), _load(f.own)) for f in folds) if folds else _cut(sums, options)
-        return _solve_folds(sums, options, pairs)
+        return _solve_folds(sums, options, pairs, rounding)
     centred = Centred.of(_total(sums), options.fit_intercept)
     if options.leaves_one_out:
         spectral, here = EighRidge.factorise(centred), site or Site(threads=plan.threads)
         return choose(spectral, options.alphas, leave_one_out(stream, spectral, options.alphas, plan.slab_rows, here))
-    ridge = _factorise(centred, options)
     if len(options.alphas) == 1:
-        return ridge.solve(options.alphas[0]), []
+        return next(_solutions(centred, options, rounding)), []
+    ridge = _factorise(centred, options)
     return choose(ridge, options.alphas, [ridge.gcv(a) for a in options.alphas])
 
 
+ENOUGH_ROWS = 1.25
+"""Rows for a feature from which "auto" takes the tridiagonal form: with fewer, residuals are a small part of the targets."""
+
+
 def _factorise(centred: Centred, options: RidgeOptions) -> Ridge:
-    """One factorisation for all alphas; "auto" is tridiagonal where rows outnumber features, else the whole spectrum."""
-    enough = centred.rows - centred.has_intercept > centred.gram.shape[0]
-    if options.solver == "tridiagonal" or (options.solver == "auto" and enough):
-        return TridiagonalRidge.factorise(centred)
+    """One factorisation for all alphas: tridiagonal where rows outnumber features and its spectrum serves, else the whole spectrum."""
+    m, rows = centred.gram.shape[0], centred.rows - centred.has_intercept
+    if rows > m and (options.solver == "tridiagonal" or (options.solver == "auto" and rows >= ENOUGH_ROWS * m)):
+        ridge = TridiagonalRidge.factorise(centred)
+        return ridge if ridge.serves(min(options.alphas)) else ridge.spectral()
     return EighRidge.factorise(centred)
 
 
@@ -96,31 +100,36 @@ def _cut(sums: Sequence[GramSums | SumsAddress], options: RidgeOptions) -> Itera
 
 
 def _solve_folds(
-    sums: Sequence[GramSums | SumsAddress], options: RidgeOptions, folds: Iterable[tuple[GramSums, GramSums]]
+    sums: Sequence[GramSums | SumsAddress],
+    options: RidgeOptions,
+    folds: Iterable[tuple[GramSums, GramSums]],
+    rounding: float,
 ) -> tuple[Solution, list[dict[str, float]]]:
-    """k-fold or holdout: for every fold, fit on its training sums and score on its held-out sums."""
+    """k-fold or holdout: for every fold, fit on its training sums and score on its held-out sums. rounding: ε of the products."""
     scores = []
     for fold, (train, own) in enumerate(folds):
         if own.rows == 0:
             raise InputError(f"fold {fold} has no rows. Use fewer folds, or more rows.")
         centred = Centred.of(train, options.fit_intercept)
-        scores.append([held_out_squares(solution, own) for solution in _solutions(centred, options)])
+        found = _solutions(centred, options, rounding)
+        scores.append([held_out_squares(solution, own, rounding) for solution in found])
     path = score_path(options.alphas, np.mean(scores, axis=0).tolist())
     final = RidgeOptions((best_alpha(path),), options.fit_intercept, options.selection, options.solver)
-    return next(iter(_solutions(Centred.of(_total(sums), options.fit_intercept), final))), path
+    return next(_solutions(Centred.of(_total(sums), options.fit_intercept), final, rounding)), path
 
 
-def _solutions(centred: Centred, options: RidgeOptions) -> Any:
-    """Yield the solution of every alpha."""
-    if not options.uses_cholesky:
+def _solutions(centred: Centred, options: RidgeOptions, rounding: float) -> Iterator[Solution]:
+    """Yield the solution of every alpha. rounding: ε of the products in the Gram matrix."""
+    if options.solver == "auto" and len(options.alphas) == 1:
+        yield solve_one(centred, options.alphas[0])
+        return
+    if options.solver != "cholesky":
         ridge = _factorise(centred, options)
         yield from (ridge.solve(alpha) for alpha in options.alphas)
         return
     for alpha in options.alphas:
-        copy = (
-            centred if len(options.alphas) == 1 else Centred(**{**vars(centred), "gram": centred.gram.copy(order="F")})
-        )
-        yield solve_cholesky(copy, alpha)
+        copy = centred if len(options.alphas) == 1 else replace(centred, gram=centred.gram.copy(order="F"))
+        yield solve_cholesky(copy, alpha, rounding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,10 +200,10 @@ def solve_on_cluster(
     """
     states = str(site.states)
     task = _SolveTask(tuple(sums), options, stream, plan, states, tuple(folds))
-    result = site.alone(task, "solve", threads=plan.solve_threads)
     if not options.leaves_one_out:
-        return result
-    spectrum = result["spectrum"]
+        return site.alone(task, "solve", threads=plan.solve_threads)
+    # a stage of its own: a pass over the rows that was cut off goes on with it
+    spectrum = site.once("spectrum", lambda: site.alone(task, "solve", threads=plan.solve_threads)["spectrum"])
     scores = leave_one_out(stream, spectrum, options.alphas, plan.slab_rows, site)
     choice = _ChooseTask(stream, spectrum, options.alphas, scores, states)
     return site.alone(choice, "solve", threads=plan.solve_threads)
@@ -205,7 +214,16 @@ def ridge_model(stream: FeatureStream, solution: Solution) -> RidgeModel:
     fitted = stream.preprocessor
     if isinstance(fitted, str):
         fitted = FittedPreprocessor.from_state(*load_state(fitted))
-    return RidgeModel(fitted, stream.loaded_map, solution.weights, solution.intercept, solution.alpha, stream.n_classes)
+    return RidgeModel(
+        fitted,
+        stream.loaded_map,
+        solution.weights,
+        solution.intercept,
+        solution.alpha,
+        stream.n_classes,
+        solution.centre,
+        solution.offset,
+    )
 
 
 def _load(sums: GramSums | SumsAddress) -> GramSums:

@@ -248,8 +248,14 @@ def normwise(found, expected, scales):
     return (np.abs(found - expected) / np.where(bound > 0, bound, 1)).max()
 
 
+EVERY_DAY = ("windows", "residual", "circular", "LayerNorm", "even filter", "valid")
+"""One network for each branch of the sources; a host compiler takes seconds for each, so the others are slow tests."""
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in NETWORKS]
+)
 def test_readout_is_the_twins(name, dtype, on_the_host):
     network, shape, folded = NETWORKS[name]
     x, y = images(shape, dtype), images(shape, dtype, 2, 1)

@@ -2,17 +2,23 @@
 
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from job_examples import class_data, feature_map, ridge_job, site_of, stored
+from job_examples import ONE_THREAD, Counter, Killed, class_data, feature_map, ridge_job, site_of, stored
 
 from ntkdask.errors import InputError
-from ntkdask.features import NTKRandomFeatures
+from ntkdask.features import NTKRandomFeatures, Nystrom
+from ntkdask.features.base import FeatureMapBase
+from ntkdask.jobs.run import run_job
 from ntkdask.jobs.training import SplitRule
-from ntkdask.networks import fully_connected
-from ntkdask.planning.pace import RowPace
+from ntkdask.kernels import NTK
+from ntkdask.networks import convolutional, fully_connected
+from ntkdask.planning.pace import Pace, RowPace
 from ntkdask.planning.resources import Resources
+from ntkdask.planning.tiles import Plan
+from ntkdask.registry import register
 from ntkdask.workflows.ridge import calibrate as module
 from ntkdask.workflows.ridge.calibrate import calibrate_features
 from ntkdask.workflows.ridge.fit import RidgeOptions
@@ -32,6 +38,23 @@ class Costly:
         self.clock.now += (0.0 if self.calls else self.first) + self.row_seconds * len(x)
         self.calls.append(x.shape)
         return np.zeros((len(x), self.n_components), x.dtype)
+
+
+@register("feature map")
+@dataclass(frozen=True)
+class Slow(FeatureMapBase):
+    """Rows repeated, at a pace that is no parameter of the map."""
+
+    n_components: int
+    clock: ClassVar[SimpleNamespace]
+    row_seconds: ClassVar[float]
+
+    def __call__(self, x):
+        self.clock.now += self.row_seconds * len(x)
+        return np.tile(x, (1, self.n_components // x.shape[1]))
+
+    def workspace_bytes(self, n, itemsize, row_shape=None):
+        return n * self.n_components * itemsize
 
 
 @pytest.fixture
@@ -104,6 +127,55 @@ def test_words_of_time(tmp_path):
     again = ridge_job(data, split=SplitRule(folds=4), options=RidgeOptions((0.1, 1.0), selection="loo"))
     words = time_words(again, resources)
     assert words["time of gram-slab"].startswith("9 min 00 s")
+
+
+@pytest.mark.parametrize(("row_seconds", "count"), [(0.0, 1), (0.1, 1), (0.5, 4), (5.0, 31), (50.0, 400)])
+def test_slow_features_cut_slabs_and_predictions_by_time(tmp_path, clock, row_seconds, count):
+    """Of 400 rows, one slab: 2^i slabs of at most 90 s, a row each where even that takes longer."""
+    job = ridge_job(stored(tmp_path, *class_data(400)), features=Costly(clock, row_seconds))
+    request, here = job.request(), Resources()
+    measured = job.recipe.measured(request, here, site_of())
+    # the pace of fast maps is not told, so that it decides nothing
+    assert (measured == here) == (count == 1)
+    plan = job.recipe.plan(request, measured)
+    assert -(-400 // plan.slab_rows) == count
+    assert plan.slab_rows * row_seconds <= 90 or plan.slab_rows == 1
+    assert max(plan.batch_rows, plan.tile_rows) <= plan.slab_rows
+    asked = replace(request, plan=Plan(tile_rows=300))
+    assert job.recipe.measured(asked, here, site_of()) == here
+
+
+def test_fast_features_are_told_by_two_calls(clock):
+    features = Costly(clock, 1e-3)
+    found = calibrate_features(features, (2,), "float32", 4096, 3, site=site_of(), enough=0.02)
+    assert found.row_seconds == pytest.approx(1e-3)
+    assert [shape[0] for shape in features.calls] == [2, 2]
+
+
+def test_a_run_keeps_the_slabs_of_its_first_pace(tmp_path, clock, monkeypatch):
+    """The second run measures nothing, whatever the pace is then."""
+    data = stored(tmp_path, *class_data(400))
+    monkeypatch.setattr(Slow, "clock", clock, raising=False)
+
+    def go(row_seconds, listener):
+        monkeypatch.setattr(Slow, "row_seconds", row_seconds, raising=False)
+        return run_job(ridge_job(data, features=Slow(48)), tmp_path / "run", resources=ONE_THREAD, listener=listener)
+
+    with pytest.raises(Killed):
+        go(0.5, Counter(3))
+    metrics = go(1e-6, again := Counter())
+    assert metrics["plan"]["slab_rows"] == 100
+    # four slabs and three sums
+    assert again.count("gram-slab") == 7 - 3
+
+
+def test_nystrom_features_of_a_slow_kernel_have_its_pace(monkeypatch):
+    network = convolutional(2)
+    features = Nystrom(NTK(network), n_components=50)
+    monkeypatch.setattr(module, "calibrate", lambda *a, **k: Pace(0.01, 0.5, 0.0, 8, 1))
+    found = calibrate_features(features, (4, 4, 3), "float32", 30, 50, site=site_of(), enough=0.1)
+    assert found.row_seconds == pytest.approx(50 * 0.01)
+    assert calibrate_features(Nystrom(NTK(fully_connected(1)), 50), (4,), "float32", 30, 50, site=site_of()) is None
 
 
 def test_only_told_where_asked(tmp_path):

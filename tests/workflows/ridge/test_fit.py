@@ -194,6 +194,20 @@ def test_one_alpha_by_any_factorisation(tmp_path, solver, intercept):
     assert intercept or not found.model.intercept.any()
 
 
+@pytest.mark.parametrize("alpha", [1e-16, 1e-6, 1e-2])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_one_alpha_with_fewer_rows_than_features(alpha, intercept):
+    """float32: the Gram is singular but for rounding of 1e-7; "auto" cuts the rank. Against the float64 twin by a pseudoinverse."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20, 200)).astype("float32")
+    y = rng.standard_normal((20, 2))
+    options = RidgeOptions((alpha,), intercept)
+    found = fit_ridge(MemoryRows(x, y), [], options, ridge_plan("float32"), features=None, k=2)
+    exact = x.astype(float) - (x.astype(float).mean(axis=0) if intercept else 0)
+    dual = exact.T @ np.linalg.solve(exact @ exact.T + (alpha + 1e-13) * np.eye(20) + intercept, y)
+    assert np.abs(found.model.weights - dual).max() <= 1e-4 * np.abs(dual).max()
+
+
 def test_folds_by_cholesky_are_those_by_eigh(tmp_path):
     x, y = data()
     found = [
