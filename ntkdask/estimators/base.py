@@ -26,7 +26,6 @@ from ntkdask.arrays import device_memory_bytes, is_dask, is_device_array, to_hos
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.dataset import require_labels
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
-from ntkdask.datasets.sparse import SparseState
 from ntkdask.errors import ArgumentError, InputError, nearest
 from ntkdask.estimators.inputs import as_input, check_targets, check_weights, check_x, locate, numerics_dtype, to_memory
 from ntkdask.execution.progress import NUMERICS, Record
@@ -39,6 +38,7 @@ from ntkdask.workflows.model import RidgeFit
 from ntkdask.workflows.predict import predict
 from ntkdask.workflows.recipe import FitRequest, Recipe
 from ntkdask.workflows.ship import restored
+from ntkdask.workflows.sparse import SparseState
 from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS, deal_inner, group_rows, state_of
 
 SEED = 0

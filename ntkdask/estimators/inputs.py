@@ -20,7 +20,6 @@ from sklearn.utils.validation import validate_data
 from ntkdask.arrays import Array, as_array, is_dask, is_device_array, is_sparse, sparse_refused, to_host
 from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
-from ntkdask.datasets.sparse import SparseState, csr_rows, sparse_digest
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap, FeatureMapBase
 from ntkdask.features.fitting import DataDependentMap, learns
@@ -29,6 +28,7 @@ from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.states import content_digest
 from ntkdask.workflows.ridge.fit_features import fit_to_rows
 from ntkdask.workflows.sources import row_shape_of, store_input
+from ntkdask.workflows.sparse import SparseState, csr_rows, sparse_digest
 
 
 def as_input(x: Any) -> Any:

@@ -17,7 +17,6 @@ import numpy as np
 from ntkdask.arrays import as_array, is_dask, is_sparse, to_host
 from ntkdask.datasets import Dataset, open_dataset, write_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
-from ntkdask.datasets.sparse import SparseState, csr_rows, sparse_digest
 from ntkdask.errors import DtypeError, InputError
 from ntkdask.files import remove
 from ntkdask.planning.tiles import Plan
@@ -25,6 +24,7 @@ from ntkdask.preprocessing.rows import check_finite_rows
 from ntkdask.preprocessing.targets import encode_targets
 from ntkdask.solvers.linearized import one_hot
 from ntkdask.states import content_digest
+from ntkdask.workflows.sparse import SparseState, csr_rows, sparse_digest
 
 
 def as_source(x: Any, name: str = "x", *, sparse: bool = False, unknown: bool = False) -> Any:

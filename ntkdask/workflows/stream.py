@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from ntkdask.arrays import Array, is_sparse, namespace, to_device, to_host
 from ntkdask.cache import shared
@@ -84,10 +85,10 @@ class FeatureStream:
         preprocess, feature_map = self._prepared(), self.loaded_map
         for start in range(0, len(numbers), self.batch_rows):
             read = [b for i in numbers[start : start + self.batch_rows] for b in self.rows.batches(i, i + 1, 1)]
-            batch = Batch(*(None if p[0] is None else np.concatenate(p) for p in zip(*read, strict=True)))  # type: ignore[arg-type]
+            batch = Batch(*(None if p[0] is None else _joined(p) for p in zip(*read, strict=True)))  # type: ignore[arg-type]
             with np.errstate(over="ignore", invalid="ignore"):
-                x = preprocess(to_device(np.asarray(batch.x), self.device))
-            keep = to_host(namespace(x).isfinite(x).reshape(x.shape[0], -1).all(axis=1))
+                x = preprocess(self._raw(batch))
+            keep = _finite_rows(x)
             if batch.targets is not None and self.n_classes is None:
                 keep &= np.isfinite(np.asarray(batch.targets, np.float64).reshape(len(keep), -1)).all(axis=1)
             if keep.any():
@@ -111,9 +112,12 @@ class FeatureStream:
         found = [self._preprocessed(preprocess, b, name) for b in self.rows.batches(first, last, self.batch_rows)]
         return found[0] if len(found) == 1 else namespace(found[0]).concatenate(found)
 
+    def _raw(self, batch: Batch) -> Any:
+        """The rows of a batch where they are computed; sparse ones as they are."""
+        return batch.x if is_sparse(batch.x) else to_device(np.asarray(batch.x), self.device)
+
     def _preprocessed(self, preprocess: FittedPreprocessor, batch: Batch, name: str = "x") -> Array:
-        raw = batch.x if is_sparse(batch.x) else to_device(np.asarray(batch.x), self.device)
-        x = preprocess(raw)
+        x = preprocess(self._raw(batch))
         require_finite(x, batch.numbers, name)
         return x
 
@@ -166,13 +170,23 @@ def load_map(url: str) -> FeatureMap:
     return shared.get(("map", url), load)
 
 
+def _joined(parts: Sequence[Any]) -> Any:
+    """Rows, targets, weights or numbers of several batches in one."""
+    return sparse.csr_array(sparse.vstack(parts)) if is_sparse(parts[0]) else np.concatenate(parts)
+
+
+def _finite_rows(x: Array) -> np.ndarray:
+    """(n,) bool on the host: which rows are finite."""
+    if not is_sparse(x):
+        return to_host(namespace(x).isfinite(x).reshape(x.shape[0], -1).all(axis=1))
+    finite = np.ones(x.shape[0], bool)
+    finite[np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))[~np.isfinite(x.data)]] = False
+    return finite
+
+
 def require_finite(x: Array, numbers: np.ndarray, name: str = "x") -> None:
     """InputError naming the first rows that are not finite by their numbers in the dataset."""
-    if is_sparse(x):
-        finite = np.ones(x.shape[0], bool)
-        finite[np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))[~np.isfinite(x.data)]] = False
-    else:
-        finite = to_host(namespace(x).isfinite(x).reshape(x.shape[0], -1).all(axis=1))
+    finite = _finite_rows(x)
     if not finite.all():
         raise InputError(
             f"{name} has NaN or infinite values in {name_rows(numbers[~finite])}. Remove these rows or fill in the values."

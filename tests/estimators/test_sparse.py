@@ -5,11 +5,11 @@ import pytest
 from scipy import sparse
 
 import ntkdask as nd
-from ntkdask.datasets.sparse import SparseState, csr_rows
 from ntkdask.errors import InputError
 from ntkdask.estimators import FeatureTransformer, KernelRidgeRegressor, RidgeClassifier, RidgeRegressor
 from ntkdask.features import HomogeneousSketch, NTKRandomFeatures, NTKSketch
 from ntkdask.networks import fully_connected
+from ntkdask.workflows.sparse import SparseState, csr_rows
 
 NETWORK = fully_connected(1)
 RNG = np.random.default_rng(0)
