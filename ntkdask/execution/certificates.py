@@ -55,8 +55,11 @@ def _require_usable(ca: str, certificate: str, key: str) -> None:
         ) from error
 
 
-def mismatch(error: BaseException) -> str | None:
-    """What does not fit where both sides spoke TLS and did not trust each other; None for other errors."""
+def mismatch(error: BaseException, encrypted: bool) -> str | None:
+    """What does not fit where both sides were there and did not trust each other; None for other errors.
+
+    The error is Dask's; encrypted: the address begins with tls://.
+    """
     for cause in _causes(error):
         text = f"{cause}"
         if isinstance(cause, ssl.SSLCertVerificationError) or "certificate does not match" in text:
@@ -65,6 +68,9 @@ def mismatch(error: BaseException) -> str | None:
             return "the scheduler does not accept the certificate that was given"
         if "WRONG_VERSION_NUMBER" in text or "IOStream is not idle" in text:
             return "it speaks no TLS: its address begins with tcp://"
+        # its alert may come too late, after it hung up
+        if encrypted and ("EOF occurred" in text or "reset by peer" in text):
+            return "it closed the connection, as a scheduler that does not accept the certificate does"
         if isinstance(cause, ssl.SSLError):
             return f"TLS says {_reason(cause)}"
     return None

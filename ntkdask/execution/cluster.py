@@ -236,7 +236,7 @@ def _attach(address: str, security: Security | None, timeout: float, source: str
 
 def _raise_mismatch(error: BaseException, where: str) -> None:
     """ClusterError where the scheduler was there but its certificates and ours do not fit each other."""
-    found = mismatch(error)
+    found = mismatch(error, where.startswith("tls://"))
     if found is not None:
         raise ClusterError(
             f"the scheduler at {where} answers, but {found}. Give security=(ca, certificate, key) with the authority that signed the "
