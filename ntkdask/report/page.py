@@ -62,7 +62,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         state = "has no metrics.json: this run has not finished" if run.is_dir() else "is not a run's folder"
         raise StoreError(f"{run} {state}. Look at it with: ntkdask status {run}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _malformed(path, f"it cannot be read as JSON ({error})") from error
     if not isinstance(metrics, dict):
         raise _malformed(path, f"expected a table, found {type(metrics).__name__}")
