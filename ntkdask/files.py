@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ntkdask.errors import DiskSpaceError, StoreError
 from ntkdask.wording import format_bytes
@@ -60,6 +61,25 @@ def write_text(path: Path, text: str) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
+
+
+def read_json(path: Path, advice: str) -> Any:
+    """The content of a JSON file; StoreError, which names it and ends in `advice`, where it cannot be read as UTF-8 and JSON."""
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged ({error}). {advice}") from error
+
+
+def copy_file(source: Path | str, target: Path) -> None:
+    """Copy a file, whole or not at all, unless `target` is there."""
+    if target.exists():
+        return
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
 
 
 def free_bytes(path: Path | str) -> int:
@@ -146,6 +166,11 @@ def _locked(path: Path) -> IO[str] | None:
         except BlockingIOError:
             lock.close()
             return None
+        except OSError as error:
+            lock.close()
+            raise StoreError(
+                f"{path.parent} is on a file system that grants no locks ({error}). Use another one."
+            ) from error
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 return lock
@@ -153,12 +178,19 @@ def _locked(path: Path) -> IO[str] | None:
 
 
 def sweep(root: Path | str, older_than_seconds: float = 3600.0) -> int:
-    """Delete temporary files that killed writers left under `root`; returns how many.
+    """Delete temporary files, and half-written states and datasets, that killed writers left under `root`; returns how many.
 
     Younger ones than `older_than_seconds` stay: a writer may be at work on them.
     """
     count, now = 0, time.time()
-    for folder, _, files in os.walk(local_path(root)):
+    for folder, folders, files in os.walk(local_path(root)):
+        for name in [name for name in folders if name.endswith(".partial")]:
+            path = Path(folder) / name
+            with contextlib.suppress(FileNotFoundError):
+                if now - max(p.stat().st_mtime for p in (path, *path.rglob("*"))) > older_than_seconds:
+                    remove(path)
+                    count += 1
+            folders.remove(name)
         for name in files:
             if ".partial" in name or name.endswith(".tmp"):
                 path = Path(folder) / name

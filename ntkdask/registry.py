@@ -23,6 +23,8 @@ _classes: dict[str, type] = {}
 _kinds: dict[str, str] = {}
 _describers: dict[str, Callable[[Any], Any]] = {}
 
+_STATE_PATH = re.compile(r"/.*/state/([0-9a-f]{16})")
+
 
 def register(kind: str) -> Any:
     """Class decorator: register a dataclass under its own name as a `kind` ("layer", "feature map", "kernel", ...)."""
@@ -165,6 +167,20 @@ def digest(value: Any) -> str:
     """The short address of a configuration: 16 hex digits of SHA-256 of its canonical JSON."""
     text = json.dumps(to_config(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def identity(value: Any) -> Any:
+    """What `value`, tables that JSON can write, says of results wherever their files lie: digests stand for paths.
+
+    The path of a state becomes the digest that it ends in; the path of a file of weights is left out, as its digest is beside it.
+    """
+    if isinstance(value, Mapping):
+        has_digest = value.get("weights_digest") is not None
+        return {str(k): identity(v) for k, v in value.items() if not (has_digest and k == "weights")}
+    if isinstance(value, (list, tuple)):
+        return [identity(v) for v in value]
+    state = _STATE_PATH.fullmatch(value) if isinstance(value, str) else None
+    return value if state is None else state[1]
 
 
 def differences(stored: Any, asked: Any, prefix: str = "") -> list[str]:

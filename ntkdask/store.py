@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +26,16 @@ import google_crc32c
 import numpy as np
 import zarr
 
+from ntkdask.array_layout import REPAIR, require_layout, unreadable
 from ntkdask.errors import DamagedTileError, FingerprintError, StoreError
-from ntkdask.files import local_path, remove, write_text, writing
+from ntkdask.files import local_path, read_json, remove, write_text, writing
 from ntkdask.layout import COMMENTS, create_array
-from ntkdask.registry import differences
+from ntkdask.receipts import Index, Manifest, Receipt, checked_line, end_torn_line, read_manifest
+from ntkdask.registry import differences, digest, identity
 
-Index = tuple[int, ...]
 RECEIPTS = "receipts.jsonl"
 ATTRIBUTE = "ntkdask"
 _CRC_PIECE = 2**20
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a worker returns for a tile that it has written.
-
-    Parameters
-    ----------
-    index : tuple of int
-        Which tile, an integer an axis.
-    checksum : int
-        CRC-32C of its bytes in C order.
-    seconds : float, optional
-        How long it took to compute and write.
-    peak_bytes : int, optional
-        Peak memory of the worker's process while it computed.
-    worker : str, optional
-        Address of the worker.
-    halvings : int, optional
-        How often the tile was cut in halves because it did not fit into the device's memory.
-    """
-
-    index: Index
-    checksum: int
-    seconds: float = 0.0
-    peak_bytes: int = 0
-    worker: str = ""
-    halvings: int = 0
-
-    def to_line(self) -> str:
-        """The receipt as a line of the manifest: JSON, without `halvings` where there were none."""
-        line = asdict(self)
-        if not self.halvings:
-            del line["halvings"]
-        return json.dumps(line) + "\n"
 
 
 def checksum(array: np.ndarray) -> int:
@@ -88,8 +55,8 @@ def open_array(path: Path | str, mode: str = "r"):
         # `open_array` has no config argument: it reads the ambient configuration
         with zarr.config.set({"array.write_empty_chunks": True}):
             return zarr.open_array(zarr.storage.LocalStore(path), mode=mode)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise StoreError(f"{path} holds no Zarr array ({type(error).__name__}). Check the path.") from error
+    except Exception as error:  # whatever Zarr makes of a description that is not one
+        raise unreadable(path, "array", error) from error
 
 
 def write_group_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -98,12 +65,12 @@ def write_group_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
         zarr.open_group(zarr.storage.LocalStore(path), mode="a").attrs.update(dict(attributes))
 
 
-def read_group_attributes(path: Path | str) -> dict[str, Any]:
+def read_group_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Attributes of the Zarr group at `path`; StoreError when there is none."""
     try:
         return dict(zarr.open_group(zarr.storage.LocalStore(local_path(path)), mode="r").attrs)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise StoreError(f"{path} holds no Zarr group ({type(error).__name__}). Check the path.") from error
+    except Exception as error:  # whatever Zarr makes of a description that is not one
+        raise unreadable(local_path(path), "group", error) from error
 
 
 @dataclass
@@ -183,20 +150,20 @@ class TileStore:
         layout = {"shape": list(shape), "tile_shape": list(tile_shape), "dtype": np.dtype(dtype).name}
         if triangle is not None:
             layout["triangle"] = triangle
-        asked = json.loads(json.dumps({**fingerprint, **layout}))
+        asked = identity(json.loads(json.dumps({**fingerprint, **layout})))
         if (path / "zarr.json").exists() and not overwrite:
             store = cls.open(path)
-            lines = differences(store.fingerprint, asked)
+            lines = differences(identity(store.fingerprint), asked)
             if lines:
                 raise FingerprintError(
                     f"{path} holds results of other parameters:\n  "
                     + "\n  ".join(lines)
                     + "\nUse another url, or --overwrite (overwrite=True) to start again."
                 )
-            store._end_torn_line()
+            end_torn_line(path / RECEIPTS)
             return store
         remove(path)
-        attributes = {ATTRIBUTE: {"fingerprint": asked}, "comment": COMMENTS[triangle]}
+        attributes = {ATTRIBUTE: _described(asked), "comment": COMMENTS[triangle]}
         create_array(path, shape, tile_shape, dtype, attributes, dimensions)
         return cls.open(path)
 
@@ -205,12 +172,13 @@ class TileStore:
         """The store at `url` with its receipts; StoreError where there is none. Nothing is written."""
         path = local_path(url)
         array = open_array(path)
-        fingerprint = dict(array.attrs.get(ATTRIBUTE, {})).get("fingerprint")
-        if fingerprint is None:
-            raise StoreError(f"{path} is a Zarr array, but not one of ntkdask's tile stores (it has no fingerprint).")
-        triangle = fingerprint.get("triangle")
-        store = cls(path, fingerprint, tuple(array.shape), tuple(array.chunks), np.dtype(array.dtype), triangle, array)
-        store._receipts = store._read_receipts()
+        kept = array.attrs.get(ATTRIBUTE)
+        fingerprint = _fingerprint_of(path, kept)
+        layout = _layout_of(path, fingerprint)
+        require_layout(path, array, *layout)
+        shape, tile_shape, dtype = layout
+        store = cls(path, fingerprint, shape, tile_shape, dtype, fingerprint.get("triangle"), array)
+        store._receipts = store.manifest().receipts
         return store
 
     @property
@@ -291,7 +259,7 @@ class TileStore:
         """
         if self._receipts.pop(index, None) is not None:
             with writing(self.path), open(self.path / RECEIPTS, "a", encoding="utf-8") as manifest:
-                manifest.write(json.dumps({"discarded": index}) + "\n")
+                manifest.write(checked_line({"discarded": index}))
         with contextlib.suppress(FileNotFoundError):
             self.chunk_path(index).unlink()
 
@@ -305,7 +273,7 @@ class TileStore:
             except DamagedTileError:
                 bad.append(index)
         # a run that goes on meanwhile discards the sums that it has combined, and whole stores of them
-        now = self._read_receipts() if bad else {}
+        now = self.manifest().receipts if bad else {}
         return [index for index in bad if now.get(index) == self._receipts[index]]
 
     def forget(self, indices: Sequence[Index]) -> None:
@@ -321,44 +289,65 @@ class TileStore:
         """The read-only Zarr array, in which tiles that are not stored read as NaN."""
         return self._array
 
-    def _read_receipts(self) -> dict[Index, Receipt]:
-        """The receipts of the manifest by tile, the last of each; lines that cannot be read are left out."""
-        receipts: dict[Index, Receipt] = {}
-        path = self.path / RECEIPTS
-        if path.exists():
-            text = path.read_text(encoding="utf-8")
-            for line in text.splitlines():
-                # a driver killed while appending leaves half a line: that tile is pending
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    row = json.loads(line)
-                    if "discarded" in row:
-                        receipts.pop(tuple(row["discarded"]), None)
-                        continue
-                    receipt = Receipt(**{**row, "index": tuple(row["index"])})
-                    receipts[receipt.index] = receipt
-        return receipts
+    def manifest(self) -> Manifest:
+        """The lines of the manifest as they are now: receipts, and which lines are damaged or have no checksum."""
+        return read_manifest(self.path / RECEIPTS)
 
-    def _end_torn_line(self) -> None:
-        """End a half-written last line, so that the next receipt begins on its own.
-
-        Only the driver may call this: a reader may look while the driver is in the middle of an append.
-        """
-        path = self.path / RECEIPTS
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
-            with writing(self.path), open(path, "a", encoding="utf-8") as manifest:
-                manifest.write("\n")
+    @property
+    def has_checksum(self) -> bool:
+        """Whether a checksum of the fingerprint was written; earlier releases wrote none."""
+        return "checksum" in self._array.attrs[ATTRIBUTE]
 
 
-def tile_stores(root: Path | str) -> list[TileStore]:
-    """All tile stores under `root`, in the order of their paths."""
+def _described(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What the attributes of a store say of it."""
+    return {"fingerprint": dict(fingerprint), "checksum": digest(fingerprint)}
+
+
+def _fingerprint_of(path: Path, kept: Any) -> dict[str, Any]:
+    """The fingerprint in the attributes of a store; StoreError where there is none, or where it does not match its checksum."""
+    fingerprint = kept.get("fingerprint") if isinstance(kept, Mapping) else None
+    if not isinstance(fingerprint, Mapping):
+        raise StoreError(f"{path} is a Zarr array, but not one of ntkdask's tile stores (it has no fingerprint).")
+    if "checksum" in kept and kept["checksum"] != digest(fingerprint):
+        raise StoreError(f"{path / 'zarr.json'} is damaged: its fingerprint does not match its checksum. {REPAIR}")
+    return dict(fingerprint)
+
+
+def _layout_of(path: Path, fingerprint: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], np.dtype]:
+    """(shape, tile shape, dtype) that a fingerprint states."""
+    try:
+        shape, tile_shape = (tuple(int(s) for s in fingerprint[key]) for key in ("shape", "tile_shape"))
+        return shape, tuple(max(1, t) for t in tile_shape), np.dtype(fingerprint["dtype"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path / 'zarr.json'} is damaged: its fingerprint states no layout. {REPAIR}") from error
+
+
+def tile_stores(root: Path | str, damaged: bool = True) -> list[TileStore]:
+    """All tile stores under `root`, in the order of their paths; StoreError, or without `damaged` none, for a damaged one."""
     stores = []
     # not rglob: it stumbles over folders that a run deletes meanwhile
     for folder in sorted(Path(name) for name, _, files in os.walk(local_path(root)) if "zarr.json" in files):
         try:
-            attributes = json.loads((folder / "zarr.json").read_text(encoding="utf-8")).get("attributes", {})
-            if "fingerprint" in attributes.get(ATTRIBUTE, {}):
+            table = read_json(folder / "zarr.json", REPAIR)
+            attributes = table.get("attributes", {}) if isinstance(table, dict) else {}
+            if "fingerprint" in (attributes.get(ATTRIBUTE) or {}):
                 stores.append(TileStore.open(folder))
-        except (FileNotFoundError, StoreError):
-            if folder.exists():
+        except StoreError:
+            if damaged and folder.exists():
                 raise
     return stores
+
+
+def mend_description(path: Path) -> None:
+    """Write the description of a store again from its fingerprint; delete the store where that is damaged, too."""
+    try:
+        table = read_json(path / "zarr.json", REPAIR)
+        shape, tile_shape, dtype = _layout_of(path, _fingerprint_of(path, table["attributes"][ATTRIBUTE]))
+    except (StoreError, KeyError, TypeError):
+        remove(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place, names = Path(folder) / path.name, table.get("dimension_names")
+        create_array(place, shape, tile_shape, dtype, table["attributes"], names and [str(name) for name in names])
+        write_text(path / "zarr.json", (place / "zarr.json").read_text(encoding="utf-8"))

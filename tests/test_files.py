@@ -47,6 +47,49 @@ def test_the_lock_goes_with_a_killed_process(tmp_path):
         pass
 
 
+def test_a_lock_beside_a_store_goes_with_the_block(tmp_path):
+    """Also where the holder was killed: its file is taken over, and then goes."""
+    url = tmp_path / "k"
+    with files.exclusive(url, beside=True):
+        assert {p.name for p in tmp_path.iterdir()} == {".k.lock"}
+        with pytest.raises(StoreError, match="in use by another run"), files.exclusive(url, beside=True):
+            pass
+        # other stores in the folder, and the folder itself, are free
+        with files.exclusive(tmp_path / "other", beside=True), files.exclusive(url):
+            pass
+    assert not (tmp_path / ".k.lock").exists()
+    (tmp_path / ".k.lock").touch()
+    with files.exclusive(url, beside=True):
+        pass
+    assert not (tmp_path / ".k.lock").exists()
+
+
+def test_a_lock_that_went_while_it_was_waited_for_is_none(tmp_path, monkeypatch):
+    """Who opens the file of a lock that its holder then deletes holds nothing, and asks again."""
+    lock, flock = tmp_path / ".k.lock", files.fcntl.flock
+    gone = []
+
+    def late(file, how):
+        if not gone:
+            gone.append(lock.unlink())
+        flock(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with files.exclusive(tmp_path / "k", beside=True):
+        assert lock.exists()
+        with pytest.raises(StoreError, match="in use by another run"), files.exclusive(tmp_path / "k", beside=True):
+            pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with pytest.raises(StoreError, match="grants no locks"), files.exclusive(tmp_path):
+        pass
+
+
 # the operating system says no
 
 

@@ -20,6 +20,8 @@ GROUND = {
     "files",
     "lazy",
     "registry",
+    "array_layout",
+    "receipts",
     "arrays",
     "seeds",
     "cache",

@@ -90,3 +90,20 @@ def test_a_state_that_lost_a_file_can_be_saved_again(tmp_path):
     files.remove(url)
     assert states.save_state(tmp_path, arrays()) == str(url)
     assert not states.is_damaged(url)
+
+
+def test_two_writers_of_one_state(tmp_path, monkeypatch):
+    """The second begins and ends while the first one writes: both get the one state, whole, and nothing is left beside it."""
+    written, create = [], states.create_array
+
+    def meanwhile(*arguments, **keywords):
+        if not written:
+            written.append(None)
+            written.append(states.save_state(tmp_path, arrays()))
+        return create(*arguments, **keywords)
+
+    monkeypatch.setattr(states, "create_array", meanwhile)
+    url = states.save_state(tmp_path, arrays())
+    assert written[1] == url
+    assert not states.is_damaged(Path(url))
+    assert list(tmp_path.iterdir()) == [Path(url)]

@@ -241,21 +241,28 @@ def status(run: RunFolder) -> None:
 
 @app.command()
 def verify(
-    run: RunFolder,
-    repair: Annotated[bool, typer.Option("--repair", help="Mark what is damaged to be computed again.")] = False,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or name; or a dataset, a stored matrix.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be mended, mark the rest to be computed again.")
+    ] = False,
 ) -> None:
-    """Read every committed tile and state and check it against its checksum; exit code 1 when something is damaged."""
+    """Read everything that is stored and check it against its checksums; exit code 1 when something is damaged.
+
+    Of a dataset every row is read and its digest computed again.
+    """
     from ntkdask.cli.terminal import say
     from ntkdask.jobs import inspect
 
     damage = inspect.verify(_run_folder(run), repair)
     for item in damage:
         say(f"damaged: {item}")
+    for path in inspect.without_checksum(_run_folder(run)):
+        say(f"no checksum recorded: {path} (of an earlier release)")
     if damage:
         typer.echo(
-            "marked as pending: run the job again to compute them."
+            "mended, or marked as pending: run the job again to compute what is missing."
             if repair
-            else "run again with --repair to have them computed again."
+            else "run again with --repair to have it mended or computed again; a dataset is imported again with --overwrite."
         )
         raise typer.Exit(0 if repair else 1)
     typer.echo("every tile and state is whole.")

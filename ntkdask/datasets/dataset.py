@@ -7,20 +7,29 @@ them; each is a dataset at `url/<part>`. Nothing is written here: `writer` does 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ntkdask.array_layout import require_layout
 from ntkdask.errors import DamagedTileError, DataError, InputError, StoreError
-from ntkdask.files import local_path
+from ntkdask.files import local_path, read_json
+from ntkdask.registry import digest
 from ntkdask.store import ATTRIBUTE, open_array, read_group_attributes
 
 FORMAT = "dataset"
 VERSION = 1
 KINDS = ("classification", "regression", "unlabelled")
+DIGESTED = ("n", "row_shape", "dtype", "kind", "target_shape", "class_names", "has_weights")
+"""What the digest covers beside the bytes of the arrays."""
+
+_ADVICE = "Import the dataset again with --overwrite; within the folder of a run use `ntkdask verify --repair RUN`."
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class Dataset:
         Where the rows came from: source, source_digest, importer, imported_at, dtype, and counts per class or target_range.
     has_weights : bool, optional
         Whether rows have sample weights.
+    arrays : dict, optional
+        {array: {"chunks", "digest"}} as they were written; empty for a dataset of an earlier release.
     """
 
     url: str
@@ -61,6 +72,7 @@ class Dataset:
     digest: str
     provenance: dict[str, Any] = field(compare=False, repr=False, default_factory=dict)
     has_weights: bool = False
+    arrays: dict[str, Any] = field(compare=False, repr=False, default_factory=dict)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of x, (stop - start, *row_shape), in the stored dtype.
@@ -93,6 +105,39 @@ class Dataset:
         if self.target_shape is None:
             raise InputError(f"dataset {self.url} has no targets. Import it again with them.")
 
+    def names(self) -> list[str]:
+        """The arrays that are stored: x, targets and weights where rows have them."""
+        has = {"x": True, "targets": self.target_shape is not None, "weights": self.has_weights}
+        return [name for name, is_there in has.items() if is_there]
+
+    def layout(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """(shape, dtype) of an array."""
+        if name == "x":
+            return (self.n, *self.row_shape), np.dtype(self.dtype)
+        is_labels = name == "targets" and self.kind == "classification"
+        row = (self.target_shape or ()) if name == "targets" else ()
+        return (self.n, *row), np.dtype("int64" if is_labels else "float64")
+
+    def open_checked(self, name: str) -> Any:
+        """The Zarr array of that name; StoreError where its own description says something else than this one."""
+        path = local_path(self.url) / name
+        array, (shape, dtype) = open_array(path), self.layout(name)
+        kept = self.arrays.get(name)
+        chunks = (*array.chunks[:1], *shape[1:]) if kept is None else kept["chunks"]
+        require_layout(path, array, shape, chunks, dtype)
+        return array
+
+    def recomputed_digest(self) -> str:
+        """The digest of what is stored now; reads every row once."""
+        described = {key: getattr(self, key) for key in DIGESTED}
+        digests = {}
+        for name in self.names():
+            hasher, step = hashlib.sha256(), self.open_checked(name).chunks[0]
+            for start in range(0, self.n, step):
+                hasher.update(np.ascontiguousarray(self._read(name, start, min(start + step, self.n))).tobytes())
+            digests[name] = hasher.hexdigest()
+        return digest_of(described, digests)
+
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of the array `name`."""
         if not 0 <= start <= stop <= self.n:
@@ -100,13 +145,12 @@ class Dataset:
                 f"rows {start} to {stop} of {self.url}: it has rows 0 to {self.n}. Ask for a range inside."
             )
         where = f"rows {start} to {stop} of {name} in dataset {self.url}"
-        advice = "Import the dataset again with --overwrite."
         try:
-            array = open_array(local_path(self.url) / name)
+            array = self.open_checked(name)
             _require_chunks(Path(local_path(self.url) / name), array, start, stop)
             return np.asarray(array[start:stop])
         except (ValueError, StoreError) as error:
-            raise DamagedTileError(f"{where} are damaged: {error} {advice}") from error
+            raise DamagedTileError(f"{where} are damaged: {error} {_ADVICE}") from error
 
 
 @dataclass(frozen=True)
@@ -119,8 +163,7 @@ class StoredRows:
     @property
     def shape(self) -> tuple[int, ...]:
         """(n, *row_shape) or (n, *target_shape)."""
-        row = self.dataset.row_shape if self.name == "x" else self.dataset.target_shape
-        return (self.dataset.n, *(row or ()))
+        return self.dataset.layout(self.name)[0]
 
     @property
     def ndim(self) -> int:
@@ -130,8 +173,7 @@ class StoredRows:
     @property
     def dtype(self) -> np.dtype:
         """The stored dtype."""
-        labels = "int64" if self.dataset.kind == "classification" else "float64"
-        return np.dtype(self.dataset.dtype if self.name == "x" else labels)
+        return self.dataset.layout(self.name)[1]
 
     def __getitem__(self, key: Any) -> np.ndarray:
         rows, *rest = key if isinstance(key, tuple) else (key,)
@@ -151,7 +193,7 @@ class StoredRows:
         """The array, lazily. Not `da.from_zarr`: that reads a chunk that is gone as zeros."""
         import dask.array as da
 
-        stored = open_array(local_path(self.dataset.url) / self.name)
+        stored = self.dataset.open_checked(self.name)
         return da.from_array(self, chunks=stored.chunks, asarray=False, meta=np.empty((0,) * self.ndim, self.dtype))
 
 
@@ -178,10 +220,23 @@ def open_dataset(url: str | os.PathLike[str]) -> Dataset:
         first, *others = described["parts"]
         more = f" (or {', '.join(others)})" if others else ""
         raise DataError(f"{url} has parts {', '.join(described['parts'])}. Open one of them: {url}/{first}{more}.")
-    shape = described["target_shape"]
-    names = described["class_names"]
+    try:
+        dataset = _described(str(local_path(url)), described)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{local_path(url) / 'zarr.json'} is damaged: {error} does not fit. {_ADVICE}") from error
+    for name in dataset.names():
+        dataset.open_checked(name)
+    return dataset
+
+
+def _described(url: str, described: Mapping[str, Any]) -> Dataset:
+    """The dataset of a description."""
+    shape, names = described["target_shape"], described["class_names"]
+    counts = described["provenance"].get("counts")
+    if counts is not None and (sorted(counts) != sorted(names) or sum(counts.values()) != described["n"]):
+        raise ValueError("the number of rows of each class")
     return Dataset(
-        url=str(local_path(url)),
+        url=url,
         n=described["n"],
         row_shape=tuple(described["row_shape"]),
         dtype=described["dtype"],
@@ -191,6 +246,7 @@ def open_dataset(url: str | os.PathLike[str]) -> Dataset:
         digest=described["digest"],
         provenance=described["provenance"],
         has_weights=described["has_weights"],
+        arrays=described.get("arrays", {}),
     )
 
 
@@ -225,18 +281,48 @@ def describe(url: str | os.PathLike[str]) -> dict[str, Any]:
         raise DataError(
             f"there is no dataset at {url}. Make one: `ntkdask data import SOURCE {url}`, or write_dataset."
         )
-    try:
-        attributes = read_group_attributes(path).get(ATTRIBUTE)
-    except StoreError:
-        attributes = None
+    marker = path / "zarr.json"
+    attributes = read_group_attributes(path).get(ATTRIBUTE) if _is_group(marker) else None
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
         raise DataError(
             f"{url} is not a dataset of ntkdask. Import the file or folder first: "
             f"`ntkdask data import {url} DATASET.zarr`."
         )
-    if attributes["version"] > VERSION:
-        raise DataError(f"{url} was written by a newer ntkdask (format {attributes['version']}). Update ntkdask.")
+    version, checksum = attributes.get("version"), attributes.pop("checksum", None)
+    if isinstance(version, int) and version > VERSION:
+        raise DataError(f"{url} was written by a newer ntkdask (format {version}). Update ntkdask.")
+    if checksum is not None and checksum != digest(attributes):
+        raise StoreError(f"{marker} is damaged: the description does not match its checksum. {_ADVICE}")
     return attributes
+
+
+def checked(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A description as it is written: with its own checksum."""
+    return {**described, "checksum": digest(described)}
+
+
+def has_checksum(url: str | os.PathLike[str]) -> bool:
+    """Whether a checksum was written with the description, or cannot be asked for; earlier releases wrote none."""
+    try:
+        return "checksum" in read_group_attributes(url).get(ATTRIBUTE, {})
+    except StoreError:
+        return True
+
+
+def digest_of(described: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """The digest of a dataset: SHA-256 over what `DIGESTED` names of its description, and the digests of its arrays."""
+    canonical = json.dumps({**described, **digests}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _is_group(marker: Path) -> bool:
+    """Whether `marker` describes a Zarr group; StoreError where it is there and damaged."""
+    if not marker.is_file():
+        return False
+    table = read_json(marker, _ADVICE)
+    if not isinstance(table, dict):
+        raise StoreError(f"{marker} is damaged (it holds no table). {_ADVICE}")
+    return table.get("node_type") == "group"
 
 
 def _require_chunks(path: Path, array: Any, start: int, stop: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -17,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.datasets.dataset import FORMAT, KINDS, VERSION, describe
+from ntkdask.datasets.dataset import FORMAT, KINDS, VERSION, checked, describe, digest_of
 from ntkdask.datasets.targets import LabelEncoder, convert_targets, kind_of
-from ntkdask.errors import DataError, InputError, nearest
+from ntkdask.errors import DataError, InputError, StoreError, nearest
 from ntkdask.files import exclusive, local_path, remove, writing
 from ntkdask.layout import consolidate, create_array
 from ntkdask.store import ATTRIBUTE, open_array, write_group_attributes
@@ -62,7 +61,7 @@ def _arriving(final: Path, overwrite: bool) -> Iterator[Path]:
 
 def write_parts(path: Path, parts: list[str]) -> None:
     """Mark the group at `path` as a dataset with these parts."""
-    write_group_attributes(path, {ATTRIBUTE: {"format": FORMAT, "version": VERSION, "parts": parts}})
+    write_group_attributes(path, {ATTRIBUTE: checked({"format": FORMAT, "version": VERSION, "parts": parts})})
 
 
 def rows_per_chunk(row_shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -150,15 +149,18 @@ class DatasetWriter:
             "has_weights": "weights" in self._buffers,
         }
         summary, digests = self._finish_targets(described)
-        canonical = json.dumps({**described, **digests}, sort_keys=True)
-        described["digest"] = hashlib.sha256(canonical.encode()).hexdigest()
+        described["digest"] = digest_of(described, digests)
+        described["arrays"] = {
+            name: {"chunks": list(open_array(self.path / name).chunks), "digest": digests[name]}
+            for name in self._buffers
+        }
         described["provenance"] = {
             **provenance,
             **summary,
             "dtype": str(self._source_dtype),
             "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_group_attributes(self.path, {ATTRIBUTE: {"format": FORMAT, "version": VERSION, **described}})
+        write_group_attributes(self.path, {ATTRIBUTE: checked({"format": FORMAT, "version": VERSION, **described})})
         consolidate(self.path)
 
     def _columns(self, x: np.ndarray, targets: np.ndarray | None, weights: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -290,7 +292,9 @@ def _require_free(final: Path, overwrite: bool) -> None:
         return
     try:
         describe(final)
-    except DataError as error:
+    except (DataError, StoreError) as error:
+        if isinstance(error, StoreError) and any(final.rglob("x/zarr.json")):
+            return  # a dataset with a damaged description, which the error advises to import again
         raise DataError(
             f"{final} is not a dataset, so --overwrite leaves it alone. Move it, or choose another url."
         ) from error

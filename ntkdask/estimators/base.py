@@ -203,7 +203,9 @@ class RidgeBase(WithParts):
 
             def planned() -> dict[str, Any]:
                 first = recipe.plan(request, recipe.measured(request, found, site))
-                require_disk(folder, recipe.costs(request, first).disk_bytes, "the fit", "or choose another url")
+                costs = recipe.costs(request, first)
+                require_memory(costs, found)  # before it is recorded: what the error advises is another fit
+                require_disk(folder, costs.disk_bytes, "the fit", "or choose another url")
                 return first.to_json()
 
             plan = recipe.stored_plan(site.once("plan", planned))

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ntkdask.errors import FingerprintError, StoreError
 from ntkdask.execution.window import Done
-from ntkdask.files import write_text
-from ntkdask.registry import differences
+from ntkdask.files import read_json, write_text
+from ntkdask.registry import differences, digest, identity
+
+RECORD = "record.json"
+HERE = "@run/"
+"""Begins a path that is written relative to the folder of its run."""
+_ADVICE = (
+    "`ntkdask verify --repair FOLDER` drops what is damaged and the next run computes it again; or start the run again with "
+    "--overwrite."
+)
 
 DRIVER = "driver"
 """Stands for the worker where the driver itself runs a step between tasks; the memory of workers does not count it."""
@@ -41,7 +49,8 @@ class Silent:
 class Record:
     """The results of the finished stages of a run, kept in a JSON file with the run's fingerprint.
 
-    The file is written whole after every stage. A record with another fingerprint is refused, with the keys that differ.
+    The file is written whole after every stage, each entry with a checksum, and paths below `root` relative to it: a run that was
+    moved or copied reads its own files. A record with another fingerprint is refused, with the keys that differ.
 
     Parameters
     ----------
@@ -51,35 +60,65 @@ class Record:
         Everything that decides the results.
     stages : dict
         {name: result}, results ready for JSON (urls, numbers).
+    root : Path or None
+        The folder that holds the files of the run. None: that of the record.
     """
 
     path: Path | None = None
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
+    root: Path | None = None
 
     @classmethod
-    def open(cls, folder: Path | None, fingerprint: Mapping[str, Any]) -> Record:
-        """The record in `folder`, a new one when there is none; FingerprintError when it is another run's."""
+    def open(cls, folder: Path | None, fingerprint: Mapping[str, Any], root: Path | None = None) -> Record:
+        """The record in `folder`, a new one when there is none; FingerprintError when it is another run's.
+
+        A new one is written with its first stage, or by `begin`: a plan that is refused leaves nothing behind.
+        """
         if folder is None:
             return cls(None, fingerprint)
-        path = folder / "record.json"
-        asked = json.loads(json.dumps(dict(fingerprint)))
+        path = folder / RECORD
+        asked = identity(json.loads(json.dumps(dict(fingerprint))))
         if not path.exists():
-            record = cls(path, asked)
-            record._write()
-            return record
-        try:
-            stored = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise StoreError(f"{path} is damaged ({error}). Start the run again with --overwrite.") from error
-        lines = differences(stored["fingerprint"], asked)
+            return cls(path, asked, root=root)
+        record = cls.read(path, root)
+        lines = differences(identity(record.fingerprint), asked)
         if lines:
             raise FingerprintError(
                 f"{folder} holds a run of other parameters:\n  "
                 + "\n  ".join(lines)
                 + "\nGive the run another name, or --overwrite (overwrite=True) to start again."
             )
-        return cls(path, asked, stored["stages"])
+        return replace(record, fingerprint=asked)
+
+    @classmethod
+    def read(cls, path: Path, root: Path | None = None) -> Record:
+        """The record at `path`, whoever's it is; StoreError, naming the entries, where it is damaged."""
+        record, damaged = cls.examine(path, root)
+        if damaged:
+            raise StoreError(f"{path} is damaged: {', '.join(damaged)} changed since it was written. {_ADVICE}")
+        return record
+
+    @classmethod
+    def examine(cls, path: Path, root: Path | None = None) -> tuple[Record, list[str]]:
+        """(the record at `path`, its entries that do not match their checksums); StoreError where it cannot be read at all."""
+        table = read_json(path, _ADVICE)
+        is_record = isinstance(table, dict) and all(isinstance(table.get(k), dict) for k in ("fingerprint", "stages"))
+        checksums = table.get("checksums", {}) if is_record else None
+        if not isinstance(checksums, dict):
+            raise StoreError(f"{path} is damaged (it is no record of a run). {_ADVICE}")
+        entries = {f"stage {name}": value for name, value in table["stages"].items()}
+        entries["the fingerprint"] = table["fingerprint"]
+        # an earlier release wrote no checksums
+        damaged = [name for name, value in entries.items() if checksums and checksums.get(name) != digest(value)]
+        here = root or path.parent
+        return cls(path, table["fingerprint"], _placed(table["stages"], here), root), damaged
+
+    def begin(self) -> Record:
+        """The record itself, written: from now on another run is refused in its folder."""
+        if self.path is not None and not self.path.exists():
+            self._write()
+        return self
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """The result of stage `name`: from the record, or else computed now and recorded."""
@@ -98,9 +137,47 @@ class Record:
         self.stages = {k: v for k, v in self.stages.items() if not k.startswith(prefix)}
         self._write()
 
+    def drop(self, names: Collection[str]) -> None:
+        """Drop the stages of these names, and write what is left with its checksums."""
+        self.stages = {k: v for k, v in self.stages.items() if k not in names}
+        self._write()
+
     def _write(self) -> None:
-        if self.path is not None:
-            write_text(self.path, json.dumps({"fingerprint": dict(self.fingerprint), "stages": self.stages}, indent=1))
+        if self.path is None:
+            return
+        stages = json.loads(json.dumps(_relative(self.stages, self.root or self.path.parent)))
+        checksums = {f"stage {name}": digest(value) for name, value in stages.items()}
+        checksums["the fingerprint"] = digest(self.fingerprint)
+        table = {"fingerprint": dict(self.fingerprint), "stages": stages, "checksums": checksums}
+        write_text(self.path, json.dumps(table, indent=1))
+
+
+def _relative(value: Any, root: Path) -> Any:
+    """`value` with every path below `root` written from there on."""
+    if isinstance(value, Mapping):
+        return {k: _relative(v, root) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_relative(v, root) for v in value]
+    prefix = f"{root}/"
+    return HERE + value.removeprefix(prefix) if isinstance(value, str) and value.startswith(prefix) else value
+
+
+def _placed(value: Any, root: Path) -> Any:
+    """`value` with every path that `_relative` wrote, or an earlier release, as one below `root`."""
+    if isinstance(value, Mapping):
+        return {k: _placed(v, root) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_placed(v, root) for v in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith(HERE):
+        return str(root / value.removeprefix(HERE))
+    if not value.startswith("/") or value.startswith(f"{root}/"):
+        return value
+    # an absolute path of an earlier release, and the run has moved: the original, which may still be there, is not read
+    parts = Path(value).parts[1:]
+    ends = [root.joinpath(*parts[start:]) for start in range(len(parts))]
+    return str(next((end for end in ends if end.exists()), ends[max(0, len(ends) - 2)]))
 
 
 NUMERICS = 3

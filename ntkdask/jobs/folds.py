@@ -5,7 +5,6 @@ Every row has one part number, outer·n_inner + inner, dealt once by the seed an
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,9 @@ import numpy as np
 
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.rows import DatasetRows
+from ntkdask.execution.progress import RECORD, Record
 from ntkdask.execution.site import Site
+from ntkdask.files import local_path
 from ntkdask.jobs.training import TrainingJob
 from ntkdask.states import load_state, save_state
 from ntkdask.workflows.split import LEFT_OUT, deal, deal_inner, group_rows, hold_out, keep, state_of
@@ -46,8 +47,8 @@ def outer_folds(job: TrainingJob, plan: Any, site: Site) -> list[Fold]:
 
 def stored_parts(folder: Path) -> np.ndarray:
     """(n,) int16 part of every row of a run's dataset; read by notebooks and checks."""
-    stages = json.loads((folder / "record.json").read_text(encoding="utf-8"))["stages"]
-    return load_state(stages["split"])[0]["part"]
+    record = Record.read(local_path(folder) / RECORD)
+    return load_state(record.stages["split"])[0]["part"]
 
 
 def _deal(job: TrainingJob, plan: Any, site: Site) -> str:

@@ -9,6 +9,7 @@ folder/metrics.json
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ntkdask.files import exclusive, local_path, remove, require_disk, sweep, wr
 from ntkdask.jobs.folds import Fold, outer_folds
 from ntkdask.jobs.metrics import Recorder, Sizes, run_metrics
 from ntkdask.jobs.training import TrainingJob
-from ntkdask.planning.resources import Resources, RidgePlan, require_memory
+from ntkdask.planning.resources import Costs, Resources, RidgePlan, require_memory
 from ntkdask.store import TileStore
 from ntkdask.workflows.model import RidgeFit
 from ntkdask.workflows.predict import evaluate, predict
@@ -79,13 +80,13 @@ def run_job(
         sweep(folder)
         site = Site(folder, client, recorder, Record.open(folder, job.fingerprint()))
         sizes = _sizes(job, resources, site)
-        require_memory(sizes.costs, resources)
-        require_disk(folder, sizes.costs.disk_bytes, "the run", "choose another --folder, or use fewer n_components")
         folds = outer_folds(job, sizes.plan, site)
         rows = [_run_fold(job, i, fold, sizes.plan, site) for i, fold in enumerate(folds)]
         recorder.run_peak = peak.bytes
         metrics = run_metrics(job, rows, sizes, recorder, resolved)
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
+        # in the file, models are named from the folder on: it may be moved
+        kept = {**metrics, "folds": [{**f, "model": os.path.relpath(f["model"], folder)} for f in metrics["folds"]]}
+        write_text(folder / "metrics.json", json.dumps(kept, indent=1))
     return metrics
 
 
@@ -93,11 +94,19 @@ def _sizes(job: TrainingJob, resources: Resources, site: Site) -> Sizes:
     """The sizes and threads that the first run planned: they decide the bits, whatever cluster resumes it."""
     request, recipe = job.request(), job.recipe
 
+    def require(plan: RidgePlan) -> Costs:
+        costs = recipe.costs(request, plan)
+        require_memory(costs, resources)
+        require_disk(site.home, costs.disk_bytes, "the run", "choose another --folder, or use fewer n_components")
+        return costs
+
     def planned() -> dict[str, Any]:
-        return recipe.plan(request, recipe.measured(request, resources, site)).to_json()
+        plan = recipe.plan(request, recipe.measured(request, resources, site))
+        require(plan)  # before it is recorded: what the error advises is another job
+        return plan.to_json()
 
     plan = recipe.stored_plan(site.once("plan", planned))
-    return Sizes(plan, recipe.costs(request, plan), resources)
+    return Sizes(plan, require(plan), resources)
 
 
 def _run_fold(job: TrainingJob, index: int, fold: Fold, plan: RidgePlan, site: Site) -> dict[str, Any]:

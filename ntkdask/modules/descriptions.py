@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ntkdask.errors import InputError
+from ntkdask.errors import DataError, InputError
 from ntkdask.modules.optional import require_torch
 from ntkdask.modules.state.weight_files import file_digest, require_digest
 from ntkdask.networks import Network, convolutional, fully_connected
@@ -27,11 +27,12 @@ class _Weighted:
     """A description with a file of weights: its configuration holds the path of the file and the digest of its content."""
 
     weights: str | None
+    weights_digest: str | None
 
     def to_config(self) -> dict[str, Any]:
         """The configuration for fingerprints and saved models; DataError where the file of weights cannot be read."""
         arguments = {f.name: to_config(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
-        digest = None if self.weights is None else file_digest(self.weights)
+        digest = self.weights_digest if self.weights is None else file_digest(self.weights)
         return {"type": type(self).__name__, **arguments, "weights_digest": digest}
 
 
@@ -260,6 +261,10 @@ def convnet8(width: int, n_outputs: int = 10, row_shape: tuple[int, ...] = CIFAR
 def _built(description: FiniteNetwork | ResNet18 | WideResNet, make: Callable[[], nn.Module]) -> nn.Module:
     """The module that `make` gives, with the weights of the description's file where it has one."""
     require_torch(type(description).__name__)
+    if description.weights is None and description.weights_digest is not None:
+        raise DataError(
+            f"the file of weights {description.weights_digest} of {type(description).__name__} is not known: give its path as weights."
+        )
     module = make()
     if description.weights is not None:
         from ntkdask.modules.state.weights import load_weights

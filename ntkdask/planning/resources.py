@@ -5,11 +5,12 @@ Pure numbers. Every workflow makes its plan from resources, and checks its costs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from ntkdask.arrays import host_cores
-from ntkdask.errors import MemoryBudgetError
+from ntkdask.errors import MemoryBudgetError, StoreError
 from ntkdask.planning.pace import Pace, RowPace
 from ntkdask.planning.tiles import slab_rows
 from ntkdask.wording import format_bytes
@@ -105,6 +106,21 @@ class RidgePlan:
             solve_threads=resources.solve_threads,
             device=resources.device_bytes > 0,
         )
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> Self:
+        """The sizes from the table that a record holds; StoreError where they are none, as an edited one may."""
+        sizes = {k: v for k, v in table.items() if k.endswith(("_rows", "_tile", "threads"))}
+        wrong = [f"{k} is {v!r}" for k, v in sizes.items() if isinstance(v, bool) or not isinstance(v, int) or v < 1]
+        try:
+            plan = cls(**table)
+        except TypeError as error:
+            wrong.append(str(error).removeprefix(f"{cls.__name__}."))
+        if wrong:
+            raise StoreError(
+                f"the plan in record.json is damaged: {', '.join(wrong)}. Start the run again with --overwrite (overwrite=True)."
+            )
+        return plan
 
     def to_json(self) -> dict[str, Any]:
         """The sizes as a table for JSON."""

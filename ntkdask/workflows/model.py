@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ from ntkdask.arrays import Array, is_device_array, namespace, to_device
 from ntkdask.cache import shared
 from ntkdask.datasets import Dataset, open_dataset
 from ntkdask.datasets.rows import Rows
+from ntkdask.errors import DamagedTileError
 from ntkdask.features.base import FeatureMap
 from ntkdask.features.fitting import from_state, to_state
+from ntkdask.files import local_path
 from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.solvers.gram import widened
-from ntkdask.states import load_state, save_state
+from ntkdask.states import load_places, load_state, save_state
 from ntkdask.workflows.ship import know_states, module_states, shipped
 from ntkdask.workflows.stream import ROWWISE, FeatureStream
+from ntkdask.workflows.weight_files import described_in, located
 
 POINTS_BYTES = 64 * 2**20
 """Training rows of a kernel model, in bytes, that a process keeps between batches; more are read again for every batch."""
@@ -80,8 +85,10 @@ class RidgeModel:
         arrays = {"weights": self.weights, "intercept": self.intercept, **{f"map.{k}": v for k, v in learned.items()}}
         about = {"centre": self.centre, "offset": self.offset}
         arrays |= {name: array for name, array in about.items() if array is not None}
-        attributes = {"map": described, "alpha": self.alpha, "n_classes": self.n_classes}
-        return _save(root, self.preprocessor, arrays, attributes, feature_map)
+        config, places = described_in(described, root)
+        attributes = {"map": config, "alpha": self.alpha, "n_classes": self.n_classes}
+        places |= module_states(feature_map, root)
+        return _save(root, self.preprocessor, arrays, attributes, places)
 
     @classmethod
     def load(cls, url: str) -> RidgeModel:
@@ -143,18 +150,21 @@ class KernelRidgeModel:
     def save(self, root: Path | str, client: Any = None) -> str:
         """Store the model as a state in the folder `root`; returns its url.
 
-        Points that are a dataset are not copied. client: the cluster whose workers will load the model; the weights of a torch module
-        in the kernel are sent to them.
+        Points that are a dataset are not copied: the model names them by their digest, and where they lie from `root` on. client: the
+        cluster whose workers will load the model; the weights of a torch module in the kernel are sent to them.
         """
         kernel = shipped(self.kernel, root, client)
         arrays = {"coefficients": self.coefficients, "intercept": self.intercept}
-        attributes = {"kernel": registry.to_config(kernel), "alpha": self.alpha, "n_classes": self.n_classes}
+        config, places = described_in(registry.to_config(kernel), root)
+        attributes = {"kernel": config, "alpha": self.alpha, "n_classes": self.n_classes}
         attributes["block_rows"] = self.block_rows
+        places |= module_states(kernel, root)
         if isinstance(self.points, Dataset):
-            attributes["points"] = self.points.url
+            attributes["points"] = self.points.digest
+            places[self.points.digest] = os.path.relpath(self.points.url, local_path(root))
         else:
             arrays["points"] = self.points
-        return _save(root, self.preprocessor, arrays, attributes, kernel)
+        return _save(root, self.preprocessor, arrays, attributes, places)
 
     def _points(self, start: int, stop: int) -> np.ndarray:
         points = self.points
@@ -173,14 +183,15 @@ def load_model(url: str) -> Model:
 
     def load() -> Model:
         arrays, a = load_state(url)
-        know_states(a.get("modules", {}), Path(url).parent)
+        places = load_places(url)
+        know_states({**a.get("modules", {}), **places}, Path(url).parent)
         states = {k.removeprefix("preprocess."): v for k, v in arrays.items() if k.startswith("preprocess.")}
         preprocessor = FittedPreprocessor.from_state(states, a["preprocessor"])
         if "kernel" in a:
-            points = open_dataset(a["points"]) if "points" in a else arrays["points"]
+            points = _points(url, a["points"], places) if "points" in a else arrays["points"]
             return KernelRidgeModel(
                 preprocessor,
-                registry.from_config(a["kernel"], "kernel"),
+                registry.from_config(located(a["kernel"], places), "kernel"),
                 points,
                 arrays["coefficients"],
                 arrays["intercept"],
@@ -189,7 +200,7 @@ def load_model(url: str) -> Model:
                 a["block_rows"],
             )
         learned = {k.removeprefix("map."): v for k, v in arrays.items() if k.startswith("map.")}
-        feature_map: Any = from_state(learned, a["map"])
+        feature_map: Any = from_state(learned, located(a["map"], places))
         about = (arrays.get("centre"), arrays.get("offset"))
         fitted = (arrays["weights"], arrays["intercept"], a["alpha"], a["n_classes"])
         return RidgeModel(preprocessor, feature_map, *fitted, *about)
@@ -197,19 +208,31 @@ def load_model(url: str) -> Model:
     return shared.get(("model", url), load)
 
 
+def _points(url: str, named: str, places: Mapping[str, str]) -> Dataset:
+    """The training rows of the kernel model at `url`, which its state names by their digest; DamagedTileError for others.
+
+    An earlier release named them by their path, and they may have moved with the run.
+    """
+    beside = Path(url).parent.with_name("points")
+    points = open_dataset(places.get(named) or (beside if beside.exists() else named))
+    if named in places and points.digest != named:
+        raise DamagedTileError(
+            f"{points.url} holds other rows than the model {url} was fitted to. `ntkdask verify --repair RUN` removes them, the next "
+            "run gathers them again."
+        )
+    return points
+
+
 def _save(
     root: Path | str,
     preprocessor: FittedPreprocessor,
     arrays: dict[str, np.ndarray],
     attributes: dict[str, Any],
-    thing: Any,
+    places: dict[str, str],
 ) -> str:
     states, described = preprocessor.to_state()
-    modules = module_states(thing, root)
-    if modules:
-        attributes["modules"] = modules
     named = {f"preprocess.{name}": a for name, a in states.items()}
-    return save_state(root, named | arrays, {"preprocessor": described, **attributes})
+    return save_state(root, named | arrays, {"preprocessor": described, **attributes}, places)
 
 
 @dataclass(frozen=True)

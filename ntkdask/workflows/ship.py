@@ -22,6 +22,7 @@ import cloudpickle
 
 from ntkdask.errors import ClusterError, InputError
 from ntkdask.features.fitting import FittedMap
+from ntkdask.files import local_path
 from ntkdask.modules.state import shipping
 from ntkdask.modules.state.shipping import StoredModule
 from ntkdask.states import load_state, save_state
@@ -46,7 +47,7 @@ def shipped(thing: T, folder: Path | str, client: Any = None) -> T:
     The weights are stored under `folder`, once; the skeletons are told to this process and the client's workers. Raises InputError,
     naming the classes, when a worker cannot import those of a module, before anything is stored.
     """
-    return _mapped(thing, lambda module: _stored(module, Path(folder), client))
+    return _mapped(thing, lambda module: _stored(module, local_path(folder), client))
 
 
 def located_map(feature_map: Any, folder: Path | str, client: Any) -> Any:
@@ -118,7 +119,8 @@ def _stored(module: Any, folder: Path, client: Any) -> StoredModule:
         source = partial(shipping.weights_of, module)
     if client is not None:
         _require_importable(client, stored, skeleton)
-    if not isinstance(source, _StateArrays) or not os.path.exists(source.url):
+    # in the folder itself, whatever other folder has them: that one may be moved or deleted
+    if not (isinstance(source, _StateArrays) and Path(source.url).parent == folder and os.path.exists(source.url)):
         source = _StateArrays(save_state(folder, source(), {"torch_module": stored.class_name}))
     shipping.register_module(stored, skeleton, source)
     if client is not None:

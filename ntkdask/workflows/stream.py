@@ -18,7 +18,8 @@ from ntkdask.features.fitting import from_state, to_state
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.preprocessing.rows import name_rows
 from ntkdask.preprocessing.targets import encode_targets
-from ntkdask.states import load_state, save_state
+from ntkdask.states import load_places, load_state, save_state
+from ntkdask.workflows.weight_files import described_in, located
 
 
 class Featured(NamedTuple):
@@ -150,7 +151,8 @@ def store_preprocessor(root: Any, fitted: FittedPreprocessor) -> str:
 def store_map(root: Any, feature_map: FeatureMap) -> str:
     """Store a map, fitted or not, as a state in the folder `root`; returns its url."""
     arrays, described = to_state(feature_map)
-    return save_state(root, arrays, {"map": described})
+    config, places = described_in(described, root)
+    return save_state(root, arrays, {"map": config}, places)
 
 
 def load_map(url: str) -> FeatureMap:
@@ -158,7 +160,7 @@ def load_map(url: str) -> FeatureMap:
 
     def load() -> FeatureMap:
         arrays, attributes = load_state(url)
-        return from_state(arrays, attributes["map"])
+        return from_state(arrays, located(attributes["map"], load_places(url)))
 
     return shared.get(("map", url), load)
 

@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_limits
 from ntkdask import threads, write_dataset
 from ntkdask.arrays import host_cores
 from ntkdask.datasets.rows import MemoryRows
-from ntkdask.errors import FingerprintError
-from ntkdask.estimators import FeatureTransformer, RidgeClassifier, RidgeRegressor
+from ntkdask.errors import FingerprintError, MemoryBudgetError
+from ntkdask.estimators import FeatureTransformer, RidgeClassifier, RidgeRegressor, base
 from ntkdask.features import ArcCosineFeatures, NTKRandomFeatures
 from ntkdask.networks import fully_connected
 from ntkdask.preprocessing.targets import encode_targets
@@ -248,6 +248,18 @@ def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch):
     assert "solve" in json.loads((tmp_path / "record.json").read_text())["stages"]
     expected = RidgeRegressor(MAP, ALPHAS, selection="kfold").fit(X, Y)
     np.testing.assert_allclose(estimator.predict(X), expected.predict(X), rtol=1e-12)
+
+
+def test_a_refused_plan_is_not_recorded(tmp_path, monkeypatch):
+    """What the error advises is another fit in the same folder."""
+    monkeypatch.setattr(
+        base, "require_memory", lambda costs, found: (_ for _ in ()).throw(MemoryBudgetError("too much"))
+    )
+    with pytest.raises(MemoryBudgetError):
+        RidgeRegressor(MAP, ALPHAS, url=tmp_path).fit(X, Y)
+    assert not (tmp_path / "record.json").exists()
+    monkeypatch.undo()
+    RidgeRegressor(MAP.replace(n_components=16), ALPHAS, url=tmp_path).fit(X, Y)
 
 
 def test_dask_arrays_with_a_url_are_written_once_each(tmp_path):

@@ -2,21 +2,25 @@
 
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from empirical_examples import classes
 
 torch = pytest.importorskip("torch")
-from job_examples import ONE_THREAD, stored  # noqa: E402
+from job_examples import ONE_THREAD, Counter, flip_bit, stored  # noqa: E402
 
 import ntkdask as nd  # noqa: E402
-from ntkdask.errors import FingerprintError, JobError  # noqa: E402
+from ntkdask.errors import DataError, FingerprintError, JobError  # noqa: E402
+from ntkdask.jobs.inspect import verify  # noqa: E402
 from ntkdask.jobs.run import run_job  # noqa: E402
 from ntkdask.jobs.spec import load_job, to_training_job  # noqa: E402
 from ntkdask.kernels.empirical import PseudoNTK  # noqa: E402
 from ntkdask.modules import ResNet18  # noqa: E402
 from ntkdask.modules.state.weights import save_weights  # noqa: E402
+from ntkdask.workflows.model import load_model  # noqa: E402
 
 JOB = """
 name = "pntk"
@@ -119,3 +123,30 @@ def test_a_job_gives_its_network_to_the_module(tmp_path):
     kernel = load_job(path).kernel
     assert kernel.module.network == nd.convolutional(2)
     assert kernel.module.row_shape == (8, 8, 3)
+
+
+def test_weights_move_with_the_run(tmp_path):
+    """A run keeps a copy of the file of weights, by its digest: neither its fingerprint nor its model holds a path."""
+    save_weights(ResNet18(width=2, n_outputs=3, seed=5).build(), tmp_path / "w.safetensors")
+    job = load_job(write_job(tmp_path, weights="../w.safetensors"))
+    metrics = run_job(to_training_job(job), tmp_path / "runs" / "a", resources=ONE_THREAD)
+    (tmp_path / "runs").rename(tmp_path / "archive")
+    (tmp_path / "w.safetensors").rename(tmp_path / "v.safetensors")
+    place = tmp_path / "archive" / "a"
+    model = place / Path(metrics["folds"][0]["model"]).relative_to(tmp_path / "runs" / "a")
+    x = np.random.default_rng(1).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    found = load_model(str(model)).kernel
+    assert Path(found.module.weights).is_relative_to(place)
+    np.testing.assert_array_equal(found(x), PseudoNTK(ResNet18(width=2, n_outputs=3, seed=5))(x))
+    listener = Counter()
+    renamed = load_job(write_job(tmp_path, weights="../v.safetensors"))
+    again = run_job(to_training_job(renamed), place, resources=ONE_THREAD, listener=listener)
+    assert not listener.labels
+    assert again["test"] == metrics["test"]
+    for path in place.rglob("*.json"):
+        if path.name != "metrics.json":
+            assert "w.safetensors" not in path.read_text()
+    flip_bit(next(place.rglob("state/*.safetensors")))
+    assert [str(d).endswith("other weights") for d in verify(place)] == [True]
+    with pytest.raises(DataError, match="is not known: give its path"):
+        replace(found.module, weights=None).build()

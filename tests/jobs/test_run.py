@@ -1,17 +1,30 @@
 """Whole runs: what they write, that test rows never enter, that any cluster and any kill give the same model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from job_examples import Counter, Killed, class_data, feature_map, naive_ridge, regression_data, ridge_job, run, stored
+from job_examples import (
+    ONE_THREAD,
+    Counter,
+    Killed,
+    class_data,
+    feature_map,
+    naive_ridge,
+    regression_data,
+    ridge_job,
+    run,
+    stored,
+)
 
 from ntkdask import files
-from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, JobError, StoreError
+from ntkdask.errors import DiskSpaceError, FingerprintError, InputError, JobError, MemoryBudgetError, StoreError
 from ntkdask.files import exclusive
 from ntkdask.jobs.data import open_job_data
 from ntkdask.jobs.folds import stored_parts
+from ntkdask.jobs.run import run_job
 from ntkdask.jobs.training import SplitRule
 from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import fit_in_memory, parse_steps
@@ -272,7 +285,16 @@ def test_a_full_disk_is_refused_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "free_bytes", lambda folder: 1000)
     with pytest.raises(DiskSpaceError, match="where 1,000 B are free"):
         run(ridge_job(stored(tmp_path, *class_data())), tmp_path / "run")
-    assert not (tmp_path / "run" / "fold-0").exists()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_refused_plan_is_not_recorded(tmp_path):
+    """What the error advises is another job: the folder is as free as it was."""
+    data, small = stored(tmp_path, *class_data()), replace(ONE_THREAD, memory_bytes=2**20)
+    with pytest.raises(MemoryBudgetError, match="n_components"):
+        run_job(ridge_job(data, features=feature_map(64)), tmp_path / "run", resources=small)
+    assert not (tmp_path / "run" / "record.json").exists()
+    run(ridge_job(data, features=feature_map(32)), tmp_path / "run")
 
 
 def test_data_that_do_not_go_together(tmp_path):

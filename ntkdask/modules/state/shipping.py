@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkdask.errors import InputError
+from ntkdask.errors import DataError, InputError
 from ntkdask.modules.optional import require_torch
 from ntkdask.modules.state.structure import HOOKS, dotted, recorded_name, structure_of
 from ntkdask.registry import describe_by, register
@@ -56,10 +56,19 @@ class StoredModule:
     weights: str
 
     def build(self) -> torch.nn.Module:
-        """The module, on the host; a new one each time (`modules.build` keeps one). InputError where a digest is not known here."""
+        """The module, on the host; a new one each time (`modules.build` keeps one).
+
+        InputError where a digest is not known here, DataError where other weights lie where those of the digest were.
+        """
         require_torch(self.class_name)
         skeleton, source = _modules.get(self)
-        return filled(skeleton, source())
+        module = filled(skeleton, source())
+        if _weights_digest(module) != self.weights:
+            raise DataError(
+                f"the weights that are stored for {self.class_name} are not those of digest {self.weights}. Fit or compute again what "
+                "they belong to, at another url."
+            )
+        return module
 
 
 class _KnownModules:
@@ -78,7 +87,7 @@ class _KnownModules:
 
     def add_source(self, weights: str, source: Callable[[], Arrays]) -> None:
         with self._lock:
-            self._sources.setdefault(weights, source)
+            self._sources[weights] = source
 
     def get(self, stored: StoredModule) -> tuple[Any, Callable[[], Arrays]]:
         with self._lock:
@@ -141,7 +150,7 @@ def register_module(stored: StoredModule, skeleton: Any, source: Callable[[], Ar
 
 
 def register_weights(weights: str, source: Callable[[], Arrays]) -> None:
-    """Let this process know the function that reads the weights of a digest, unless it knows one."""
+    """Let this process know the function that reads the weights of a digest, in the place of one that it knows."""
     _modules.add_source(weights, source)
 
 

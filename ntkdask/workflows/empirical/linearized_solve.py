@@ -95,7 +95,7 @@ def _solved(
     options = _options(alpha, solver)
     sizes = _plan(matrix, right.shape[1], options, plan, resources or site.resources())
     labels = save_state(site.states, {"targets": right}, {"bounds": [0, len(right)]})
-    record = Record.open(site.home / "linearized", {"matrix": matrix.token})
+    record = Record.open(site.home / "linearized", {"matrix": matrix.token}, site.home).begin()
     name = f"{registry.digest([content_digest(right), solver, alpha])} "
     part = replace(site, record=record, name=name, threads=sizes.threads)
 

@@ -1,6 +1,6 @@
 """The finished cells of a sweep: a JSON file for each, with what was asked for and what was measured, and one table of all.
 
-folder/cells/<cell>.json    {"asked": everything that decides the cell, "found": its measures}
+folder/cells/<cell>.json    {"asked": everything that decides the cell, "found": its measures, "checksum": of both}
 folder/table.csv            all cells as flat rows
 """
 
@@ -75,7 +75,7 @@ def is_done(folder: Path, cell: Cell, asked: Mapping[str, Any]) -> bool:
     path = _path(folder, cell)
     if not path.exists():
         return False
-    lines = registry.differences(_read(path)["asked"], json.loads(json.dumps(asked)))
+    lines = registry.differences(*(registry.identity(a) for a in (_read(path)["asked"], json.loads(json.dumps(asked)))))
     if lines:
         raise FingerprintError(
             f"{path} is a cell of another sweep:\n  "
@@ -87,7 +87,8 @@ def is_done(folder: Path, cell: Cell, asked: Mapping[str, Any]) -> bool:
 
 def write_cell(folder: Path, cell: Cell, asked: Mapping[str, Any], measures: Mapping[str, Any]) -> None:
     """Write a finished cell, whole."""
-    text = json.dumps({"asked": asked, "found": _plain(measures)}, indent=1, allow_nan=False)
+    table = json.loads(json.dumps({"asked": asked, "found": _plain(measures)}, allow_nan=False))
+    text = json.dumps({**table, "checksum": registry.digest(table)}, indent=1)
     write_text(_path(folder, cell), text)
 
 
@@ -101,7 +102,10 @@ def _read(path: Path) -> dict[str, Any]:
         cell = json.loads(path.read_text(encoding="utf-8"))
         if not set(KEYS) <= set(cell["asked"]) or not isinstance(cell["found"], dict):
             raise ValueError("it says nothing of a cell")
-    except (ValueError, KeyError, TypeError) as error:
+        # an earlier release wrote no checksum
+        if cell.pop("checksum", None) not in (None, registry.digest(cell)):
+            raise ValueError("it changed since it was written")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({error}). Delete it; the sweep computes it again.") from error
     return cell
 

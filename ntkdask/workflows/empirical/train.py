@@ -135,7 +135,7 @@ def train(
         if overwrite:
             for path in (path for pattern in OWN for path in site.home.glob(pattern)):
                 remove(path)
-        Record.open(site.home, fingerprint)
+        Record.open(site.home, fingerprint).begin()
         test_examples = None if test is None else training.prepared(*test)
         run = _Run(training, test_examples, resume_every, site)
         run.go()
@@ -182,11 +182,12 @@ class _Run:
         try:
             state, metadata = load_tensors(path)
             progress = json.loads(metadata[PROGRESS])
-        except (DataError, KeyError) as error:
+            epoch, learning_rate, lines = (progress[key] for key in ("epoch", "learning_rate", "metrics"))
+        except (DataError, KeyError, ValueError, TypeError) as error:
             raise StoreError(
                 f"{path}, from which this training would go on, is damaged. Give overwrite=True to start again."
             ) from error
-        self.epoch, self.learning_rate, self.lines = progress["epoch"], progress["learning_rate"], progress["metrics"]
+        self.epoch, self.learning_rate, self.lines = epoch, learning_rate, lines
         self.training.restore(state, self.learning_rate)
         self._write_metrics()
         return True

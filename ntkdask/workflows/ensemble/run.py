@@ -102,7 +102,7 @@ class EnsembleRun:
             fitted, unlearned = self._fit(y)
             return EnsemblePrediction(self.training.times, *self._in_memory(fitted), fitted.reg, unlearned, None)
         with exclusive(self.site.folder):
-            run = replace(self, site=replace(self.site, record=Record.open(self.site.folder, identity)))
+            run = replace(self, site=replace(self.site, record=Record.open(self.site.folder, identity).begin()))
             fitted, unlearned = run._fit(y)
             times = [repr(t) for t in self.training.times]
             asked = {**asdict(self.training), "times": times, "tested": test_identity}

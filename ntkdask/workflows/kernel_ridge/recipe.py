@@ -55,7 +55,7 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
 
     def stored_plan(self, table: Mapping[str, Any]) -> KernelRidgePlan:
         """The plan from the table that a run's record holds."""
-        return KernelRidgePlan(**table)
+        return KernelRidgePlan.from_json(table)
 
     def costs(self, request: FitRequest, plan: KernelRidgePlan) -> Costs:
         """Memory of every task, flops, tasks and disk of a run under a plan."""

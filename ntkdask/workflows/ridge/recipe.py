@@ -50,7 +50,7 @@ class RidgeRecipe(Recipe[RidgePlan]):
 
     def stored_plan(self, table: Mapping[str, Any]) -> RidgePlan:
         """The plan from the table that a run's record holds."""
-        return RidgePlan(**table)
+        return RidgePlan.from_json(table)
 
     def costs(self, request: FitRequest, plan: RidgePlan) -> Costs:
         """Memory of every task, flops, tasks and disk of a run under a plan."""

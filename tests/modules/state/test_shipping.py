@@ -16,6 +16,7 @@ from torch import nn  # noqa: E402
 from ntkdask import registry, threads  # noqa: E402
 from ntkdask.errors import DataError, InputError  # noqa: E402
 from ntkdask.features import Nystrom  # noqa: E402
+from ntkdask.files import remove  # noqa: E402
 from ntkdask.kernels import NTK, RBF, FlipAveraged, PseudoNTK  # noqa: E402
 from ntkdask.modules import ResNet18, torch_threads  # noqa: E402
 from ntkdask.modules.state import shipping  # noqa: E402
@@ -315,6 +316,21 @@ def test_states_are_found_from_a_saved_model(tmp_path):
     stored = shipping.described(module)
     know_states({stored.weights: url.rpartition("/")[2]}, tmp_path / "state")
     assert torch.equal(stored.build().inner.weight, module.inner.weight)
+
+
+def test_weights_lie_in_the_folder_that_names_them(tmp_path):
+    """Whatever other folder has them, which may be moved or deleted; other weights in their place are refused."""
+    module = seeded(partial(Scaled, 23.0), seed=4)
+    stored = shipped(module, tmp_path / "one")
+    assert shipped(stored, tmp_path / "two") is stored
+    (place,) = module_states(stored, tmp_path / "two").values()
+    assert (tmp_path / "two" / place / "zarr.json").exists()
+    remove(tmp_path / "one")
+    assert torch.equal(stored.build().inner.weight, module.inner.weight)
+    other = save_state(tmp_path / "two", shipping.weights_of(seeded(partial(Scaled, 23.0), seed=5)))
+    know_states({stored.weights: other.rpartition("/")[2]}, tmp_path / "two")
+    with pytest.raises(DataError, match="are not those of digest"):
+        stored.build()
 
 
 def test_what_holds_no_module_passes_unchanged(tmp_path):

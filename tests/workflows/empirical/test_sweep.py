@@ -153,7 +153,16 @@ def test_cells_of_another_sweep_are_refused(finished, tmp_path):
         with pytest.raises(FingerprintError, match=key):
             run_pntk_sweep(PntkSweep(**({**vars(start)} | changes)), other, tmp_path)
     (path,) = (tmp_path / "cells").glob("*.json")
-    for damaged in (path.read_bytes()[:100], b"{}", b"[1]", b"\xff\xfe", b'{"asked": {"width": 2}, "found": {}}'):
+    edited = path.read_bytes().replace(b'"alpha": 0.0', b'"alpha": 0.5')
+    assert edited != path.read_bytes()
+    for damaged in (
+        edited,
+        path.read_bytes()[:100],
+        b"{}",
+        b"[1]",
+        b"\xff\xfe",
+        b'{"asked": {"width": 2}, "found": {}}',
+    ):
         path.write_bytes(damaged)
         with pytest.raises(StoreError, match="is damaged"):
             run_pntk_sweep(start, data(), tmp_path)
