@@ -170,7 +170,7 @@ def _factor_in_place(matrix: Array, alpha: float, given: np.dtype) -> None:
     else:
         # its transpose's upper triangle is the row-major lower one; the other is left alone
         failed = lapack.potrf(matrix.T, lower=False)
-        lost = failed or not (np.diagonal(matrix) ** 2 > floor * (before + alpha)).all()
+        lost = failed > 0 or not (np.diagonal(matrix) ** 2 > floor * (before + alpha)).all()
     if lost:
         _set_diagonal(matrix, before)
         raise _failure(matrix, alpha, max(float(np.finfo(d).eps) for d in (matrix.dtype, given)))
