@@ -38,7 +38,23 @@ def gemm(alpha: float, a: np.ndarray, b: np.ndarray, c: np.ndarray, *, trans_a: 
 
 
 def syrk(alpha: float, a: np.ndarray, beta: float, c: np.ndarray, *, lower: bool = True, trans: bool = False) -> None:
-    """One triangle of C ← βC + α·AAᵀ in place, AᵀA when `trans`; the other triangle is left alone. c (n, n)."""
+    """One triangle of C ← βC + α·AAᵀ in place; the other triangle is left alone.
+
+    Parameters
+    ----------
+    alpha : float
+        α.
+    a : array (n, k), or (k, n) when `trans`
+        A.
+    beta : float
+        β; 0: what C held does not matter.
+    c : array (n, n)
+        C.
+    lower : bool
+        Which triangle.
+    trans : bool
+        AᵀA in place of AAᵀ.
+    """
     dtype, n = _in_place(c), c.shape[0]
     a = _read(a, dtype)
     _require(c.shape == (n, n) and a.shape[int(trans)] == n, "syrk", a, c)

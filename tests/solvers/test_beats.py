@@ -11,7 +11,6 @@ from ntkdask.solvers import cholesky, dense, gradient_flow
 from ntkdask.solvers.dual_cholesky import DualCholesky
 from ntkdask.solvers.gram import GramSums
 from ntkdask.solvers.ridge import Centred, EighRidge, solve_cholesky
-from ntkdask.solvers.tridiagonal import TridiagonalRidge
 
 SIZES = (300, 600, 1200, 2400)
 
@@ -46,7 +45,6 @@ def scores(n):
 
 SOLVERS = {
     "ridge, eigh": with_sums(EighRidge.factorise),
-    "ridge, tridiagonal": with_sums(TridiagonalRidge.factorise),
     "ridge, cholesky": with_sums(lambda c: solve_cholesky(c, 0.1)),
     "kernel ridge, cholesky": with_kernel(lambda k, y: DualCholesky.factorise(k, y, 0.1, overwrite=True)),
     "kernel ridge, scores": scores,
