@@ -62,6 +62,15 @@ def syrk(alpha: float, a: np.ndarray, beta: float, c: np.ndarray, *, lower: bool
     _blas("syrk", dtype, _side(lower), _flag(trans), *sizes, float(alpha), a, _leading(a), float(beta), c, _leading(c))
 
 
+def symv(a: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A·x (n,) for a symmetric matrix given by its lower triangle."""
+    dtype, n = _square(a)
+    x, out = np.array(x, dtype), np.zeros(n, dtype)
+    _require(x.shape == (n,), "symv", a, x)
+    _blas("symv", dtype, "L", n, 1.0, a, _leading(a), x, 1, 0.0, out, 1)
+    return out
+
+
 def trsm(a: np.ndarray, b: np.ndarray, *, right: bool = False, lower: bool = True, trans: bool = False) -> None:
     """B ← A⁻¹B in place, BA⁻¹ when `right`, with Aᵀ for A when `trans`; A is triangular and its other triangle is not read."""
     dtype, (m, n) = _in_place(b), b.shape
@@ -171,11 +180,19 @@ def sterf(diagonal: np.ndarray, off_diagonal: np.ndarray) -> np.ndarray:
     return values
 
 
-def stevd(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(values ascending (n,), vectors (n, n) in columns) of a symmetric tridiagonal matrix; both arrays are kept."""
-    values, rest = _tridiagonal(diagonal, off_diagonal)
-    vectors = np.empty((len(values),) * 2, values.dtype, order="F")
-    _with_workspace("stevd", values.dtype, "V", len(values), values, rest, vectors, _leading(vectors))
+def stemr(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(values ascending (n,), vectors (n, n) in columns) of a symmetric tridiagonal matrix; both arrays are kept.
+
+    By relatively robust representations: without a second n² beside the vectors.
+    """
+    pivots, rest = _tridiagonal(diagonal, off_diagonal)
+    n, dtype = len(pivots), pivots.dtype
+    rest = np.append(rest, dtype.type(0))  # the last entry is workspace
+    values, vectors = np.empty(n, dtype), np.empty((n, n), dtype, order="F")
+    found, support, high_accuracy = _integers(1), _integers(2 * n), 1
+    ranges = (0.0, 0.0, 0, 0)  # of values and of indices, which "all" does not read
+    target = (found, values, vectors, _leading(vectors), n, support, high_accuracy)
+    _with_workspace("stemr", dtype, "V", "A", n, pivots, rest, *ranges, *target)
     return values, vectors
 
 

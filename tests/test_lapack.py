@@ -73,6 +73,12 @@ def test_syrk_adds_a_square_to_one_triangle(rng, dtype, lower, trans):
 
 
 @DTYPES
+def test_symv_reads_the_lower_triangle(rng, dtype):
+    a, x = definite(rng, 6, dtype), rng.standard_normal(6)
+    close(lapack.symv(only(a, True), x), a.astype(float) @ x, dtype)
+
+
+@DTYPES
 @BOTH
 @pytest.mark.parametrize("trans", [False, True])
 @pytest.mark.parametrize("right", [False, True], ids=["left", "right"])
@@ -182,7 +188,7 @@ def test_tridiagonal_matrices(rng, dtype, n):
     d, e = (3 + rng.random(n)).astype(dtype), rng.random(n - 1).astype(dtype)
     kept, b, full = (d.copy(), e.copy()), rng.standard_normal((n, 2)).astype(dtype), tridiagonal(d, e).astype(float)
     close(lapack.sterf(d, e), np.linalg.eigvalsh(full), dtype)
-    values, vectors = lapack.stevd(d, e)
+    values, vectors = lapack.stemr(d, e)
     close(vectors.astype(float) * values @ vectors.T, full, dtype)
     close(lapack.ptsv(d, e, b), np.linalg.solve(full, b), dtype)
     assert np.array_equal(d, kept[0])
@@ -229,6 +235,7 @@ def test_shapes_that_do_not_fit_are_refused(rng):
         lambda: lapack.gemm(1.0, a, b, np.zeros((4, 2), order="F")),
         lambda: lapack.syrk(1.0, b, 0.0, np.zeros((2, 2), order="F")),
         lambda: lapack.trsm(a, b),
+        lambda: lapack.symv(a, np.ones(3)),
         lambda: lapack.trsm(a, b, right=True),
         lambda: lapack.potrs(a, b),
         lambda: lapack.eigvalsh(a, definite(rng, 3)),
@@ -256,6 +263,7 @@ def test_every_routine_has_the_arguments_that_it_is_called_with(monkeypatch, rng
     lapack.gemm(1.0, a, a, a.copy(order="F"))
     lapack.syrk(1.0, a, 1.0, a.copy(order="F"))
     lapack.trsm(a, a.copy(order="F"))
+    lapack.symv(a, d)
     lapack.cholesky_solve(a, a)
     lapack.potri(a.copy(order="F"))
     lapack.pstrf(a.copy(order="F"), 0.0)
@@ -265,9 +273,9 @@ def test_every_routine_has_the_arguments_that_it_is_called_with(monkeypatch, rng
     reduced = a.copy(order="F")
     lapack.ormqr(reduced[1:, :-1], lapack.sytrd(reduced)[2], np.eye(2, order="F"), trans=True)
     lapack.sterf(d, d[1:])
-    lapack.stevd(d, d[1:])
+    lapack.stemr(d, d[1:])
     lapack.ptsv(2 * d, 0.1 * d[1:], a)
-    assert len(calls) == 15
+    assert len(calls) == 16
     assert {n: c for n, (c, _) in calls.items()} == {n: str(s).count(",") + 1 for n, (_, s) in calls.items()}
 
 
@@ -301,8 +309,8 @@ def prepared(name):
             return lambda: lapack.ormqr(q.T, tau, a, trans=True)
         if name == "sterf":
             return lambda: lapack.sterf(np.arange(8.0 * n), np.ones(8 * n - 1))
-        if name == "stevd":
-            return lambda: lapack.stevd(np.arange(1.0 * n), np.ones(n - 1))
+        if name == "stemr":
+            return lambda: lapack.stemr(np.arange(1.0 * n), np.ones(n - 1))
         second = {"trsm": a, "eigvalsh of two": definite.copy(order="F")}
         rest = (second[name],) if name in second else (0.0,) if name == "pstrf" else ()
         options = {"driver": name.split()[1]} if name.startswith("eigh ") else {}
@@ -315,6 +323,6 @@ def prepared(name):
 ROUTINES = ["gemm", "syrk", "trsm", "potrf", "potri", "pstrf", "eigh evd", "eigh evr", "eigvalsh", "eigvalsh of two"]
 
 
-@pytest.mark.parametrize("name", [*ROUTINES, "sytrd", "ormqr", "sterf", "stevd"])
+@pytest.mark.parametrize("name", [*ROUTINES, "sytrd", "ormqr", "sterf", "stemr"])
 def test_another_thread_runs_during(name):
     assert_beats(prepared(name), (300, 600, 1200, 2400), pace=0.0002)
