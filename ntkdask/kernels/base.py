@@ -54,7 +54,11 @@ class KernelBase:
     """The answers of most kernels: one matrix of numbers, whose tiles take no longer than memory allows."""
 
     parts: ClassVar[tuple[str, ...]] = ()
-    passes_over_rows: ClassVar[bool] = False
+
+    @property
+    def passes_over_rows(self) -> bool:
+        """Whether a tile takes time for the rows of both sides beside that for its entries: not for this kernel."""
+        return False
 
     @property
     def is_slow(self) -> bool:

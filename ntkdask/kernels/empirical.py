@@ -7,7 +7,7 @@ The computation is in `modules.empirical` and below; this file imports no torch 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ntkdask.arrays import Array
 from ntkdask.errors import InputError
@@ -26,8 +26,10 @@ OUTPUTS = ("full", "trace")
 class _EmpiricalKernel(KernelBase):
     """What the kernels of a module share; fields are those of `PseudoNTK`."""
 
-    passes_over_rows: ClassVar[bool] = True
-    """A tile takes time for its entries, and for the network's passes over the rows of both sides (see `planning.pace`)."""
+    @property
+    def passes_over_rows(self) -> bool:
+        """True: a tile takes time for its entries, and for the network's passes over the rows of both sides (see `planning.pace`)."""
+        return True
 
     def __post_init__(self) -> None:
         name = type(self).__name__
