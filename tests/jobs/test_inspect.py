@@ -122,7 +122,7 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "text"), zip(FILES, itertools.cycle([b"{", b"\xff\xfe\x00"]), strict=False))
+@pytest.mark.parametrize(("name", "text"), list(zip(FILES, itertools.cycle([b"{", b"\xff\xfe\x00"]), strict=False)))
 def test_what_is_no_json_is_named_and_mended(tmp_path, name, text):
     """Whatever looks at it says which file it is, or does without it; repair and a second run give the same results."""
     job = kernel_job(stored(tmp_path, *class_data()), alphas=(0.1, 1.0))
