@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float
+from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float, same_dtype
 from ntkdask.errors import InputError
 
 
@@ -134,7 +134,7 @@ def flat_rows(x: Array, name: str = "x") -> Array:
 
 
 def flat_pair(x: Array, y: Array | None) -> tuple[Array, Array | None]:
-    """Both inputs as (rows, features) float matrices of equal width and device; InputError or DtypeError otherwise."""
+    """Both inputs as (rows, features) of one float dtype; InputError for other widths or devices, DtypeError for no floats."""
     x = flat_rows(x)
     if y is None:
         return x, None
@@ -145,7 +145,7 @@ def flat_pair(x: Array, y: Array | None) -> tuple[Array, Array | None]:
         raise InputError(
             "x and y lie on different devices, one NumPy and one CuPy. Move one of them: arrays.to_device."
         )
-    return x, y
+    return same_dtype(x, y)
 
 
 def set_diagonal(k: Array, diagonal: Array) -> Array:
