@@ -31,10 +31,12 @@ def local_path(url: str | os.PathLike[str]) -> Path:
         raise StoreError(f"{text}: only local or shared file systems hold stores for now. Give a path.")
     if "\0" in text or max(map(len, os.fsencode(text).split(b"/"))) > _MAX_NAME_BYTES:
         raise StoreError(f"{text!r:.80} ... is no path: names have at most {_MAX_NAME_BYTES} bytes, without NUL.")
-    try:
-        return Path(text).expanduser().absolute()
-    except RuntimeError as error:
-        raise StoreError(f"{text}: {error}. Write the folder out, or ./{text} for one that is called so.") from error
+    return home_expanded(text).absolute()
+
+
+def home_expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as a user wrote it, with ~ or ~user at its start as that home folder; as it is where there is no such user."""
+    return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager
