@@ -178,7 +178,9 @@ class DatasetWriter:
             )
         columns = {"x": to_host(x, "x")}
         if targets is not None:
-            columns["targets"] = convert_targets(to_host(targets, "targets"), self.kind, self._labels, self.n + self._filled)
+            columns["targets"] = convert_targets(
+                to_host(targets, "targets"), self.kind, self._labels, self.n + self._filled
+            )
         if weights is not None:
             weights = to_host(weights, "weights")
             if weights.dtype.kind not in "biuf" or weights.ndim != 1:

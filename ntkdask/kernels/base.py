@@ -18,7 +18,7 @@ class Computes(Protocol):
     """The least that makes a kernel: values, diagonal, memory."""
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m) of x's kind and dtype; y=None means x, and the result is symmetric."""
+        """(n, *s), (m, *s) → (n, m) of the rows' kind and common dtype; y=None means x, and the result is symmetric."""
 
     def diagonal(self, x: Array) -> Array:
         """(n, *s) → (n,): k(x_i, x_i)."""

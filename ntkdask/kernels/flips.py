@@ -96,7 +96,7 @@ class FlipAveraged(KernelBase):
 
         Returns
         -------
-        array (n, m), or (n, m, O, O) where k gives blocks, of x's kind and dtype
+        array (n, m), or (n, m, O, O) where k gives blocks, of the images' kind and common dtype
 
         Raises
         ------

@@ -65,6 +65,12 @@ class CompiledStage:
     ends: tuple[int, int, int, int, int, int]
     depth: int
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether a factor is so large or small that S may leave float32 between two variance maps, whatever the images."""
+        factors = self.constants[:, (codes.SCALE, codes.CURVE)]
+        return bool(((factors > 1e6) | ((factors < 1e-6) & (factors > 0))).any())
+
     def tables(self, dtype: np.dtype) -> codes.Tables:
         """The arguments of `planes.stage.run_stage` for slabs of `dtype`."""
         return codes.Tables(self.ops, self.constants.astype(dtype), self.levels, self.ends)
