@@ -49,7 +49,7 @@ def test_byte_order_does_not_matter(example):
 @everything
 def test_masked_entries_are_refused_and_others_are_numbers(example):
     thing, x = made(example), example.rows(6, "float32")
-    with pytest.raises(InputError, match="x is a masked array with 1 masked entry.*filled"):
+    with pytest.raises(InputError, match=r"x is a masked array with 1 masked entry.*filled"):
         thing(masked(x))
     got = thing(np.ma.array(x, mask=False))
     assert type(got) is np.ndarray
@@ -116,7 +116,9 @@ def test_datasets_of_float64_are_computed_in_float64(tmp_path):
     assert nd.featurize(features, stored).dtype == np.float64
     assert nd.approximation_error(features, stored) == nd.approximation_error(features, x)
     module = modules.finite_module(nd.fully_connected(1), 4, (4,), dtype="float64")
-    linear = {of: nd.predict_linearized(module, given, y, kernel="pntk") for of, given in (("x", x), ("url", stored.url))}
+    linear = {
+        of: nd.predict_linearized(module, given, y, kernel="pntk") for of, given in (("x", x), ("url", stored.url))
+    }
     np.testing.assert_allclose(linear["url"].predictions, linear["x"].predictions, rtol=1e-10)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
+
 from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float, same_dtype
 from ntkdask.errors import InputError
 
@@ -151,5 +153,6 @@ def flat_pair(x: Array, y: Array | None) -> tuple[Array, Array | None]:
 def set_diagonal(k: Array, diagonal: Array) -> Array:
     """The square matrix `k` with `diagonal` (n,) written onto its own, in place."""
     index = namespace(k).arange(k.shape[0])
-    k[index, index] = diagonal
+    with np.errstate(over="ignore"):  # where a value exceeds the dtype, inf is the answer
+        k[index, index] = diagonal
     return k

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ntkdask.arrays import Array
 from ntkdask.errors import InputError
 from ntkdask.kernels import convolutional, general, rectified, scales
@@ -66,7 +68,8 @@ def _diagonals(network: Network, x: Array, parts: tuple[str, ...]) -> list[Array
         results = convolutional.diagonals(network, rows.rows, parts)
     else:
         pair = general.diagonals(network.layers, row_squares(rows.rows) / _divisor(network, x))
-        results = [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
+        with np.errstate(over="ignore"):  # where a value exceeds the dtype, inf is the answer
+            results = [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
     return [scales.restored_diagonal(diagonal, rows) for diagonal in results]
 
 

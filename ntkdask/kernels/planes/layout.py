@@ -107,7 +107,8 @@ def lay_out(
     threads.on_threads(fill, [slice(first, first + CHUNK_ROWS) for first in range(0, n, CHUNK_ROWS)])
     single = None
     if x.dtype == np.float32:
-        single = (inverse[0].astype(np.float32), root[0].astype(np.float32))
+        with np.errstate(over="ignore"):  # those of wide images are not read
+            single = (inverse[0].astype(np.float32), root[0].astype(np.float32))
     return SideArrays(images, inverse, root, single, wide)
 
 

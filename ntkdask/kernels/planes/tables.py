@@ -50,6 +50,8 @@ class CompiledStage:
         Image, pooling window and pooled frame at the end, as in `planes.stage.Tables`.
     depth : int
         The most residual paths that are open at once.
+    is_wide : bool
+        `program.Stage.is_wide`.
     """
 
     ops: np.ndarray
@@ -64,12 +66,7 @@ class CompiledStage:
     wanted: np.ndarray
     ends: tuple[int, int, int, int, int, int]
     depth: int
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether a factor is so large or small that S may leave float32 between two variance maps, whatever the images."""
-        factors = self.constants[:, (codes.SCALE, codes.CURVE)]
-        return bool(((factors > 1e6) | ((factors < 1e-6) & (factors > 0))).any())
+    is_wide: bool
 
     def tables(self, dtype: np.dtype) -> codes.Tables:
         """The arguments of `planes.stage.run_stage` for slabs of `dtype`."""
@@ -153,6 +150,7 @@ def compiled_stages(program: Program) -> tuple[CompiledStage, ...]:
                 _wanted(stage),
                 (*stage.shape_out, *window, *pooled),
                 tables.deepest,
+                stage.is_wide,
             )
         )
         first += len(tables.curves)
