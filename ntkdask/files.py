@@ -23,7 +23,7 @@ _MAX_NAME_BYTES = 255
 
 
 def local_path(url: str | os.PathLike[str]) -> Path:
-    """The file-system path of a store url, ~ as the home folder; StoreError for remote schemes, and for names that no file can have."""
+    """The file-system path of a store url, ~ as the home folder; StoreError for remote schemes and names that no file can have."""
     text = os.fspath(url)
     if text.startswith("file://"):
         text = text[len("file://") :]

@@ -176,3 +176,12 @@ def test_sparse_rows_of_foreign_byte_order():
     other = x.copy()
     other.data = foreign(x.data)
     np.testing.assert_array_equal(sketch(other), sketch(x))
+
+
+@pytest.mark.parametrize("example", [e for e in MAPS if e.name == "CNTKSketch" or e.label == "exact norms"], ids=str)
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_float32_rows_of_any_size_have_the_features_of_float64(example, scale):
+    """Maps that divide by lengths of features, whose squares leave float32."""
+    features, x = example.make(), (example.rows(6) * scale).astype("float32")
+    expected = features(x.astype("float64"))
+    np.testing.assert_allclose(features(x), expected, rtol=0, atol=3e-5 * np.abs(expected).max())

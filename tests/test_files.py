@@ -188,7 +188,9 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert open_dataset("~/x").digest == stored.digest
     (tmp_path / "a.csv").write_text("a,b\n1,2\n3,5\n")
     assert import_dataset("~/a.csv", "~/y")["all"].url == str(tmp_path / "y")
-    (tmp_path / "job.toml").write_text('name = "j"\n[data]\nurl = "~/x"\nsplit = { test = 0.5 }\n[solver]\nalphas = [1.0]\n')
+    (tmp_path / "job.toml").write_text(
+        'name = "j"\n[data]\nurl = "~/x"\nsplit = { test = 0.5 }\n[solver]\nalphas = [1.0]\n'
+    )
     assert load_job("~/job.toml").spec.name == "j"
     assert files.local_path("file://~/x") == tmp_path / "x"
     assert files.local_path("~nobody-of-this-name/x") == tmp_path / "~nobody-of-this-name" / "x"

@@ -116,6 +116,9 @@ class NTK(_NeuralKernel):
     -----
     Θ is in NTK parameterisation: normalised ReLU of depth L gives Θ(x, x) = (L+1)‖x‖².
 
+    Rows may have any size where the network is homogeneous or normalises them (`scales.power`), and float32 rows everywhere. Float64
+    rows beyond about 1e±77 give NaN where there is a bias before the first LayerNorm, or an activation such as tanh.
+
     References
     ----------
     Jacot et al. 2018; MATH.md §1.

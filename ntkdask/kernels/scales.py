@@ -3,7 +3,7 @@
 Products of rows of 1e-25 or 1e20 leave float32, and squares of 1e160 leave float64, where the kernel itself need not: behind a
 LayerNorm it does not depend on the size of a row at all. Where S(λx, μy) = (λμ)^p·S(x, y), and T alike, such rows are scaled first,
 and the matrix afterwards. Networks that are not homogeneous (a bias before the first LayerNorm, tanh) get rows as they are. Called by
-`neural` and `arccosine`.
+`neural`, `arccosine` and sketches of images.
 """
 
 from __future__ import annotations
@@ -71,18 +71,24 @@ def _degree(sigma: ActivationFunction) -> int | None:
 
 def balanced(x: Array, p: int | None) -> Balanced:
     """Rows (n, *s) with those beyond ordinary size divided by powers of two; p: of `power`, None leaves all as they are."""
-    if p is None or not x.size:
+    exponents = None if p is None else extreme_exponents(x)
+    if p is None or exponents is None:
         return Balanced(x, None)
+    xp = namespace(x)
+    return Balanced(xp.ldexp(x, -exponents.reshape(-1, *(1,) * (x.ndim - 1))), p * exponents.astype(xp.int64))
+
+
+def extreme_exponents(x: Array) -> Array | None:
+    """(n,) e of each row (n, *s) whose largest entry, about 2^e, is not of ordinary size, and 0 of others; None where all are 0."""
+    if not x.size:
+        return None
     xp, axes = namespace(x), tuple(range(1, x.ndim))
     largest = xp.maximum(x.max(axis=axes), -x.min(axis=axes))
     # zeros, NaN and infinities stay: frexp gives them no exponent
     usable = xp.isfinite(largest) & (largest > 0)
     exponents = xp.frexp(xp.where(usable, largest, 1.0).astype(x.dtype))[1]
     exponents = xp.where(xp.abs(exponents) > ORDINARY, exponents, 0)
-    if not bool(exponents.any()):
-        return Balanced(x, None)
-    rows = xp.ldexp(x, -exponents.reshape(-1, *(1,) * len(axes)))
-    return Balanced(rows, p * exponents.astype(xp.int64))
+    return exponents if bool(exponents.any()) else None
 
 
 def restored(k: Array, left: Balanced, right: Balanced) -> Array:
@@ -97,6 +103,14 @@ def restored(k: Array, left: Balanced, right: Balanced) -> Array:
         with np.errstate(over="ignore", under="ignore"):
             k[part] = xp.ldexp(k[part], (rows[part, None] + columns).astype(xp.int32))
     return k
+
+
+def restored_features(features: Array, rows: Balanced) -> Array:
+    """Features (n, m) of balanced rows, whose products are a kernel of power p, as those of the rows themselves, in place."""
+    if rows.exponents is None:
+        return features
+    with np.errstate(over="ignore", under="ignore"):
+        return namespace(features).ldexp(features, rows.exponents.astype("int32")[:, None], out=features)
 
 
 def restored_diagonal(d: Array, rows: Balanced) -> Array:
