@@ -121,25 +121,43 @@ def to_device(x: np.ndarray, device: bool = True) -> Array:
     return out
 
 
-def to_host(x: Array) -> np.ndarray:
-    """`x` as a NumPy array; copied only where it lies on a GPU."""
-    return _cupy().asnumpy(x) if is_device_array(x) else np.asarray(x)
+def to_host(x: Array, name: str = "the array") -> np.ndarray:
+    """`x` as a NumPy array as `as_array` makes it; copied only where it lies on a GPU or in foreign byte order."""
+    return _cupy().asnumpy(x) if is_device_array(x) else _plain(x, name)
 
 
-def as_array(x: Any) -> Array:
-    """`x` as a NumPy or CuPy array.
+def as_array(x: Any, name: str = "the array") -> Array:
+    """`x` as a CuPy array, or as a plain NumPy array in this machine's byte order.
 
-    Arrays of the two are returned as they are, what speaks DLPack (torch tensors) is taken over without a copy, anything else
-    goes through `np.asarray`.
+    Arrays that are so already are returned as they are, what speaks DLPack (torch tensors) is taken over without a copy, anything
+    else goes through `np.asarray`. InputError, which calls the array `name`, where entries of a masked array are masked.
     """
-    if isinstance(x, np.ndarray) or is_device_array(x):
+    if is_device_array(x):
         return x
-    if hasattr(x, "__dlpack_device__"):
+    if hasattr(x, "__dlpack_device__") and not isinstance(x, np.ndarray):
         kind, _ = x.__dlpack_device__()
         if int(kind) == 1:  # kDLCPU
             return np.from_dlpack(x)
         return _cupy().from_dlpack(x)
-    return np.asarray(x)
+    return _plain(x, name)
+
+
+def _plain(x: Any, name: str) -> np.ndarray:
+    """`x` as a NumPy array without subclass, mask or foreign byte order; InputError where entries are masked."""
+    if type(x) is np.ndarray and x.dtype.isnative:
+        return x
+    if isinstance(x, np.ma.MaskedArray) or (
+        isinstance(x, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in x)
+    ):
+        masked = int(np.count_nonzero(np.ma.getmaskarray(np.ma.array(x))))
+        if masked:
+            raise InputError(
+                f"{name} is a masked array with {masked} masked {'entry' if masked == 1 else 'entries'}, which hold no numbers to "
+                "compute with. Fill them in, for example by .filled(0.0), or leave these rows out."
+            )
+    x = np.asarray(x)
+    # what follows compares dtypes, and compiled loops read this machine's byte order alone
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def require_float(x: Any, name: str = "x") -> Array:
@@ -153,13 +171,25 @@ def require_float(x: Any, name: str = "x") -> Array:
             f"{name} is a sparse {type(x).__name__}, but dense rows are needed here. Use {name}.toarray(), or a map that takes sparse "
             "rows: NTKSketch or HomogeneousSketch with leaves='count'."
         )
-    x = as_array(x)
+    x = as_array(x, name)
     if x.dtype.name not in FLOAT_DTYPES:
         raise DtypeError(
             f"{name} has dtype {x.dtype}, but kernels and feature maps take float32 or float64. "
             f"Cast it first: {name}.astype('float32')."
         )
     return x
+
+
+def same_dtype(x: Array, y: Array) -> tuple[Array, Array]:
+    """Both arrays in `np.result_type` of their dtypes; copied only where that is not their own."""
+    dtype = np.result_type(x.dtype, y.dtype)
+    return x.astype(dtype, copy=False), y.astype(dtype, copy=False)
+
+
+def float_dtype(dtype: Any) -> str:
+    """The dtype in which rows of `dtype` are computed where nothing else is asked for: float64 for wide floats, else float32."""
+    kind = np.dtype(dtype)
+    return "float64" if kind.kind == "f" and kind.itemsize >= 8 else "float32"
 
 
 def require_rows(x: Array, name: str = "x") -> Array:

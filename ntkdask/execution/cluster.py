@@ -27,6 +27,7 @@ from distributed import Client, LocalCluster, Security, Status, comm
 from ntkdask.arrays import gpu_status, host_cores
 from ntkdask.errors import ClusterError, UserError
 from ntkdask.execution.workers import ANSWER_SECONDS, check_versions
+from ntkdask.files import home_expanded
 
 LOOPBACK = "127.0.0.1"
 TlsFiles = tuple[str | os.PathLike[str], str | os.PathLike[str], str | os.PathLike[str]]
@@ -105,7 +106,7 @@ def connect(
     if address is not None:
         client = _attach(address, tls, timeout)
     elif scheduler_file is not None:
-        client = _attach(_address_in(Path(scheduler_file), timeout), tls, timeout, f" (from {scheduler_file})")
+        client = _attach(_address_in(home_expanded(scheduler_file), timeout), tls, timeout, f" (from {scheduler_file})")
     else:
         client = _start_local(n_workers, threads_per_worker, worker_memory, cuda, tls, dashboard_port, local_directory)
         patience = ANSWER_SECONDS
@@ -164,7 +165,7 @@ def _start_local(
         "memory_limit": "auto" if worker_memory is None else _bytes(worker_memory),
         "host": LOOPBACK,
         "dashboard_address": f"{LOOPBACK}:{dashboard_port if port_is_free(dashboard_port) else 0}",
-        "local_directory": None if local_directory is None else os.fspath(local_directory),
+        "local_directory": None if local_directory is None else os.fspath(home_expanded(local_directory)),
         "security": security,
     }
     client: Client | None = None
@@ -292,7 +293,7 @@ def _security(given: Security | TlsFiles | None) -> Security | None:
     """Dask's Security from the paths of three PEM files; None and a Security as they are."""
     if given is None or isinstance(given, Security):
         return given
-    ca, certificate, key = (os.fspath(p) for p in given)
+    ca, certificate, key = (os.fspath(home_expanded(p)) for p in given)
     missing = [p for p in (ca, certificate, key) if not Path(p).is_file()]
     if missing:
         raise UserError(

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from ntkdask.arrays import Array, is_device_array, to_device, to_host
+from ntkdask.arrays import Array, to_device, to_host
 from ntkdask.cache import DEFAULT_BYTES, shared
 from ntkdask.errors import InputError
 from ntkdask.execution.map_reduce import TASK_BYTES
@@ -219,7 +219,7 @@ class StoredKernel:
         return cls(url, site.client, scale, site.threads, cache_bytes, device)
 
     def __matmul__(self, v: Any) -> np.ndarray:
-        v = np.asarray(v, np.float64)
+        v = np.asarray(to_host(v, "v"), np.float64)
         n, m = self.shape
         if v.ndim not in (1, 2) or v.shape[0] != m:
             raise InputError(
@@ -354,9 +354,7 @@ class StoredKernel:
 
     def _require_scale(self, scale: np.ndarray) -> np.ndarray:
         self._require_square("scale")
-        if is_device_array(scale):
-            scale = to_host(scale)
-        scale = np.asarray(scale, np.float64)
+        scale = np.asarray(to_host(scale, "scale"), np.float64)
         if scale.shape != self.shape[:1] or not np.isfinite(scale).all() or (scale < 0).any():
             raise InputError(
                 f"scale has shape {scale.shape} and least value {scale.min(initial=np.inf):g}; "

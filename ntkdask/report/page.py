@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ntkdask.errors import StoreError
-from ntkdask.files import remove, write_text
+from ntkdask.files import home_expanded, remove, write_text
 from ntkdask.report import figures, figures_kernel, job_words, summary, summary_kernel
 from ntkdask.report import words as wording
 from ntkdask.report.summary_kernel import Metrics
@@ -41,7 +41,7 @@ def write_report(run: Path) -> Path:
 
     StoreError, which says what to do, where the metrics are missing or not what a run writes.
     """
-    run = Path(run)
+    run = home_expanded(run)
     metrics = read_metrics(run)
     drawn = draw(metrics)
     for name in FIGURES:
