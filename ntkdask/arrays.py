@@ -121,25 +121,43 @@ def to_device(x: np.ndarray, device: bool = True) -> Array:
     return out
 
 
-def to_host(x: Array) -> np.ndarray:
-    """`x` as a NumPy array; copied only where it lies on a GPU."""
-    return _cupy().asnumpy(x) if is_device_array(x) else np.asarray(x)
+def to_host(x: Array, name: str = "the array") -> np.ndarray:
+    """`x` as a NumPy array as `as_array` makes it; copied only where it lies on a GPU or in foreign byte order."""
+    return _cupy().asnumpy(x) if is_device_array(x) else _plain(x, name)
 
 
-def as_array(x: Any, name: str = "x") -> Array:
-    """`x` as a NumPy or CuPy array.
+def as_array(x: Any, name: str = "the array") -> Array:
+    """`x` as a CuPy array, or as a plain NumPy array in this machine's byte order.
 
-    Arrays of the two are returned as they are, what speaks DLPack (torch tensors) is taken over without a copy, anything else
-    goes through `np.asarray`. Tensors that require gradients give their values, bfloat16 is widened to float32. InputError, which
-    calls x `name`, for sparse matrices and tensors that hold no plain numbers.
+    Arrays that are so already are returned as they are, what speaks DLPack (torch tensors) is taken over without a copy, anything
+    else goes through `np.asarray`. Tensors that require gradients give their values, bfloat16 is widened to float32. InputError,
+    which calls the array `name`, for masked entries, sparse matrices, and tensors without plain numbers.
     """
-    if isinstance(x, np.ndarray) or is_device_array(x):
+    if is_device_array(x):
         return x
     if is_sparse(x):
         raise sparse_refused(x, name)
-    if hasattr(x, "__dlpack_device__"):
+    if hasattr(x, "__dlpack_device__") and not isinstance(x, np.ndarray):
         return _from_dlpack(x, name)
-    return np.asarray(x)
+    return _plain(x, name)
+
+
+def _plain(x: Any, name: str) -> np.ndarray:
+    """`x` as a NumPy array without subclass, mask or foreign byte order; InputError where entries are masked."""
+    if type(x) is np.ndarray and x.dtype.isnative:
+        return x
+    if isinstance(x, np.ma.MaskedArray) or (
+        isinstance(x, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in x)
+    ):
+        masked = int(np.count_nonzero(np.ma.getmaskarray(np.ma.array(x))))
+        if masked:
+            raise InputError(
+                f"{name} is a masked array with {masked} masked {'entry' if masked == 1 else 'entries'}, which hold no numbers to "
+                "compute with. Fill them in, for example by .filled(0.0), or leave these rows out."
+            )
+    x = np.asarray(x)
+    # what follows compares dtypes, and compiled loops read this machine's byte order alone
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def _from_dlpack(x: Any, name: str) -> Array:
@@ -189,6 +207,18 @@ def require_float(x: Any, name: str = "x") -> Array:
             f"Cast it first: {name}.astype('float32')."
         )
     return x
+
+
+def same_dtype(x: Array, y: Array) -> tuple[Array, Array]:
+    """Both arrays in `np.result_type` of their dtypes; copied only where that is not their own."""
+    dtype = np.result_type(x.dtype, y.dtype)
+    return x.astype(dtype, copy=False), y.astype(dtype, copy=False)
+
+
+def float_dtype(dtype: Any) -> str:
+    """The dtype in which rows of `dtype` are computed where nothing else is asked for: float64 for wide floats, else float32."""
+    kind = np.dtype(dtype)
+    return "float64" if kind.kind == "f" and kind.itemsize >= 8 else "float32"
 
 
 def require_rows(x: Array, name: str = "x") -> Array:

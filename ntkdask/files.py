@@ -23,7 +23,7 @@ _MAX_NAME_BYTES = 255
 
 
 def local_path(url: str | os.PathLike[str]) -> Path:
-    """The file-system path of a store url; StoreError for remote schemes, and for a name that no file can have."""
+    """The file-system path of a store url, ~ as the home folder; StoreError for remote schemes and names that no file can have."""
     text = os.fspath(url)
     if text.startswith("file://"):
         text = text[len("file://") :]
@@ -31,7 +31,12 @@ def local_path(url: str | os.PathLike[str]) -> Path:
         raise StoreError(f"{text}: only local or shared file systems hold stores for now. Give a path.")
     if "\0" in text or max(map(len, os.fsencode(text).split(b"/"))) > _MAX_NAME_BYTES:
         raise StoreError(f"{text!r:.80} ... is no path: names have at most {_MAX_NAME_BYTES} bytes, without NUL.")
-    return Path(text).absolute()
+    return home_expanded(text).absolute()
+
+
+def home_expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as a user wrote it, with ~ or ~user at its start as that home folder; as it is where there is no such user."""
+    return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager

@@ -143,7 +143,7 @@ def from_config(table: Any, kind: str | None = None, **given: Any) -> Any:
 
 
 def require_kind(where: str, annotation: Any, value: Any) -> None:
-    """JobError where a table has true, NaN or a text for a number, or a number for true or false.
+    """JobError where a table has true, NaN or infinity for a number, or something else for true or false.
 
     `annotation` is that of the argument, as Python keeps it: "int | None". Arguments of other kinds are left to their classes.
     """
@@ -151,8 +151,6 @@ def require_kind(where: str, annotation: Any, value: Any) -> None:
     for one in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(one, bool) and kinds & {"int", "float"} and not kinds & {"bool", "Any"}:
             raise JobError(f"{where} is {str(one).lower()}, expected a number.")
-        if isinstance(one, str) and kinds and kinds <= {"int", "float", "bool"}:
-            raise JobError(f"{where} is {one!r:.200}, expected {'true or false' if kinds == {'bool'} else 'a number'}.")
         if kinds == {"bool"} and one is not None and not isinstance(one, bool):
             raise JobError(f"{where} is {one!r:.200}, expected true or false.")
         if isinstance(one, float) and not math.isfinite(one):

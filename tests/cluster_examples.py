@@ -1,5 +1,7 @@
 """A cluster on paper: it answers what plans ask of a client and runs nothing, so that large ones can be planned for."""
 
+import asyncio
+
 from ntkdask.arrays import device_memory_bytes, host_cores
 
 
@@ -19,15 +21,21 @@ class PaperCluster:
         return dict.fromkeys(self.addresses, 1)
 
     def scheduler_info(self, n_workers=-1):
-        return {"workers": {a: {"nthreads": 1, "memory_limit": self.memory_limit} for a in self.addresses}}
+        return {
+            "address": "tcp://paper:1",
+            "workers": {a: {"nthreads": 1, "memory_limit": self.memory_limit} for a in self.addresses},
+        }
 
-    def run(self, function):
+    def sync(self, function):
+        self.asked += 1
+        return asyncio.run(function())
+
+    async def run(self, function, workers, on_error):
         simple = {host_cores: self.cores, device_memory_bytes: self.gpu_bytes}
         if function in simple:
-            return dict.fromkeys(self.addresses, simple[function])
+            return dict.fromkeys(workers, simple[function])
         assert function.__name__ == "_facts_here", function
-        self.asked += 1
-        return {address: self._facts(address) for address in self.addresses}
+        return {address: self._facts(address) for address in workers}
 
     def _facts(self, address):
         return {

@@ -9,7 +9,6 @@ import contextlib
 import threading
 
 import dask
-from distributed.client import _del_global_client, _set_global_client
 
 from ntkdask.execution import cluster
 
@@ -30,9 +29,8 @@ class Shared:
             self.close()
         if self.client is None:
             self._start()
-        _set_global_client(self.client)
         try:
-            with dask.config.set(scheduler="dask.distributed"):
+            with self.client.as_current(), dask.config.set(scheduler="dask.distributed"):
                 yield self.client
         finally:
             if self.client.status == "running":
@@ -54,7 +52,6 @@ class Shared:
 
     def _sleep(self):
         """The event loop stands still until `wake`."""
-        _del_global_client(self.client)
         self.wake, stands = threading.Event(), threading.Event()
         wake = self.wake
 

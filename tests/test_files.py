@@ -174,3 +174,24 @@ def test_remove(tmp_path):
     for name in ("file", "k", "nothing"):
         files.remove(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """In every path that a user writes; a name that no user has stays a name."""
+    from ntkdask import import_dataset, open_dataset, write_dataset
+    from ntkdask.jobs.spec import load_job
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    stored = write_dataset("~/x", np.eye(4, 2), np.arange(4.0))
+    assert Path(stored.url) == tmp_path / "x"
+    assert open_dataset("~/x").digest == stored.digest
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n3,5\n")
+    assert import_dataset("~/a.csv", "~/y")["all"].url == str(tmp_path / "y")
+    (tmp_path / "job.toml").write_text(
+        'name = "j"\n[data]\nurl = "~/x"\nsplit = { test = 0.5 }\n[solver]\nalphas = [1.0]\n'
+    )
+    assert load_job("~/job.toml").spec.name == "j"
+    assert files.local_path("file://~/x") == tmp_path / "x"
+    assert files.local_path("~nobody-of-this-name/x") == tmp_path / "~nobody-of-this-name" / "x"
+    assert not (tmp_path / "~").exists()

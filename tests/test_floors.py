@@ -27,6 +27,7 @@ GROUND = {
     "cache",
     "threads",
     "compiled",
+    "lapack",
     "wording",
     "store",
     "layout",
@@ -244,6 +245,13 @@ def test_foreign_libraries_have_one_door():
         ]
 
     assert not broken(wrong)
+
+
+def test_linear_algebra_lets_go_of_the_interpreter_lock():
+    """SciPy's LAPACK wrappers hold it for a whole call: a worker is silent that long. `threads` loads the library, to count it."""
+    allowed = {"lapack", "threads"}
+    users = {module for module in PATHS for i in imports_of(module) if i.target.startswith("scipy.linalg")}
+    assert users == allowed
 
 
 def scheduling_imports(module):

@@ -4,6 +4,7 @@
 set -eu
 
 host=${NTKDASK_HOST:-127.0.0.1}
+host=${host#*://}
 cores=${NTKDASK_CORES:-$(python3 -c "from dask.system import CPU_COUNT; print(CPU_COUNT)")}
 if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
     gpus=$(echo "$CUDA_VISIBLE_DEVICES" | tr ',' '\n' | grep -c .)
@@ -26,4 +27,5 @@ exec dask cuda worker \
     --nthreads 1 \
     --memory-limit "${NTKDASK_MEMORY:-auto}" \
     --dashboard-address "$host:0" \
+    --death-timeout "${NTKDASK_DEATH_TIMEOUT:-60}" \
     "$@"

@@ -4,6 +4,7 @@
 set -eu
 
 host=${NTKDASK_HOST:-127.0.0.1}
+host=${host#*://}
 
 # nproc would follow OMP_NUM_THREADS and overlook a container's quota
 cores=${NTKDASK_CORES:-$(python3 -c "from dask.system import CPU_COUNT; print(CPU_COUNT)")}
@@ -36,4 +37,5 @@ exec dask worker \
     --nworkers "$workers" \
     --nthreads 1 \
     --memory-limit "$memory" \
+    --death-timeout "${NTKDASK_DEATH_TIMEOUT:-60}" \
     "$@"

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ntkdask.arrays import FLOAT_DTYPES, Array, is_device_array, namespace
+from ntkdask.arrays import FLOAT_DTYPES, Array, as_array, is_device_array, namespace
 from ntkdask.errors import DtypeError, InputError, nearest
 
 _by_name: dict[str, type[ActivationFunction]] = {}
@@ -111,7 +111,7 @@ def common_arrays(*values: Array) -> tuple[ModuleType, np.dtype, tuple[Array, ..
     dtype = np.result_type(*typed) if typed else np.dtype("float64")
     if dtype.name not in FLOAT_DTYPES:
         raise DtypeError(f"a dual activation got {dtype} arrays, but takes float32 or float64. Cast them first.")
-    return xp, dtype, tuple(xp.asarray(v, dtype=dtype) for v in values)
+    return xp, dtype, tuple(xp.asarray(as_array(v) if hasattr(v, "dtype") else v, dtype=dtype) for v in values)
 
 
 def largest(*arrays: Array) -> float:

@@ -28,6 +28,8 @@ SMALLEST_SLOPE = 2e-5
 BLOCK_ENTRIES = 2**15
 """Entries of c that one pass of Horner's rule walks: three float64 arrays of that size stay in cache."""
 DEVICE_BLOCK_ENTRIES = 2**24
+STEPS_AN_OCTAVE, SMALLEST_STEP = 8, 0.125
+"""Standard deviations in steps of 2^(1/STEPS_AN_OCTAVE), those below SMALLEST_STEP together, have one degree in `expand_alone`."""
 COEFFICIENT_ROWS = 2**13
 """Values of a and b whose coefficients are held at once."""
 REACHES = (13.0, 20.0, 30.0)
@@ -46,11 +48,15 @@ class Coefficients:
         The maximum over a of 1 − Σ_j h_j²/E σ(at)²: the relative error of k(a, a, 1), and a bound for that of any k.
     rule_error : float
         The maximum over a of ‖h − h from half the nodes‖/√E σ(at)²; for analytic σ far above the error of h.
+    degrees : array of a's shape, int64, optional
+        How many coefficients each value needs by itself: k(a, b, c) is summed to the larger of both numbers, whatever else is
+        expanded in the same call. None: all are summed.
     """
 
     values: Array
     tail: float
     rule_error: float
+    degrees: Array | None = None
 
     def shortened(self, tolerance: float, min_degree: int) -> Coefficients:
         """Without the highest degrees, as many as have a sum of squares below tolerance/10 of the whole for every a."""
@@ -183,10 +189,11 @@ def by_blocks(formula: Callable[[Array, Array, Array], Array], a: Array, b: Arra
     return out
 
 
-def series(left: Array, right: Array, c: Array) -> Array:
+def series(left: Array, right: Array, c: Array, degrees: tuple[Array, Array] | None = None) -> Array:
     """Σ_j left_j·right_j·c^j by Horner's rule, in blocks of rows; symmetric in left and right to the last bit.
 
-    left, right: (J, …), each degree broadcasting with c.
+    left, right: (J, …), each degree broadcasting with c. degrees: how many terms each side needs, broadcasting alike; an entry's sum
+    has as many as the larger of both. None: all.
     """
     xp = namespace(c)
     shape = np.broadcast_shapes(left.shape[1:], right.shape[1:], c.shape)
@@ -196,9 +203,14 @@ def series(left: Array, right: Array, c: Array) -> Array:
         x, y = ([take(level, index, len(shape)) for level in side] for side in (left, right))
         part = take(c, index, len(shape))
         total = xp.zeros(out[index].shape)
-        for low, high in zip(x[::-1], y[::-1], strict=True):
+        needed = [take(side, index, len(shape)) for side in degrees or ()]
+        least = max((int(side.min()) for side in needed), default=len(x))
+        for j in range(len(x) - 1, -1, -1):
             total *= part
-            total += low * high
+            term = x[j] * y[j]
+            if j >= least:
+                term = xp.where((needed[0] <= j) & (needed[1] <= j), 0.0, term)
+            total += term
         out[index] = total
     return out
 
@@ -215,6 +227,26 @@ def expand(f: Function, a: Array, tolerance: float, max_degree: int, min_degree:
         if h.error <= tolerance or degree >= max_degree or h.rule_error > tolerance:
             return h.shortened(tolerance, min_degree)
         degree = min(2 * degree, max_degree)
+
+
+def expand_alone(f: Function, a: Array, tolerance: float, max_degree: int) -> Coefficients:
+    """h_j(a) with the number of coefficients that each value needs by itself, as `expand` chooses it.
+
+    Values within an eighth of an octave count as the largest among them. f: hashable, a smooth σ that needs more for larger a.
+    """
+    xp = namespace(a)
+    steps = xp.ceil(STEPS_AN_OCTAVE * xp.log2(xp.maximum(a, SMALLEST_STEP))).astype(xp.int64)
+    degrees = xp.zeros(a.shape, xp.int64)
+    for step in xp.unique(steps).tolist():
+        degrees[steps == step] = _own_degree(f, step, tolerance, max_degree)
+    h = coefficients(f, a, int(degrees.max()), tolerance)
+    return Coefficients(h.values, h.tail, h.rule_error, degrees)
+
+
+@functools.lru_cache(maxsize=512)
+def _own_degree(f: Function, step: int, tolerance: float, max_degree: int) -> int:
+    """How many coefficients values up to 2^(step/STEPS_AN_OCTAVE) need."""
+    return len(expand(f, np.array([2.0 ** (step / STEPS_AN_OCTAVE)]), tolerance, max_degree).values)
 
 
 def expand_slope(f: Function, a: Array, tolerance: float, max_degree: int, min_degree: int = 1) -> Coefficients:
@@ -271,6 +303,9 @@ def expanded_dual(make: Callable[[Array], Coefficients], a: Array, b: Array, c: 
     else:
         left = h.values[:, : a.size].reshape(-1, *a.shape)
         right = h.values[:, a.size :].reshape(-1, *b.shape)
+        if h.degrees is not None:
+            degrees = h.degrees[: a.size].reshape(a.shape), h.degrees[a.size :].reshape(b.shape)
+            return series(left, right, c, degrees), h.error
     return series(left, right, c), h.error
 
 

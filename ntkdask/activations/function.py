@@ -191,7 +191,8 @@ def from_function(
         "hermite" expands σ(at) once per distinct a and sums a power series in c, `degree` flops per entry; "quadrature" takes the
         2·degree² evaluations per entry of Han et al. 2022, eq. 15.
     degree : int, optional
-        A fixed degree of at least 1; None for the first that meets `tolerance`. At most 1024, for quadrature 128.
+        A fixed degree of at least 1; None for the first that meets `tolerance` in a call, so that an entry depends on its tile
+        within that tolerance. At most 1024, for quadrature 128.
     tolerance : float
         Bound, at least 1e-13, for the estimated |error|/√(k(a, a, 1)·k(b, b, 1)); checked in every call, also with a fixed degree.
 

@@ -1,9 +1,9 @@
 """tanh, sigmoid, SiLU and softplus: no closed dual is known, so a and b choose one of two methods, which agree to 1e-11.
 
 Up to `SERIES_LIMIT` standard deviations it is the truncated Hermite expansion (`expansion`, degrees up to 512): one multiplication
-and one addition per degree. Beyond, where the expansion converges slowly, the logistic function is taken as a mixture of normal CDFs,
-sigmoid(t) = E[Φ(t/2K)] with K of the Kolmogorov-Smirnov law (Stefanski 1991), by an 18-point Gauss rule in log K. Then every dual is a
-positive sum over pairs of closed forms (`probit`), accurate for any a, b.
+and one addition per degree, to the degree that the entry's own a and b need. Beyond, where the expansion converges slowly, the
+logistic function is taken as a mixture of normal CDFs, sigmoid(t) = E[Φ(t/2K)] with K of the Kolmogorov-Smirnov law (Stefanski 1991),
+by an 18-point Gauss rule in log K. Then every dual is a positive sum over pairs of closed forms (`probit`), accurate for any a, b.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from ntkdask.activations import probit
 from ntkdask.activations.base import ActivationFunction, largest
-from ntkdask.activations.expansion import BLOCK_ENTRIES, DEVICE_BLOCK_ENTRIES, by_blocks, expand, expanded_dual
+from ntkdask.activations.expansion import BLOCK_ENTRIES, DEVICE_BLOCK_ENTRIES, by_blocks, expand_alone, expanded_dual
 from ntkdask.arrays import Array, is_device_array, namespace, special
 from ntkdask.registry import register
 
@@ -129,16 +129,23 @@ class Logistic(ActivationFunction):
         Accurate to 1e-11 normwise for a, b <= `SERIES_LIMIT`; for larger ones the expansion is cut at degree 512.
         """
         f = self.derivative if derivative else self
-        return expanded_dual(lambda values: expand(f, values, TOLERANCE, MAX_DEGREE), a, b, c)[0]
+        return expanded_dual(lambda values: expand_alone(f, values, TOLERANCE, MAX_DEGREE), a, b, c)[0]
 
     def mixture_dual(self, a: Array, b: Array, c: Array, *, derivative: bool = False) -> Array:
         """k_σ, or k_σ' with `derivative`, by the mixture of normal CDFs, for any a, b >= 0; arguments as of `expansion_dual`."""
         raise NotImplementedError
 
     def _choose(self, a: Array, b: Array, c: Array, derivative: bool) -> Array:
-        """k_σ or k_σ' by the method for these a and b."""
-        method = self.expansion_dual if largest(a, b) <= self.SERIES_LIMIT else self.mixture_dual
-        return method(a, b, c, derivative=derivative)
+        """k_σ or k_σ' of every entry by the method for its own a and b: what stands beside it in a tile does not matter."""
+        limit = self.SERIES_LIMIT
+        if largest(a, b) <= limit:
+            return self.expansion_dual(a, b, c, derivative=derivative)
+        value, xp = self.mixture_dual(a, b, c, derivative=derivative), namespace(c)
+        short = (a <= limit) & (b <= limit)
+        if bool(short.any()):
+            series = self.expansion_dual(xp.minimum(a, limit), xp.minimum(b, limit), c, derivative=derivative)
+            xp.copyto(value, series, where=short)
+        return value
 
     def _dual(self, xp: ModuleType, a: Array, b: Array, c: Array) -> Array:
         return self._choose(a, b, c, False)

@@ -150,10 +150,11 @@ def data_info(url: Annotated[str, typer.Argument(help="A dataset's url.")]) -> N
 
 def _training_job(file: Path, settings: list[str] | None, folder: Path | None) -> tuple[Any, Path, Any]:
     """(job to run, folder of its run, resolved job file); the job is one of ridge on features or of kernel ridge."""
+    from ntkdask.files import home_expanded
     from ntkdask.jobs.spec import load_job, to_training_job
 
     resolved = load_job(file, settings or ())
-    run_folder = folder or Path(resolved.spec.run.folder or Path("runs") / resolved.spec.name)
+    run_folder = folder or home_expanded(resolved.spec.run.folder or Path("runs") / resolved.spec.name)
     return to_training_job(resolved), run_folder, resolved
 
 
@@ -316,6 +317,9 @@ def bench(names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to 
 
 def _run_folder(run: Path) -> Path:
     """The folder of a run that was given by its folder or by its name."""
+    from ntkdask.files import home_expanded
+
+    run = home_expanded(run)
     # os.path.exists is False for a name that no file can have, where Path.exists raises
     return run if os.path.exists(run) or not os.path.exists(Path("runs") / run) else Path("runs") / run
 

@@ -112,7 +112,7 @@ def _row_blocks(columns: dict[str, Any]) -> Iterator[Rows]:
     start = 0
     for index, x in enumerate(_x_blocks(columns["x"])):
         stop = start + len(x)
-        targets, weights = (_rows(columns.get(name), index, start, stop) for name in ("targets", "weights"))
+        targets, weights = (_rows(columns.get(name), name, index, start, stop) for name in ("targets", "weights"))
         yield x, targets, weights
         start = stop
     # the length of a filtered dask array is known only now
@@ -123,19 +123,19 @@ def _x_blocks(x: Any) -> Iterator[np.ndarray]:
     """The rows of x in blocks, on the host."""
     if is_dask(x):
         for i in range(x.numblocks[0]):
-            yield to_host(x.blocks[i].compute())
+            yield to_host(x.blocks[i].compute(), "x")
         return
     row_bytes = max(1, x.dtype.itemsize * int(np.prod(x.shape[1:], dtype=np.int64)))
     step = max(1, CHUNK_BYTES // row_bytes)
     for start in range(0, x.shape[0], step):
-        yield to_host(x[start : start + step])
+        yield to_host(x[start : start + step], "x")
 
 
-def _rows(values: Any, block: int, start: int, stop: int) -> np.ndarray | None:
+def _rows(values: Any, name: str, block: int, start: int, stop: int) -> np.ndarray | None:
     """Rows [start, stop) of targets or weights; block number `block` of a dask array whose length is not known."""
     if values is None:
         return None
     if not is_dask(values):
-        return to_host(values[start:stop])
+        return to_host(values[start:stop], name)
     lazy = values.blocks[block] if np.isnan(values.shape[0]) else values[start:stop]
-    return to_host(lazy.compute())
+    return to_host(lazy.compute(), name)

@@ -18,6 +18,7 @@ from ntkdask.datasets.source import ALL, PARTS, Request, Source, open_binary, op
 from ntkdask.datasets.targets import LabelEncoder, kind_of
 from ntkdask.datasets.writer import DatasetWriter, replacing, write_parts
 from ntkdask.errors import DataError, InputError, nearest
+from ntkdask.files import home_expanded
 
 FORMATS = {
     "cifar10-binary": "cifar_binary",
@@ -141,7 +142,7 @@ def detect_format(source: str | os.PathLike[str]) -> str:
     text = os.fspath(source)
     if text.startswith("sklearn:"):
         return "sklearn"
-    path = Path(text)
+    path = home_expanded(text)
     if not os.path.exists(path):
         raise DataError(f"there is no file or folder {text}. Check the path, or use sklearn:digits.")
     _require_plain(path)
@@ -283,7 +284,7 @@ def _open_source(source: str | os.PathLike[str], name: str, request: Request) ->
         ) from error
     if name == "sklearn":
         return module.open_source(os.fspath(source), request)
-    path = Path(source)
+    path = home_expanded(source)
     _require_plain(path)
     with reading(path):
         return module.open_source(path, request)

@@ -108,8 +108,9 @@ def _target_style(table: Table, kind: str | None) -> str:
         numbers = pd.to_numeric(words, errors="coerce")
         # 1e20 is a number, 100000000000000000000 an integer that no 64 bits hold
         large = _beyond_float(numbers) & numbers.notna()
-        spelled = large & words.str.contains("[.eEfF]", regex=True)
-        fractions = numbers.notna() & ((numbers != np.rint(numbers)) | spelled)
+        fractions = numbers.notna() & (numbers != np.rint(numbers))
+        if large.any():
+            fractions |= large & words.str.contains("[.eEfF]", regex=True)
         text = numbers.isna() & ~words.str.lower().isin(MISSING)
         if text.any() and fractions.any():
             line = words.index[text.to_numpy()][0]
@@ -158,7 +159,9 @@ def _batches(table: Table) -> Iterator[Batch]:
                 raise DataError(
                     f"{table.path}: line {line} has a value in the last column, which is empty above. Remove that column."
                 )
-            frame = _numbers(table, frame.drop(columns=list(table.left_out)))
+            if table.left_out:
+                frame = frame.drop(columns=list(table.left_out))
+            frame = _numbers(table, frame)
             _require_complete(table, frame)
             targets = None
             if table.target is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ntkdask.arrays import to_host
 from ntkdask.datasets.dataset import FORMAT, KINDS, VERSION, checked, describe, digest_of
 from ntkdask.datasets.targets import LabelEncoder, convert_targets, kind_of
 from ntkdask.errors import DataError, InputError, StoreError, nearest
@@ -175,10 +176,13 @@ class DatasetWriter:
             raise InputError(
                 f"kind={self.kind!r}, but the rows come {'without' if targets is None else 'with'} targets."
             )
-        columns = {"x": x}
+        columns = {"x": to_host(x, "x")}
         if targets is not None:
-            columns["targets"] = convert_targets(targets, self.kind, self._labels, self.n + self._filled)
+            columns["targets"] = convert_targets(
+                to_host(targets, "targets"), self.kind, self._labels, self.n + self._filled
+            )
         if weights is not None:
+            weights = to_host(weights, "weights")
             if weights.dtype.kind not in "biuf" or weights.ndim != 1:
                 raise InputError(f"weights are {weights.dtype} of shape {weights.shape}. Give one number per row.")
             columns["weights"] = weights.astype(np.float64)

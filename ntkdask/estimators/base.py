@@ -299,8 +299,10 @@ class RidgeBase(WithParts):
         x = as_input(X)
         if y is None and isinstance(x, Dataset):
             require_kind(self, x)
-            return x.targets(0, x.n), x.weights(0, x.n) if sample_weight is None else to_memory(sample_weight)
-        return to_memory(y), to_memory(sample_weight)
+            return x.targets(0, x.n), x.weights(0, x.n) if sample_weight is None else to_memory(
+                sample_weight, "sample_weight"
+            )
+        return to_memory(y, "y"), to_memory(sample_weight, "sample_weight")
 
     def _opened(self, X: Any, y: Any, sample_weight: Any, *, classes: bool) -> tuple[Any, Any, np.ndarray | None]:
         """(x, targets, weights), checked; targets and weights are None for a dataset, which brings its own."""

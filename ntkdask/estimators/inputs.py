@@ -31,18 +31,18 @@ from ntkdask.workflows.sources import row_shape_of, store_input
 from ntkdask.workflows.sparse import SparseState, csr_rows, sparse_digest
 
 
-def as_input(x: Any) -> Any:
-    """A url as its opened Dataset, a torch tensor as an array, everything else as it is."""
+def as_input(x: Any, name: str = "X") -> Any:
+    """A url as its opened Dataset, a torch tensor or masked array as an array (errors call it `name`), everything else as it is."""
     if isinstance(x, (str, os.PathLike)):
         return open_dataset(x)
-    if hasattr(x, "__dlpack_device__") and not isinstance(x, np.ndarray):
-        return as_array(x)
+    if isinstance(x, np.ma.MaskedArray) or (hasattr(x, "__dlpack_device__") and not isinstance(x, np.ndarray)):
+        return as_array(x, name)
     return x
 
 
-def to_memory(x: Any) -> Any:
+def to_memory(x: Any, name: str = "X") -> Any:
     """The values of x in host memory: dask arrays are computed, lists and data frames stay as they are."""
-    x = as_input(x.compute() if is_dask(x) else x)
+    x = as_input(x.compute() if is_dask(x) else x, name)
     return to_host(x) if is_device_array(x) else x
 
 
@@ -121,10 +121,10 @@ def _agreeing(estimator: Any, x: Any, reset: bool, allow_images: bool) -> Any:
 def check_targets(estimator: Any, y: Any, *, classes: bool) -> np.ndarray:
     """The checked targets: labels (n,) when `classes`, else float64 (n,) or (n, k); ValueError as scikit-learn raises it."""
     if classes:
-        y = validate_data(estimator, y=to_memory(y))
+        y = validate_data(estimator, y=to_memory(y, "y"))
         check_classification_targets(y)
         return y
-    y = validate_data(estimator, y=to_memory(y), multi_output=True, y_numeric=True)
+    y = validate_data(estimator, y=to_memory(y, "y"), multi_output=True, y_numeric=True)
     return np.asarray(y, np.float64)
 
 
@@ -134,7 +134,7 @@ def check_weights(weights: Any, n: int) -> np.ndarray | None:
         return None
     if isinstance(weights, numbers.Real):
         weights = np.full(n, weights, np.float64)
-    w = check_array(to_memory(weights), ensure_2d=False, dtype=np.float64, input_name="sample_weight")
+    w = check_array(to_memory(weights, "sample_weight"), ensure_2d=False, dtype=np.float64, input_name="sample_weight")
     if w.shape != (n,):
         raise InputError(f"sample_weight has shape {w.shape}; expected ({n},), one weight per row of X.")
     if (w < 0).any():
@@ -178,7 +178,7 @@ def locate(
             return MemoryRows(x, targets, weights), "" if folder is None else sparse_digest(x, targets, weights)
         return SparseState.of(folder / "inputs", x, targets, weights), sparse_digest(x, targets, weights)
     if is_dask(x) and folder is None:
-        x = check_array(x.compute(), allow_nd=True, dtype="numeric", input_name="X")
+        x = check_array(to_memory(x), allow_nd=True, dtype="numeric", input_name="X")
     if not is_dask(x):
         x = to_host(x)
         if targets is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from distributed import Security
 
 from ntkdask.errors import UserError
+from ntkdask.files import home_expanded
 
 EXPECTED = "Expected security=(ca, certificate, key), paths of files in PEM format."
 
@@ -23,7 +24,7 @@ def security_of(given: Any) -> Security | None:
     if given is None or isinstance(given, Security):
         return given
     try:
-        ca, certificate, key = (os.fspath(p) for p in given)
+        ca, certificate, key = (os.fspath(home_expanded(p)) for p in given)
     except (TypeError, ValueError) as error:
         raise UserError(f"security is {given!r}. {EXPECTED}") from error
     missing = [p for p in (ca, certificate, key) if not Path(p).is_file()]

@@ -27,7 +27,8 @@ from ntkdask.arrays import gpu_status, host_cores
 from ntkdask.errors import ClusterError, UserError
 from ntkdask.execution.certificates import mismatch, security_of
 from ntkdask.execution.main_guard import GUARD, require_guard
-from ntkdask.execution.workers import check_versions
+from ntkdask.execution.workers import ANSWER_SECONDS, check_versions
+from ntkdask.files import home_expanded
 
 LOOPBACK = "127.0.0.1"
 TlsFiles = tuple[str | os.PathLike[str], str | os.PathLike[str], str | os.PathLike[str]]
@@ -73,7 +74,8 @@ def connect(
     dashboard_port : int
         Port of a local cluster's dashboard; any free one where it is taken.
     timeout : float
-        Seconds to wait for a scheduler file, then for its scheduler, then for a first worker.
+        Seconds to wait for a scheduler file, then for its scheduler, then for a first worker. Three times as long for the first
+        answers of all workers, which import this package for it; workers of a local cluster have two minutes.
     local_directory : str, Path or None
         Scratch folder of local workers. None: the system's temporary folder.
 
@@ -87,8 +89,8 @@ def connect(
     UserError
         For arguments that contradict each other.
     ClusterError
-        When a GPU was asked for and cannot be used, when nothing answers in time, or when a worker has other versions of the packages
-        that results depend on.
+        When a GPU was asked for and cannot be used, when the scheduler or a worker does not answer in time, or when a worker has other
+        versions of the packages that results depend on.
 
     Notes
     -----
@@ -100,15 +102,17 @@ def connect(
             f"connect was given the address {address} and the scheduler file {scheduler_file}. Give one of them."
         )
     tls = security_of(security)
+    patience = 3 * timeout
     if address is not None:
         client = _attach(address, tls, timeout)
     elif scheduler_file is not None:
-        client = _attach(_address_in(Path(scheduler_file), timeout), tls, timeout, f" (from {scheduler_file})")
+        client = _attach(_address_in(home_expanded(scheduler_file), timeout), tls, timeout, f" (from {scheduler_file})")
     else:
         client = _start_local(n_workers, threads_per_worker, worker_memory, cuda, tls, dashboard_port, local_directory)
+        patience = ANSWER_SECONDS
     try:
         _require_workers(client, timeout)
-        check_versions(client)
+        check_versions(client, patience)
     except BaseException:
         client.close()
         raise
@@ -160,7 +164,7 @@ def _start_local(
         "memory_limit": "auto" if worker_memory is None else _bytes(worker_memory),
         "host": LOOPBACK,
         "dashboard_address": f"{LOOPBACK}:{dashboard_port if port_is_free(dashboard_port) else 0}",
-        "local_directory": None if local_directory is None else os.fspath(local_directory),
+        "local_directory": None if local_directory is None else os.fspath(home_expanded(local_directory)),
         "security": security,
     }
     client: Client | None = None
@@ -196,12 +200,26 @@ def _cluster_kind(n_workers: int | None, cuda: bool | None) -> tuple[type[LocalC
                 raise UserError(
                     f"n_workers is {n_workers}, but this machine shows {gpus} GPUs. Ask for that many or fewer."
                 )
-            return LocalCUDACluster, n_workers or gpus, {}
+            return _without_spilling(LocalCUDACluster), n_workers or gpus, {}
         except ImportError as error:
             reason = f"{reason}, but dask-cuda cannot be imported ({error}): pip install 'ntkdask[cuda13]' (or cuda12)"
     if cuda:
         raise ClusterError(f"cuda=True was asked for, but no GPU can be used: {reason}. `ntkdask doctor` shows more.")
     return cpu_kind
+
+
+def _without_spilling(kind: type[LocalCluster]) -> type[LocalCluster]:
+    """A class of clusters that fills the option `config` of its workers itself, as dask-cuda's does: with no spilling added to it."""
+
+    class WithoutSpilling(kind):  # type: ignore[valid-type,misc]
+        def new_worker_spec(self) -> dict[Any, Any]:
+            """See `distributed.SpecCluster`. The ambient configuration reaches the first workers alone, not restarted ones."""
+            specs: dict[Any, Any] = super().new_worker_spec()
+            for spec in specs.values():
+                spec["options"]["config"] = {**spec["options"].get("config", {}), **_NO_SPILLING}
+            return specs
+
+    return WithoutSpilling
 
 
 def _attach(address: str, security: Security | None, timeout: float, source: str = "") -> Client:

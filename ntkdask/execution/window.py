@@ -211,7 +211,7 @@ class _ClientRun:
 
     def has_room(self) -> bool:
         """Whether fewer than two tasks a slot are in flight: a worker that finishes one has its next task already."""
-        return len(self.flying) < 2 * sum(self._client.nthreads().values()) + 2
+        return len(self.flying) < 2 * sum(self._watch.slots.values()) + 2
 
     def submit(self, item: Item, attempt: int = 1, alone: bool = False) -> None:
         """Send an item to the cluster under a fresh key, whose prefix is the label that the dashboard shows."""
@@ -219,7 +219,7 @@ class _ClientRun:
         key = (f"{item.label}-{self._run}", self._counter)
         where: dict[str, Any] = {}
         if item.near is not None:
-            workers = sorted(self._client.nthreads())
+            workers = sorted(self._watch.slots)
             # a preference, not a restriction: that worker has cached what the task reads
             where = {"workers": workers[item.near % len(workers)], "allow_other_workers": True} if workers else {}
         future = self._client.submit(_call, item.call, item.arguments, self._n_threads, key=key, pure=False, **where)
@@ -247,10 +247,25 @@ class _ClientRun:
 
 
 class _Watch:
-    """A thread that cancels what is in flight when the cluster has had no workers for PATIENCE_SECONDS."""
+    """A thread that asks for the workers now and then, and cancels what is in flight after PATIENCE_SECONDS without any.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        The cluster.
+    flying : mapping
+        What is in flight, by future.
+
+    Attributes
+    ----------
+    slots : dict
+        Task slots of each worker, by address, as last heard: to ask before every submission would cost more than the submission.
+    lost : bool
+        Whether it has given up.
+    """
 
     def __init__(self, client: Any, flying: Mapping[Any, Any]) -> None:
-        self.lost = False
+        self.lost, self.slots = False, dict(client.nthreads())
         self._client, self._flying, self._ended = client, flying, threading.Event()
         self._thread = threading.Thread(target=self._run, name="ntkdask-watch", daemon=True)
         self._thread.start()
@@ -264,11 +279,11 @@ class _Watch:
         empty_since = None
         while not self._ended.wait(PATIENCE_SECONDS / 10):
             try:
-                empty = not self._client.nthreads()
+                self.slots = dict(self._client.nthreads())
             except Exception:  # the connection is gone: the futures end by themselves
                 return
             now = time.monotonic()
-            empty_since = (empty_since or now) if empty else None
+            empty_since = None if self.slots else (empty_since or now)
             if empty_since is not None and now - empty_since > PATIENCE_SECONDS:
                 self.lost = True
                 self._client.cancel(list(self._flying), force=True)

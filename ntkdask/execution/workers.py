@@ -1,15 +1,17 @@
 """The workers of a cluster: their cores, memory, GPUs and versions, and the resources that a plan may use.
 
-Every question is one call on every worker, and nothing is cached: workers come and go. `cluster.connect` checks versions with it; the
-command line and the estimators plan with `resources`.
+Every question is one call on every worker, and nothing is cached: workers come and go. A worker that does not answer in time is named.
+`cluster.connect` checks versions with it; the command line and the estimators plan with `resources`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numba
@@ -26,6 +28,73 @@ _SAME_ON_WORKERS = ("python", "ntkdask", "numpy", "zarr", "dask", "distributed")
 _SAME_ON_SCHEDULER = ("python", "dask", "distributed")
 USABLE = 0.9
 """Share of a worker's memory limit that plans give to tasks; the nanny ends the process at 0.95."""
+
+ANSWER_SECONDS = 120.0
+"""How long a worker may take to answer a question. Its first answer imports this package."""
+
+
+def ask(client: Client, question: Callable[[], Any], timeout: float = ANSWER_SECONDS) -> dict[str, Any]:
+    """What `question()` returns in every worker, by address; workers that leave meanwhile are left out.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        The cluster.
+    question : function without arguments
+        Picklable.
+    timeout : float
+        Seconds to wait for the answers.
+
+    Returns
+    -------
+    dict
+        An answer for each address; an exception that the question raised is an answer, too.
+
+    Raises
+    ------
+    ClusterError
+        When a worker does not answer in time, naming it; when there are no workers.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+
+    async def answers() -> dict[str, Any]:
+        # in the client's event loop, where `run` can be awaited
+        asked: dict[str, Any] = {
+            w: asyncio.ensure_future(client.run(question, workers=[w], on_error="return")) for w in workers
+        }
+        if asked:
+            await asyncio.wait(asked.values(), timeout=timeout)
+        found = {w: future.result()[w] if future.done() else None for w, future in asked.items()}
+        silent = [w for w, future in asked.items() if not future.done()]
+        for worker in silent:
+            asked[worker].cancel()
+        if silent:
+            raise _silent(silent, len(asked), timeout)
+        return found
+
+    found: dict[str, Any] = client.sync(answers)
+    # an error of the connection is that of a worker which has left
+    found = {worker: answer for worker, answer in found.items() if not isinstance(answer, OSError)}
+    if not found:
+        raise no_workers(client)
+    return found
+
+
+def no_workers(client: Client) -> ClusterError:
+    """The error for a cluster whose last worker has left."""
+    where = client.scheduler_info(n_workers=0)["address"]
+    return ClusterError(
+        f"the scheduler at {where} has no workers any more: the last one left or died. Look at its log (out of memory?), "
+        f"start some, `dask worker {where}`, and run again: everything committed is kept."
+    )
+
+
+def _silent(workers: list[str], of: int, timeout: float) -> ClusterError:
+    named = ", ".join(sorted(workers)[:4]) + (f" and {len(workers) - 4} more" if len(workers) > 4 else "")
+    return ClusterError(
+        f"{len(workers)} of {of} workers did not answer within {timeout:g} s: {named}. They are stopped, unreachable, or run "
+        "code that keeps Python's interpreter lock. Look at their logs, end or restart them, and try again."
+    )
 
 
 def worker_facts(client: Client) -> list[dict[str, Any]]:
@@ -45,14 +114,33 @@ def worker_facts(client: Client) -> list[dict[str, Any]]:
         - memory_limit: bytes, 0 for none
         - versions: by package
         - gpu: None, or its name and bytes
+
+    Raises
+    ------
+    ClusterError
+        When a worker does not answer, or when there are none.
     """
+    answers = ask(client, _facts_here)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     facts = [
-        {"address": a, "slots": workers[a]["nthreads"], "memory_limit": workers[a]["memory_limit"] or 0, **found}
-        for a, found in client.run(_facts_here).items()
+        {
+            "address": a,
+            "slots": workers[a]["nthreads"],
+            "memory_limit": workers[a]["memory_limit"] or 0,
+            **_fact(answer),
+        }
+        for a, answer in answers.items()
         if a in workers
     ]
+    if not facts:
+        raise no_workers(client)
     return sorted(facts, key=lambda f: f["address"])
+
+
+def _fact(answer: Any) -> dict[str, Any]:
+    if isinstance(answer, BaseException):
+        raise answer
+    return dict(answer)
 
 
 def threads_per_task(client: Client) -> int:
@@ -109,12 +197,14 @@ def local_resources(n_workers: int | None, worker_memory: int | None) -> Resourc
     return Resources(int(USABLE * memory), device_memory_bytes(), max(1, cores // workers), cores, workers)
 
 
-def check_versions(client: Client) -> None:
-    """ClusterError when the scheduler or a worker has other versions than this process, with a line for each."""
-    found: Any = client.get_versions(check=False, packages=_SAME_ON_WORKERS[1:])
-    here = _versions_here()
-    lines = version_mismatches(here, {a: _packages(v) for a, v in found["workers"].items()}, _SAME_ON_WORKERS)
-    lines += version_mismatches(here, {"the scheduler": _packages(found["scheduler"])}, _SAME_ON_SCHEDULER)
+def check_versions(client: Client, timeout: float = ANSWER_SECONDS) -> None:
+    """ClusterError when the scheduler or a worker has other versions than this process, with a line for each; see `ask`."""
+    # Dask's own function: a worker without this package can answer, too
+    question = partial(get_versions, packages=_SAME_ON_WORKERS[1:])
+    here, found = _versions_here(), ask(client, question, timeout)
+    lines = version_mismatches(here, {a: _packages(_fact(v)) for a, v in found.items()}, _SAME_ON_WORKERS)
+    scheduler: Any = client.run_on_scheduler(question)
+    lines += version_mismatches(here, {"the scheduler": _packages(scheduler)}, _SAME_ON_SCHEDULER)
     if lines:
         raise ClusterError(
             "the cluster has other versions than this process, so its results could differ:\n  "

@@ -43,7 +43,8 @@ class Alignment:
     weighting : {"sqrt", "sample", "uniform"}
         What q is used for. "sqrt": every candidate with q > 0 is multiplied by √q, which gives the kernel of q itself.
         "sample": as many draws from q as the map has features of the kind. "uniform": the candidates with q > 0, all with the
-        same weight, as in the authors' released code.
+        same weight, as in the authors' released code. Where more candidates have a weight than the map has features, as many are
+        drawn, evenly spread, from these weights, whatever the weighting: the kernel's mean is the same, and ρ keeps its meaning.
     sampling : {"gaussian", "spherical", "gibbs"}
         The law of the ReLU candidates; "spherical" and "gibbs" sample by leverage scores. It does not change the step candidates.
 
@@ -72,18 +73,26 @@ class Alignment:
     def choose(self, scores: np.ndarray, most: int, seed: int, path: seeds.Path) -> Chosen:
         """Choose at most `most` of the candidates with these scores (N,), and the factor of each chosen feature.
 
-        The random draws of weighting="sample" follow from (seed, path). Σ factor² = 1: with a factor of 1/√N for every
-        candidate the features would be those of the plain map.
+        Random draws follow from (seed, path). Σ factor² = 1: with a factor of 1/√N for every candidate the features would be those
+        of the plain map.
         """
-        q = chi_square_weights(scores, self.rho, None if self.weighting == "sample" else most)
+        q = chi_square_weights(scores, self.rho)
+        if self.weighting == "uniform":
+            q = (q > 0) / np.count_nonzero(q)
         if self.weighting == "sample":
             places = np.searchsorted(np.cumsum(q), seeds.uniforms(seed, path, most), side="right")
             last = np.flatnonzero(q)[-1]  # rounding: the cumulative sum may end below 1
             columns, counts = np.unique(np.minimum(places, last), return_counts=True)
             return Chosen(columns, np.sqrt(counts / most))
         columns = np.flatnonzero(q)
-        share = q[columns] if self.weighting == "sqrt" else np.full(columns.size, 1 / columns.size)
-        return Chosen(columns, np.sqrt(share))
+        if columns.size <= most:
+            return Chosen(columns, np.sqrt(q[columns]))
+        # at even steps through the candidates in random order: each is drawn most·q_m times, rounded up or down
+        order = columns[seeds.permutation(seed, (*path, "order"), columns.size)]
+        steps = (np.arange(most) + seeds.uniforms(seed, (*path, "start"), 1)) / most
+        places = np.minimum(np.searchsorted(np.cumsum(q[order]), steps, side="right"), columns.size - 1)
+        columns, counts = np.unique(order[places], return_counts=True)
+        return Chosen(columns, np.sqrt(counts / most))
 
 
 class Chosen(NamedTuple):
@@ -101,7 +110,7 @@ class Chosen(NamedTuple):
     factors: np.ndarray
 
 
-def chi_square_weights(v: np.ndarray, rho: float, most: int | None = None) -> np.ndarray:
+def chi_square_weights(v: np.ndarray, rho: float) -> np.ndarray:
     """The distribution that maximises the mean score: argmax vᵀq over q >= 0, Σq = 1, N‖q − 1/N‖² <= ρ, exactly, by one sort.
 
     With v descending, and m_k and s_k² the mean and Σ(v − m_k)² of the k largest scores: λ_k = s_k/√((1+ρ)/N − 1/k) for k >
@@ -114,9 +123,6 @@ def chi_square_weights(v: np.ndarray, rho: float, most: int | None = None) -> np
         Scores, finite.
     rho : float
         Radius ρ >= 0, finite.
-    most : int, optional
-        The largest number of positive weights; where there are more, ρ is raised until there are so many (the first ones among
-        ties).
 
     Returns
     -------
@@ -126,7 +132,7 @@ def chi_square_weights(v: np.ndarray, rho: float, most: int | None = None) -> np
     Raises
     ------
     InputError
-        For scores that are not (N,) or not finite, ρ < 0 and most < 1.
+        For scores that are not (N,) or not finite, and ρ < 0.
 
     References
     ----------
@@ -140,8 +146,6 @@ def chi_square_weights(v: np.ndarray, rho: float, most: int | None = None) -> np
     v = _require_scores(v)
     _require_radius(rho)
     n = v.size
-    if most is not None:
-        require_components(most, "most")
     order = np.argsort(-v, kind="stable")
     # q does not depend on the origin or the unit of v
     fallen = v[order] - v[order[0]]
@@ -154,8 +158,6 @@ def chi_square_weights(v: np.ndarray, rho: float, most: int | None = None) -> np
         q = np.full(ties, 1 / ties)
     else:
         q = _water_filled(fallen, rho)
-    if most is not None and np.count_nonzero(q) > most:
-        q = _most_concentrated(fallen, most)
     out = np.zeros(n)
     out[order[: q.size]] = q / q.sum()
     return out
@@ -180,15 +182,6 @@ def _water_filled(fallen: np.ndarray, rho: float) -> np.ndarray:
     last = int(np.flatnonzero(fits)[-1]) if fits.any() else int(np.flatnonzero(inside)[0])
     multiplier = spread[last] / math.sqrt(room[last])
     return np.maximum(1 / k[last] + (fallen[: last + 1] - means[last]) / multiplier, 0.0)
-
-
-def _most_concentrated(fallen: np.ndarray, most: int) -> np.ndarray:
-    """The weights at the smallest radius that leaves at most `most` positive: the next score's weight is just 0."""
-    top = fallen[:most]
-    multiplier = most * (top.mean() - fallen[most])
-    if multiplier <= 0:
-        return np.full(most, 1 / most)
-    return np.maximum(1 / most + (top - top.mean()) / multiplier, 0.0)
 
 
 def add_scores(x: Array, weights: Array, targets: Array, sums: Array, step: bool) -> None:

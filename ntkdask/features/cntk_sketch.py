@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
+
 from ntkdask.arrays import Array, is_device_array, namespace
 from ntkdask.errors import InputError, nearest
 from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
@@ -23,6 +25,7 @@ from ntkdask.features.sketching.sketches import SRHT
 from ntkdask.kernels.image_rows import image_rows, image_shape
 from ntkdask.kernels.neural import NTK
 from ntkdask.kernels.planes import reference as planes
+from ntkdask.kernels.scales import balanced, extreme_exponents, power, restored_features
 from ntkdask.networks import Activation, Conv, Dense, Network
 from ntkdask.networks.network import every_layer
 from ntkdask.registry import register
@@ -121,11 +124,19 @@ class CNTKSketch(FeatureMapBase):
         """
         x = image_rows(x, layout=self.network.layout)
         self.network.image_shapes((int(x.shape[1]), int(x.shape[2])))
-        out = namespace(x).empty((x.shape[0], self.n_components), x.dtype)
+        xp, p = namespace(x), power(self.network.layers)
+        balanced_rows = balanced(x, p)
+        out = xp.empty((x.shape[0], self.n_components), x.dtype)
         images = self._images(x.shape[1:], x.dtype.itemsize, is_device_array(x))
         for rows in row_blocks(x.shape[0], images):
-            self._block_into(x[rows], out[rows])
-        return out
+            self._block_into(balanced_rows.rows[rows], out[rows])
+        extreme = extreme_exponents(x) if p is None and x.dtype.itemsize < 8 else None
+        if extreme is not None:
+            # rows that cannot be scaled, and whose squares leave float32
+            numbers = xp.flatnonzero(extreme)
+            with np.errstate(over="ignore"):
+                out[numbers] = self(x[numbers].astype(xp.float64)).astype(x.dtype)
+        return restored_features(out, balanced_rows)
 
     def _block_into(self, x: Array, out: Array) -> None:
         """Take a block of images through the layers; `out` (b, n_components) receives the features."""

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ntkdask import registry
-from ntkdask.arrays import Array, as_array, is_device_array, require_float, to_device, to_host
+from ntkdask.arrays import Array, is_device_array, require_float, to_device, to_host
 from ntkdask.cache import shared
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap, FeatureMapBase, row_blocks
@@ -231,7 +231,7 @@ class DataDependentMap(FeatureMapBase):
             raise InputError(f"{type(self).__name__}: x has no rows to learn from.")
         y = None if targets is None else as_targets(targets)
         require_targets(self, y is not None)
-        w = None if weights is None else np.asarray(to_host(as_array(weights)), np.float64)
+        w = None if weights is None else np.asarray(to_host(weights, "weights"), np.float64)
         for name, given in (("targets", y), ("weights", w)):
             if given is not None and len(given) != x.shape[0]:
                 raise InputError(f"x has {x.shape[0]} rows and {name} has {len(given)}; they must agree.")
@@ -336,7 +336,7 @@ def as_targets(targets: Any) -> np.ndarray:
     Integers, bools and strings are labels. Raises InputError for targets of other shapes, for labels of one class, and for
     numbers that are not finite.
     """
-    y = np.asarray(to_host(targets) if is_device_array(targets) else targets)
+    y = to_host(targets, "targets")
     if y.ndim not in (1, 2) or (y.dtype.kind != "f" and y.ndim == 2 and y.dtype.kind not in "biu"):
         raise InputError(f"targets have shape {y.shape} and dtype {y.dtype}; expected (n,) labels, or (n, k) numbers.")
     if y.ndim == 1 and y.dtype.kind != "f":

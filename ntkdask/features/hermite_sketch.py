@@ -95,7 +95,8 @@ class HermiteSketch(FeatureMapBase):
         [Dense, Activation]×L + Dense with L >= 1.
     n_components : int
         Number of features. They are shared out for rows with ‖x‖ from ¼ to 4 (‖x‖/√d with `scale_inputs`); for other rows the
-        features are as unbiased, with more variance.
+        features are as unbiased, with more variance, wherever σ has a usable expansion at their length. Bounded and linearly
+        growing activations have one at every length; exp, sin, cos and the like have none for long rows, which a call refuses.
     seed : int
         Seed of all random numbers.
     degree : int
@@ -106,8 +107,9 @@ class HermiteSketch(FeatureMapBase):
     Raises
     ------
     InputError
-        For other networks, for too few components, for activations without a usable expansion (`sketching.radial_functions`),
-        and for the NTK of a σ that jumps, whose k_σ' is not the derivative of its k_σ.
+        For other networks, for too few components, for activations without a usable expansion (`sketching.radial_functions`), in a
+        call also for rows so long that σ grows or oscillates too fast there, and for the NTK of a σ that jumps, whose k_σ' is not
+        the derivative of its k_σ.
 
     Notes ----- At depth 1 the bias is that of truncation, see `truncation_errors`; features of earlier layers leave a further
     bias of O(1/n_components). The variance is O(1/n_components).

@@ -11,9 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ntkdask.activations import ReLU
 from ntkdask.arrays import Array, is_device_array, namespace
-from ntkdask.compiled import compiled
+from ntkdask.compiled import compiled, inlined
 from ntkdask.errors import InputError
 from ntkdask.features.arccosine import Weights, relu_into, step_into
 from ntkdask.features.sketching.operands import over_rows, row_memory, unit_stride
@@ -197,6 +199,10 @@ def _scale_to(out: Array, like: Array, factor: float) -> None:
     over_rows(work, n, n * (m + like.shape[1]))
 
 
+LEAST, MOST = 1e-30, 1e30
+"""Squared lengths between which sums in float32 are right."""
+
+
 @compiled
 def _scale_rows(out, stride, columns, like, stride_like, width, factor, zero, first, last):
     for r in range(first, last):
@@ -206,10 +212,25 @@ def _scale_rows(out, stride, columns, like, stride_like, width, factor, zero, fi
             squares += row[i] * row[i]
         for i in range(width):
             wanted += other[i] * other[i]
-        if squares > 0:
+        if LEAST < squares < MOST and LEAST < wanted < MOST:
             scale = factor * math.sqrt(wanted / squares)
             for i in range(columns):
                 row[i] *= scale
+            continue
+        own, other_own = _wide_length(row), _wide_length(other)
+        if own > 0:
+            scale = factor * row.dtype.type(other_own / own)
+            for i in range(columns):
+                row[i] *= scale
+
+
+@inlined
+def _wide_length(row):
+    """‖row‖, summed in float64: squares of its entries may leave float32."""
+    total = 0.0
+    for i in range(row.size):
+        total += np.float64(row[i]) * np.float64(row[i])
+    return math.sqrt(total)
 
 
 def block_rows(widths: Sequence[Widths], itemsize: int) -> int:

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, eigh
+from numpy.linalg import LinAlgError
 
+from ntkdask import lapack
 from ntkdask.arrays import Array, namespace, require_float, require_rows, to_host
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap
@@ -134,9 +135,9 @@ def _generalised_ends(approximate: np.ndarray, exact: np.ndarray, lam: float) ->
     """The smallest and the largest μ with (K̂ + λI)v = μ(K + λI)v."""
     ridge = lam * np.eye(len(exact))
     try:
-        values = eigh(approximate + ridge, exact + ridge, eigvals_only=True)
+        values = lapack.eigvalsh(np.asfortranarray(approximate + ridge), np.asfortranarray(exact + ridge))
     except LinAlgError as error:
-        least = float(eigh(exact, eigvals_only=True, subset_by_index=(0, 0))[0])
+        least = float(np.linalg.eigvalsh(exact)[0])
         raise InputError(
             f"K + {lam:.3g}·I is not positive definite: rounding leaves K with an eigenvalue of {least:.3g}. Use lam > "
             f"{-least:.3g}, or float64 rows."

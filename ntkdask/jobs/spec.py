@@ -18,6 +18,7 @@ from dask.utils import parse_bytes
 from ntkdask import activations, networks, registry
 from ntkdask.errors import JobError, UserError, nearest
 from ntkdask.features.base import FeatureMap
+from ntkdask.files import home_expanded
 from ntkdask.jobs.data import open_job_data
 from ntkdask.jobs.sections import SHARED_TABLES, JobSpec, SolverSpec
 from ntkdask.jobs.tables import MAX_DEPTH, read_tables, require_name, require_path, require_plain, validated
@@ -86,7 +87,7 @@ class Job:
 
 def load_job(path: str | Path, settings: Sequence[str] = ()) -> Job:
     """Read, validate and build a job; JobError names the problems and their keys. settings: `section.key=value`, values in TOML."""
-    path = Path(path)
+    path = home_expanded(path)
     table = read_tables(path, "job")
     for setting in settings:
         _override(table, setting)
@@ -110,7 +111,7 @@ def _located(value: Any, folder: Path) -> Any:
     weights = table.get("weights")
     if table.get("type") in registry.names("module") and isinstance(weights, str):
         require_path(f"weights of {table['type']}", weights)
-        table["weights"] = str((folder / weights).resolve())
+        table["weights"] = str((folder / home_expanded(weights)).resolve())
         if not Path(table["weights"]).is_file():
             raise JobError(
                 f"weights of {table['type']}: there is no file {table['weights']}. Its path is relative to the job file."

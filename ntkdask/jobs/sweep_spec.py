@@ -27,6 +27,7 @@ from pydantic.dataclasses import dataclass
 from ntkdask import registry, seeds
 from ntkdask.datasets import Dataset
 from ntkdask.errors import JobError, UserError
+from ntkdask.files import home_expanded
 from ntkdask.jobs.data import open_job_data
 from ntkdask.jobs.sections import SHARED_TABLES, DataSpec, RunSpec
 from ntkdask.jobs.spec import build_network, memory_bytes
@@ -105,7 +106,7 @@ class SweepSpec:
     @property
     def folder(self) -> Path:
         """The folder of cells, trainings, table and figures."""
-        return Path(self.run.folder or Path("runs") / self.name)
+        return home_expanded(self.run.folder or Path("runs") / self.name)
 
     @property
     def plan(self) -> Plan:
@@ -115,7 +116,7 @@ class SweepSpec:
 
 def load_sweep(path: str | Path) -> tuple[SweepSpec, PntkSweep, SweepData]:
     """Read and build a sweep; JobError names the problems and their keys, DataError those of the data."""
-    path = Path(path)
+    path = home_expanded(path)
     table = read_tables(path, "sweep")
     try:
         spec = _validated(table)

@@ -12,6 +12,7 @@ from ntkdask.kernels import general
 from ntkdask.kernels.base import KernelBase, flat_pair, flat_rows, set_diagonal
 from ntkdask.kernels.blocks import Block
 from ntkdask.kernels.correlations import row_squares, unit_rows
+from ntkdask.kernels.scales import balanced, restored, restored_diagonal
 from ntkdask.registry import register
 
 MAX_ORDER = 150
@@ -63,8 +64,14 @@ class ArcCosine(KernelBase):
             raise InputError(f"ArcCosine: order is {self.order!r}, expected an integer from 0 to {MAX_ORDER}.")
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m) of x's kind and dtype."""
+        """(n, *s), (m, *s) → (n, m) of the rows' kind and common dtype."""
         x, y = flat_pair(x, y)
+        rows = balanced(x, self.order)
+        columns = rows if y is None else balanced(y, self.order)
+        return restored(self._balanced(rows.rows, None if y is None else columns.rows), rows, columns)
+
+    def _balanced(self, x: Array, y: Array | None) -> Array:
+        """The kernel of rows whose squares fit their dtype."""
         left = unit_rows(x, None)
         right = left if y is None else unit_rows(y, None)
         a, b = left.squares ** (self.order / 2), right.squares ** (self.order / 2)
@@ -81,11 +88,11 @@ class ArcCosine(KernelBase):
 
     def diagonal(self, x: Array) -> Array:
         """‖x‖²ⁿ for order n > 0; for order 0 κ₀(1) = 1, and κ₀(0) = ½ for a zero row."""
-        x = flat_rows(x)
-        squares = row_squares(x)
+        rows = balanced(flat_rows(x), self.order)
+        x, squares = rows.rows, row_squares(rows.rows)
         if self.order == 0:
             return namespace(x).where(squares > 0, 1.0, 0.5).astype(x.dtype)
-        return (squares**self.order).astype(x.dtype)
+        return restored_diagonal((squares**self.order).astype(x.dtype), rows)
 
     def workspace_bytes(self, n: int, m: int, itemsize: int, row_shape: tuple[int, ...] | None = None) -> int:
         """Bytes of the result and of each thread's float64 blocks."""

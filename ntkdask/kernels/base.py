@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float
+import numpy as np
+
+from ntkdask.arrays import Array, flatten_rows, is_device_array, namespace, require_float, same_dtype
 from ntkdask.errors import InputError
 from ntkdask.networks import Network
 
@@ -19,7 +21,7 @@ class Computes(Protocol):
     """The least that makes a kernel: values, diagonal, memory."""
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m) of x's kind and dtype; y=None means x, and the result is symmetric."""
+        """(n, *s), (m, *s) → (n, m) of the rows' kind and common dtype; y=None means x, and the result is symmetric."""
 
     def diagonal(self, x: Array) -> Array:
         """(n, *s) → (n,): k(x_i, x_i)."""
@@ -159,7 +161,7 @@ def flat_rows(x: Array, name: str = "x") -> Array:
 
 
 def flat_pair(x: Array, y: Array | None) -> tuple[Array, Array | None]:
-    """Both inputs as (rows, features) float matrices of equal width and device; InputError or DtypeError otherwise."""
+    """Both inputs as (rows, features) of one float dtype; InputError for other widths or devices, DtypeError for no floats."""
     x = flat_rows(x)
     if y is None:
         return x, None
@@ -170,11 +172,12 @@ def flat_pair(x: Array, y: Array | None) -> tuple[Array, Array | None]:
         raise InputError(
             "x and y lie on different devices, one NumPy and one CuPy. Move one of them: arrays.to_device."
         )
-    return x, y
+    return same_dtype(x, y)
 
 
 def set_diagonal(k: Array, diagonal: Array) -> Array:
     """The square matrix `k` with `diagonal` (n,) written onto its own, in place."""
     index = namespace(k).arange(k.shape[0])
-    k[index, index] = diagonal
+    with np.errstate(over="ignore"):  # where a value exceeds the dtype, inf is the answer
+        k[index, index] = diagonal
     return k

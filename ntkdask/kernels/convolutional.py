@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ntkdask.arrays import Array, is_device_array
 from ntkdask.kernels import general
 from ntkdask.kernels.base import set_diagonal
@@ -73,7 +75,8 @@ def diagonals(network: Network, x: Array, parts: Sequence[str]) -> list[Array]:
     x = image_rows(x, layout=network.layout)
     own = _own(network, x, reference.variance_maps(network, x), "ntk" in parts)
     pair = general.diagonals(_tail(network), *own)
-    return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
+    with np.errstate(over="ignore"):  # where a value exceeds the dtype, inf is the answer
+        return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
 
 
 def _own(network: Network, x: Array, maps: list[Array], tangent: bool) -> tuple[Array, Array | None]:

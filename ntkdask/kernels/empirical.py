@@ -83,7 +83,7 @@ class _EmpiricalKernel(KernelBase):
         )
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """The kernel of rows (n, *s), (m, *s): (n, m), or (n, m, O, O) for the full eNTK, of x's kind and dtype.
+        """The kernel of rows (n, *s), (m, *s): (n, m), or (n, m, O, O) for the full eNTK, of the rows' kind and common dtype.
 
         Raises
         ------

@@ -94,16 +94,15 @@ class FlipAveraged(KernelBase):
 
         Returns
         -------
-        array (n, m), or (n, m, O, O) where k gives blocks, of x's kind and dtype
+        array (n, m), or (n, m, O, O) where k gives blocks, of the images' kind and common dtype
 
         Raises
         ------
         InputError
             For rows that are not images; the kernel raises its own errors.
         """
+        x, y = require_images(x), None if y is None else require_images(y, "y")
         mirrored = flip(x)
-        if y is not None:
-            require_images(y, "y")
         if keeps_mirrors(self.kernel, x.shape[1:]):
             if y is None:
                 return _mean(self.kernel(x), _symmetric(self.kernel(x, mirrored)))
@@ -119,6 +118,7 @@ class FlipAveraged(KernelBase):
 
         Equal to the diagonal of a symmetric call to rounding. For an image that is its own mirror image k̄ is k.
         """
+        x = require_images(x)
         mirrored = flip(x)
         xp, own = namespace(x), self.kernel.diagonal(x)
         other = own if keeps_mirrors(self.kernel, x.shape[1:]) else self.kernel.diagonal(mirrored)
@@ -135,18 +135,19 @@ class FlipAveraged(KernelBase):
 
 def flip(x: Array, name: str = "x") -> Array:
     """Images (n, H, W, C) or (n, H, W) with left and right exchanged, C-contiguous; InputError for other rows."""
-    require_images(x, name)
+    x = require_images(x, name)
     return namespace(x).ascontiguousarray(x[:, :, ::-1])
 
 
-def require_images(x: Array, name: str = "x") -> None:
-    """InputError unless rows are images, (H, W, C) or (H, W); DtypeError unless they are float32 or float64."""
-    require_float(x, name)
+def require_images(x: Array, name: str = "x") -> Array:
+    """x as an array of images (H, W, C) or (H, W); InputError for other rows, DtypeError unless they are float32 or float64."""
+    x = require_float(x, name)
     if x.ndim not in (_WIDTH_AXIS + 1, _WIDTH_AXIS + 2):
         raise InputError(
             f"FlipAveraged: {name} has shape {x.shape}, but only images (n, H, W, C), channels last, have a left and a right. Give "
             "them in that shape, or the kernel without flips."
         )
+    return x
 
 
 def keeps_mirrors(kernel: Kernel, row_shape: tuple[int, ...]) -> bool:

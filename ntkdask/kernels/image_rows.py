@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ntkdask.arrays import Array, is_device_array, require_float
+from ntkdask.arrays import Array, is_device_array, require_float, same_dtype
 from ntkdask.errors import InputError
 
 EXPECTED = "the network takes images, (n, H, W, C) with channels last"
@@ -44,7 +44,7 @@ def image_rows(x: Array, name: str = "x", layout: str | None = None) -> Array:
 
 
 def image_pair(x: Array, y: Array | None, layout: str | None = None) -> tuple[Array, Array | None]:
-    """Both inputs as float images of equal (H, W, C) and device; InputError or DtypeError otherwise."""
+    """Both inputs as float images of one dtype; InputError for other (H, W, C) or devices, DtypeError for no floats."""
     x = image_rows(x, layout=layout)
     if y is None:
         return x, None
@@ -55,7 +55,7 @@ def image_pair(x: Array, y: Array | None, layout: str | None = None) -> tuple[Ar
         raise InputError(
             "x and y lie on different devices, one NumPy and one CuPy. Move one of them: arrays.to_device."
         )
-    return x, y
+    return same_dtype(x, y)
 
 
 def _named(x: Array) -> str:

@@ -12,11 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ntkdask.arrays import Array
 from ntkdask.errors import InputError
-from ntkdask.kernels import convolutional, general, rectified
+from ntkdask.kernels import convolutional, general, rectified, scales
 from ntkdask.kernels.base import KernelBase, flat_pair, flat_rows, set_diagonal
 from ntkdask.kernels.correlations import row_squares
+from ntkdask.kernels.image_rows import image_pair, image_rows
 from ntkdask.networks import Network
 from ntkdask.registry import register
 
@@ -24,10 +27,19 @@ PARTS = ("nngp", "ntk")
 
 
 def _matrices(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
-    """The `parts` of rows (n, *s), (m, *s): (n, m) each, in x's dtype; exact diagonals where y is None."""
+    """The `parts` of rows (n, *s), (m, *s): (n, m) each, in the rows' common dtype; exact diagonals where y is None."""
+    x, y = image_pair(x, y, network.layout) if network.takes_images else flat_pair(x, y)
+    p = scales.power(network.layers)
+    left = scales.balanced(x, p)
+    right = left if y is None else scales.balanced(y, p)
+    results = _balanced_matrices(network, left.rows, None if y is None else right.rows, parts)
+    return [scales.restored(matrix, left, right) for matrix in results]
+
+
+def _balanced_matrices(network: Network, x: Array, y: Array | None, parts: tuple[str, ...]) -> list[Array]:
+    """`_matrices` of rows whose squares fit their dtype, where the network is homogeneous."""
     if network.takes_images:
         return convolutional.matrices(network, x, y, parts)
-    x, y = flat_pair(x, y)
     results = _vector_matrices(network, x, y, parts)
     if y is None:
         for matrix, diagonal in zip(results, _diagonals(network, x, parts), strict=True):
@@ -50,11 +62,15 @@ def _divisor(network: Network, x: Array) -> float:
 
 def _diagonals(network: Network, x: Array, parts: tuple[str, ...]) -> list[Array]:
     """The `parts` of every row with itself: (n,) each, in x's dtype."""
+    x = image_rows(x, layout=network.layout) if network.takes_images else flat_rows(x)
+    rows = scales.balanced(x, scales.power(network.layers))
     if network.takes_images:
-        return convolutional.diagonals(network, x, parts)
-    x = flat_rows(x)
-    pair = general.diagonals(network.layers, row_squares(x) / _divisor(network, x))
-    return [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
+        results = convolutional.diagonals(network, rows.rows, parts)
+    else:
+        pair = general.diagonals(network.layers, row_squares(rows.rows) / _divisor(network, x))
+        with np.errstate(over="ignore"):  # where a value exceeds the dtype, inf is the answer
+            results = [pair[PARTS.index(part)].astype(x.dtype) for part in parts]
+    return [scales.restored_diagonal(diagonal, rows) for diagonal in results]
 
 
 @dataclass(frozen=True)
@@ -104,6 +120,9 @@ class NTK(_NeuralKernel):
     -----
     Θ is in NTK parameterisation: normalised ReLU of depth L gives Θ(x, x) = (L+1)‖x‖².
 
+    Rows may have any size where the network is homogeneous or normalises them (`scales.power`), and float32 rows everywhere. Float64
+    rows beyond about 1e±77 give NaN where there is a bias before the first LayerNorm, or an activation such as tanh.
+
     References
     ----------
     Jacot et al. 2018; MATH.md §1.
@@ -134,7 +153,7 @@ class NTK(_NeuralKernel):
 
         Returns
         -------
-        array (n, m) of x's kind and dtype
+        array (n, m) of the rows' kind and common dtype
             Without rows it is empty.
 
         Raises
@@ -172,7 +191,7 @@ class NNGP(_NeuralKernel):
         return ("nngp",)
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """The matrix S(x_i, y_j): (n, *s), (m, *s) → (n, m) of x's kind and dtype; arguments and errors as of `NTK`."""
+        """The matrix S(x_i, y_j): (n, *s), (m, *s) → (n, m) of the rows' kind and common dtype; arguments and errors as of `NTK`."""
         return _matrices(self.network, x, y, self.parts)[0]
 
     def diagonal(self, x: Array) -> Array:
@@ -192,7 +211,7 @@ class NNGPAndNTK(_NeuralKernel):
     """
 
     def __call__(self, x: Array, y: Array | None = None) -> tuple[Array, Array]:
-        """(NNGP, NTK), (n, m) each, of x's kind and dtype; arguments and errors as of `NTK`."""
+        """(NNGP, NTK), (n, m) each, of the rows' kind and common dtype; arguments and errors as of `NTK`."""
         nngp, ntk = _matrices(self.network, x, y, self.parts)
         return nngp, ntk
 
@@ -216,7 +235,7 @@ def both(network: Network, x: Array | None = None, y: Array | None = None) -> An
 
     Returns
     -------
-    tuple of two arrays (n, m) of x's kind and dtype, or NNGPAndNTK
+    tuple of two arrays (n, m) of the rows' kind and common dtype, or NNGPAndNTK
         (NNGP, NTK); without x the `NNGPAndNTK` that gives them.
 
     Raises

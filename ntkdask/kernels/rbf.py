@@ -71,7 +71,7 @@ class RBF(KernelBase):
             )
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
-        """(n, *s), (m, *s) → (n, m) of x's kind and dtype."""
+        """(n, *s), (m, *s) → (n, m) of the rows' kind and common dtype."""
         x, y = flat_pair(x, y)
         other = x if y is None else y
 

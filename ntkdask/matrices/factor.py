@@ -154,7 +154,7 @@ class Factor:
 
     def _checked(self, rhs: Any) -> np.ndarray:
         """rhs as (n, k) float64; InputError when its rows are not the matrix's, or not finite."""
-        b = np.asarray(rhs, np.float64)
+        b = np.asarray(to_host(rhs, "the right-hand side"), np.float64)
         if b.ndim not in (1, 2) or len(b) != self.n:
             raise InputError(f"the right-hand side has shape {b.shape}; expected ({self.n},) or ({self.n}, k).")
         b = b.reshape(len(b), -1) if b.size else b.reshape(len(b), 0)

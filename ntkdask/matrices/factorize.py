@@ -288,7 +288,7 @@ def _check_arguments(matrix: TileStore, alpha: float, scale: Any, dtype: str) ->
     alpha = float(alpha)
     if scale is None:
         return alpha, None
-    scale = np.asarray(scale, np.float64)
+    scale = np.asarray(to_host(scale, "scale"), np.float64)
     if scale.shape != (matrix.shape[0],) or not np.isfinite(scale).all() or (scale < 0).any():
         raise InputError(
             f"factorize: scale has shape {scale.shape}; expected ({matrix.shape[0]},), one finite number >= 0 per row."

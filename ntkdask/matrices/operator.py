@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from ntkdask.arrays import Array, is_device_array, to_device, to_host
+from ntkdask.arrays import Array, to_device, to_host
 from ntkdask.cache import DEFAULT_BYTES, shared
 from ntkdask.errors import InputError
 from ntkdask.execution.map_reduce import TASK_BYTES
@@ -219,7 +219,7 @@ class StoredKernel:
         return cls(url, site.client, scale, site.threads, cache_bytes, device)
 
     def __matmul__(self, v: Any) -> np.ndarray:
-        v = np.asarray(v, np.float64)
+        v = np.asarray(to_host(v, "v"), np.float64)
         n, m = self.shape
         if v.ndim not in (1, 2) or v.shape[0] != m:
             raise InputError(
@@ -305,11 +305,11 @@ class StoredKernel:
 
     def _walk(self, action: Action, take: Callable[[int, Any, np.ndarray], None]) -> None:
         """Hand every piece to `take`, panel by panel in their order, whichever finishes first."""
-        walks = []
+        walks, n_workers = [], self._site.n_workers
         for number, panel in enumerate(self._panels):
             tiles = tuple(index for index in panel if action.wants(self.matrix, index))
             if tiles:
-                walks.append(_Walk(number, tiles, self._is_kept(number)))
+                walks.append(_Walk(number, tiles, self._is_kept(number, n_workers)))
         order, waiting = deque(walk.number for walk in walks), dict[int, list[Piece]]()
 
         def receive(walk: _Walk, pieces: list[Piece]) -> None:
@@ -321,13 +321,13 @@ class StoredKernel:
         task = _PanelTask(self.matrix, action, self._cache_bytes, self._device)
         self._site.each(task, walks, "kernel-product", receive, near=lambda walk: walk.number)
 
-    def _is_kept(self, number: int) -> bool:
+    def _is_kept(self, number: int, n_workers: int) -> bool:
         """Whether a panel stays in its worker's cache: the first ones of every worker do, as many as fit, for every product.
 
         Panels go round the workers. A cache that took every panel in turn, too small for all, would have dropped each one before it is
         needed again.
         """
-        return (number // self._site.n_workers + 1) * PANEL_BYTES <= self._cache_bytes
+        return (number // n_workers + 1) * PANEL_BYTES <= self._cache_bytes
 
     @contextlib.contextmanager
     def _carried(self, v: np.ndarray) -> Iterator[Any]:
@@ -354,9 +354,7 @@ class StoredKernel:
 
     def _require_scale(self, scale: np.ndarray) -> np.ndarray:
         self._require_square("scale")
-        if is_device_array(scale):
-            scale = to_host(scale)
-        scale = np.asarray(scale, np.float64)
+        scale = np.asarray(to_host(scale, "scale"), np.float64)
         if scale.shape != self.shape[:1] or not np.isfinite(scale).all() or (scale < 0).any():
             raise InputError(
                 f"scale has shape {scale.shape} and least value {scale.min(initial=np.inf):g}; "

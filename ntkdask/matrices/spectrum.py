@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import eigvalsh
 
-from ntkdask import seeds, threads
+from ntkdask import lapack, seeds, threads
 from ntkdask.arrays import FLOAT_DTYPES, as_array, is_dask, to_host
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.execution.progress import Listener, Silent
@@ -269,7 +268,7 @@ class _EigenvaluesTask:
     """All eigenvalues of a stored matrix, ascending, float64, in its own memory."""
 
     def __call__(self, matrix: StoredMatrix) -> np.ndarray:
-        return eigvalsh(matrix.read("float64"), overwrite_a=True, check_finite=False)
+        return lapack.eigvalsh(matrix.read("float64"))
 
 
 def _eigenvalues(operand: Any, site: Site) -> np.ndarray:
@@ -277,7 +276,7 @@ def _eigenvalues(operand: Any, site: Site) -> np.ndarray:
     if isinstance(operand, StoredMatrix):
         return site.alone(_EigenvaluesTask(), "spectrum", operand)
     with threads.limited(site.threads or threads.ambient()):
-        return eigvalsh(operand.astype(np.float64), overwrite_a=True, check_finite=False)
+        return lapack.eigvalsh(operand.astype(np.float64, order="F"))
 
 
 def _from_eigenvalues(values: np.ndarray, k: int, alphas: list[float]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ntkdask.arrays import Array, gpu_usable, is_device_array, require_float, require_rows
+from ntkdask.arrays import Array, gpu_usable, is_device_array, require_float, require_rows, same_dtype
 from ntkdask.errors import InputError, MemoryBudgetError
 from ntkdask.modules.build import build
 from ntkdask.modules.jacobian.blocks import DEVICE_FORM_BYTES
@@ -151,7 +151,7 @@ class Request:
             raise InputError(
                 "x and y lie on different devices, one NumPy and one CuPy. Move one of them: arrays.to_device."
             )
-        return x, y
+        return same_dtype(x, y)
 
     def _call(self, x: Array, y: Array | None = None, purpose: str = "call") -> _Call:
         module = build(self.module, self.caller)

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ntkdask.errors import StoreError
-from ntkdask.files import remove, write_text
+from ntkdask.files import home_expanded, remove, write_text
 from ntkdask.report import figures, figures_kernel, job_words, summary, summary_kernel
 from ntkdask.report import words as wording
 from ntkdask.report.summary_kernel import Metrics
@@ -41,7 +41,7 @@ def write_report(run: Path) -> Path:
 
     StoreError, which says what to do, where the metrics are missing or not what a run writes.
     """
-    run = Path(run)
+    run = home_expanded(run)
     metrics = read_metrics(run)
     drawn = draw(metrics)
     for name in FIGURES:
@@ -62,7 +62,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         state = "has no metrics.json: this run has not finished" if run.is_dir() else "is not a run's folder"
         raise StoreError(f"{run} {state}. Look at it with: ntkdask status {run}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _malformed(path, f"it cannot be read as JSON ({error})") from error
     if not isinstance(metrics, dict):
         raise _malformed(path, f"expected a table, found {type(metrics).__name__}")

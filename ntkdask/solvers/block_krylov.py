@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
+from numpy.linalg import LinAlgError
 
+from ntkdask import lapack
 from ntkdask.arrays import Array, namespace, to_device, to_host
 
 LOST_RANK = 1e-13
@@ -180,14 +181,13 @@ class Process:
         if shift.directions is None:
             shift.directions = directions
         else:
-            factor = cho_factor(shift.pivot, lower=True)
-            lower = cho_solve(factor, self.coupling.T).T
+            lower = lapack.cholesky_solve(shift.pivot, self.coupling.T).T
             pivot = pivot - lower @ self.coupling.T
             shift.xi = -(lower @ shift.xi)
             shift.directions = directions - shift.directions @ _like(lower.T, directions)
         shift.pivot = (pivot + pivot.T) / 2
         try:
-            return shift, cho_solve(cho_factor(shift.pivot, lower=True), shift.xi), None
+            return shift, lapack.cholesky_solve(shift.pivot, shift.xi), None
         except LinAlgError:
             lowest = _lowest_curvature(shift)
             # a curvature that A's own rounding makes negative means a singular matrix, not an indefinite one
@@ -258,7 +258,7 @@ def _lowest_curvature(shift: Shift) -> float:
     """The smallest Rayleigh quotient of A + α in the span of the directions: an upper bound of its smallest eigenvalue."""
     gram = to_host(shift.directions.T @ shift.directions)
     try:
-        return float(eigh(shift.pivot, gram, eigvals_only=True)[0])
+        return float(lapack.eigvalsh(np.array(shift.pivot, order="F"), np.array(gram, order="F"))[0])
     except LinAlgError:
         return float(np.linalg.eigvalsh(shift.pivot)[0] / max(np.trace(gram), np.finfo(float).tiny))
 

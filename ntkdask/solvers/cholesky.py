@@ -14,8 +14,8 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.linalg import blas, eigvalsh, lapack
 
+from ntkdask import lapack
 from ntkdask.arrays import Array, is_device_array, namespace, to_host
 
 PIVOT_ROUNDINGS = 8.0
@@ -60,7 +60,7 @@ def subtract_product(c: Array, a: Array, b: Array) -> None:
     if is_device_array(c):
         c -= a @ b.T
         return
-    _routine(blas, "gemm", c)(-1.0, b.T, a.T, beta=1.0, c=c.T, trans_a=1, overwrite_c=1)
+    lapack.gemm(-1.0, b.T, a.T, c.T, trans_a=True)
 
 
 def subtract_square(c: Array, a: Array) -> None:
@@ -71,7 +71,7 @@ def subtract_square(c: Array, a: Array) -> None:
     if is_device_array(c):
         c -= a @ a.T
         return
-    _routine(blas, "syrk", c)(-1.0, a.T, beta=1.0, c=c.T, trans=1, lower=0, overwrite_c=1)
+    lapack.syrk(-1.0, a.T, 1.0, c.T, lower=False, trans=True)
 
 
 def factor_lower(c: Array) -> int:
@@ -86,8 +86,10 @@ def factor_lower(c: Array) -> int:
         # cuSOLVER stops at the pivot that failed and leaves it there, as it is
         good = to_host(xp.diagonal(c)) > 0
         return len(good) if good.all() else int(np.argmin(good))
-    _, info = _routine(lapack, "potrf", c)(c.T, lower=0, clean=1, overwrite_a=1)
-    return c.shape[0] if info == 0 else info - 1
+    failed = lapack.potrf(c.T, lower=False)
+    for i, row in enumerate(c):
+        row[i + 1 :] = 0
+    return failed - 1 if failed else len(c)
 
 
 def solve_right(c: Array, factor: Array) -> None:
@@ -95,7 +97,7 @@ def solve_right(c: Array, factor: Array) -> None:
     if is_device_array(c):
         c[...] = _device_solve(factor, c.T, False).T
         return
-    _routine(blas, "trsm", c)(1.0, factor.T, c.T, side=0, lower=0, trans_a=1, overwrite_b=1)
+    lapack.trsm(factor.T, c.T, lower=False, trans=True)
 
 
 def solve_lower(factor: Array, b: Array, transposed: bool = False) -> None:
@@ -103,7 +105,7 @@ def solve_lower(factor: Array, b: Array, transposed: bool = False) -> None:
     if is_device_array(b):
         b[...] = _device_solve(factor, b, transposed)
         return
-    _routine(blas, "trsm", b)(1.0, factor.T, b.T, side=1, lower=0, trans_a=int(transposed), overwrite_b=1)
+    lapack.trsm(factor.T, b.T, right=True, lower=False, trans=transposed)
 
 
 def pivot_floor(n: int, dtype: Any, matrix_dtype: Any) -> float:
@@ -132,14 +134,7 @@ def smallest_eigenvalue(c: Array) -> float:
     For a Schur complement: adding more than −λ_min to the diagonal of A makes that complement positive definite, since
     the complement of A + δI is at least that of A plus δI.
     """
-    return float(
-        eigvalsh(to_host(c).astype(np.float64), lower=True, subset_by_index=(0, 0), driver="evr", check_finite=False)[0]
-    )
-
-
-def _routine(library: Any, name: str, like: np.ndarray) -> Any:
-    """The BLAS or LAPACK routine for the dtype of `like`."""
-    return getattr(library, ("d" if like.dtype == np.float64 else "s") + name)
+    return float(lapack.eigvalsh(to_host(c).astype(np.float64, order="C").T, lower=False)[0])
 
 
 def _device_solve(factor: Array, b: Array, transposed: bool) -> Array:

@@ -7,8 +7,8 @@ the host; NumPy or CuPy.
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import eigh
 
+from ntkdask import lapack
 from ntkdask.arrays import Array, is_device_array, namespace, require_float, to_device, to_host
 from ntkdask.errors import InputError
 from ntkdask.solvers.dual_problem import DualProblem
@@ -100,7 +100,7 @@ def eigenpairs(matrix: Array) -> tuple[np.ndarray, Array]:
         return to_host(values).astype(np.float64), vectors
     # evr is slower and a little less orthogonal, but works in 2 n² and has no such limit
     driver = "evd" if matrix.shape[0] <= EVD_ROWS else "evr"
-    values, vectors = eigh(matrix.T, lower=True, overwrite_a=True, check_finite=False, driver=driver)
+    values, vectors = lapack.eigh(matrix.T, driver=driver)
     return values.astype(np.float64), vectors
 
 

@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.linalg import solve
 
+from ntkdask import lapack
 from ntkdask.arrays import Array, require_float, to_host
 from ntkdask.errors import InputError
 from ntkdask.solvers.dense import (
@@ -203,7 +203,7 @@ class DualEigh:
         turned = self._turned(position)
         inner = (turned * shrink) @ turned.T
         try:
-            error = solve(inner, turned @ (shrink[:, None] * self.projected), assume_a="pos", check_finite=False)
+            error = lapack.cholesky_solve(inner, turned @ (shrink[:, None] * self.projected))
         except np.linalg.LinAlgError as failure:
             raise InputError(
                 f"kernel ridge: without these rows the fit at alpha={alpha:g} is not determined to rounding ({failure}). "

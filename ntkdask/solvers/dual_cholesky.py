@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import eigvalsh, lapack
 
+from ntkdask import lapack
 from ntkdask.arrays import Array, is_device_array, namespace, require_float, to_device, to_host
 from ntkdask.errors import InputError
 from ntkdask.solvers.cholesky import pivot_floor, solve_lower
@@ -168,10 +168,9 @@ def _factor_in_place(matrix: Array, alpha: float, given: np.dtype) -> None:
         pivots = to_host(namespace(matrix).diagonal(factor))
         lost = not (pivots**2 > floor * (before + alpha)).all()
     else:
-        potrf = lapack.dpotrf if matrix.dtype == np.float64 else lapack.spotrf
-        # its transpose's upper triangle is the row-major lower one; clean=0 leaves the other alone
-        factor, info = potrf(matrix.T, lower=0, clean=0, overwrite_a=1)
-        lost = info != 0 or not (np.diagonal(matrix) ** 2 > floor * (before + alpha)).all()
+        # its transpose's upper triangle is the row-major lower one; the other is left alone
+        failed = lapack.potrf(matrix.T, lower=False)
+        lost = failed > 0 or not (np.diagonal(matrix) ** 2 > floor * (before + alpha)).all()
     if lost:
         _set_diagonal(matrix, before)
         raise _failure(matrix, alpha, max(float(np.finfo(d).eps) for d in (matrix.dtype, given)))
@@ -180,10 +179,8 @@ def _factor_in_place(matrix: Array, alpha: float, given: np.dtype) -> None:
 
 
 def _failure(matrix: Array, alpha: float, eps: float) -> InputError:
-    if is_device_array(matrix):
-        values = to_host(namespace(matrix).linalg.eigvalsh(matrix, UPLO="U"))
-    else:
-        values = eigvalsh(matrix.T, lower=True, overwrite_a=True, check_finite=False, driver="evd")
+    on_device = is_device_array(matrix)
+    values = to_host(namespace(matrix).linalg.eigvalsh(matrix, UPLO="U")) if on_device else lapack.eigvalsh(matrix.T)
     lowest, highest = float(values[0]), float(values[-1])
     if alpha + lowest > -matrix.shape[0] * float(np.finfo(float).eps) * highest:
         return InputError(
@@ -205,6 +202,5 @@ def _inverse_diagonal(factor: Array) -> np.ndarray:
         inverse = xp.eye(factor.shape[0], dtype=factor.dtype)
         solve_lower(factor, inverse)
         return to_host(xp.einsum("ij,ij->j", inverse, inverse)).astype(np.float64)
-    potri = lapack.dpotri if factor.dtype == np.float64 else lapack.spotri
-    inverse, _ = potri(factor.T, lower=0, overwrite_c=1)
-    return np.diagonal(inverse).astype(np.float64)
+    lapack.potri(factor.T, lower=False)
+    return np.diagonal(factor).astype(np.float64)

@@ -62,9 +62,9 @@ class DualProblem:
 
         InputError for shapes that disagree, NaN, negative weights, and when no row has a positive weight.
         """
-        y = np.asarray(to_host(targets), dtype=np.float64)
+        y = np.asarray(to_host(targets, "targets"), dtype=np.float64)
         y = y[:, None] if y.ndim == 1 else y
-        w = np.ones(len(y)) if weights is None else np.asarray(to_host(weights), dtype=np.float64)
+        w = np.ones(len(y)) if weights is None else np.asarray(to_host(weights, "weights"), dtype=np.float64)
         if w.shape != (len(y),) or rows not in (None, len(y)):
             raise InputError(
                 f"kernel ridge: {len(y)} rows of targets, weights of shape {w.shape} and a kernel matrix of "

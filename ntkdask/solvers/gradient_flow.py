@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import eigh
 
+from ntkdask import lapack
 from ntkdask.arrays import Array, namespace, require_float, to_device, to_host
 from ntkdask.errors import InputError
 from ntkdask.preprocessing.rows import check_finite_rows, name_rows
@@ -355,7 +355,7 @@ def _eigh(matrix: Array) -> tuple[Array, Array]:
         # LAPACK overwrites Fortran order: the transpose of a C-ordered matrix is that without a copy, its upper triangle our lower one
         turned = not matrix.flags.f_contiguous
         ordered = np.ascontiguousarray(matrix).T if turned else matrix
-        values, vectors = eigh(ordered, lower=not turned, overwrite_a=True, check_finite=False, driver="evd")
+        values, vectors = lapack.eigh(ordered, lower=not turned)
         return values, np.ascontiguousarray(vectors.T)
     values, vectors = xp.linalg.eigh(matrix, UPLO="L")
     return values, xp.ascontiguousarray(vectors.T)

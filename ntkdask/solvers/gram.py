@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import blas
 
+from ntkdask import lapack
 from ntkdask.arrays import Array, is_device_array, namespace, to_host
 from ntkdask.threads import on_threads
 
@@ -167,11 +167,11 @@ class GramSums:
                 self.gram[rows, columns] += phi[:, rows].T @ phi[:, columns]
             return
         if phi.dtype == np.float64:
-            self.gram = blas.dsyrk(1.0, phi.T, beta=1.0, c=self.gram, overwrite_c=1, lower=1)
+            lapack.syrk(1.0, phi.T, 1.0, self.gram)
             return
         # zeros: SYRK leaves the upper triangle alone, and diagonal panels are added and packed whole
         c = np.zeros((phi.shape[1],) * 2, np.float32, order="F") if product is None else product
-        c = blas.ssyrk(1.0, phi.T, beta=0.0, c=c, overwrite_c=1, lower=1)
+        lapack.syrk(1.0, phi.T, 0.0, c)
 
         def add(panel: tuple[slice, slice]) -> None:
             self.gram[panel] += c[panel]

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import lapack, solve_triangular
 
-from ntkdask import seeds
+from ntkdask import lapack, seeds
 from ntkdask.arrays import Array, namespace, to_host
 from ntkdask.errors import InputError
 
@@ -85,8 +84,8 @@ def _orthonormal(factor: Array) -> tuple[Array, Array]:
             lower = np.linalg.cholesky(gram)
         except np.linalg.LinAlgError:
             return np.linalg.qr(factor)
-        # q.T is Fortran-ordered, so that the solve is in place
-        q = solve_triangular(lower, q.T, lower=True, overwrite_b=True, check_finite=False).T
+        # in place, on the transposes: L⁻¹qᵀ
+        lapack.trsm(lower, q.T)
         triangle = lower.T @ triangle
     # after one round ‖QᵀQ − I‖ is about κ(F)²ε: the second mends what is well below 1
     return (q, triangle) if np.linalg.norm(gram - np.eye(len(gram)), 2) < 0.1 else np.linalg.qr(factor)
@@ -187,7 +186,7 @@ def pivoted_cholesky(
         if not kept.size:
             continue
         part = columns[:, xp.asarray(kept)]
-        part = part @ xp.asarray(np.ascontiguousarray(solve_triangular(triangle, np.eye(kept.size), lower=True).T))
+        part = part @ xp.asarray(np.ascontiguousarray(_inverse_of_lower(triangle).T))
         factor[:, done : done + kept.size] = part
         done += kept.size
         was_zero = left == 0.0
@@ -210,8 +209,15 @@ def _block_factor(core: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarra
     floor = max(least, len(core) * np.finfo(float).eps * max(float(np.diagonal(core).max()), 0.0))
     if not np.diagonal(core).max() > floor:
         return np.empty(0, np.int64), np.empty((0, 0))
-    triangle, order, rank, _ = lapack.dpstrf(core, tol=floor, lower=1)
-    return order[:rank].astype(np.int64) - 1, np.tril(triangle[:rank, :rank])
+    triangle = np.array(core, order="F")
+    order, rank = lapack.pstrf(triangle, floor)
+    return order[:rank], np.tril(triangle[:rank, :rank])
+
+
+def _inverse_of_lower(triangle: np.ndarray) -> np.ndarray:
+    inverse = np.eye(len(triangle), order="F")
+    lapack.trsm(triangle, inverse)
+    return inverse
 
 
 def _checked(operator: Any, rank: int) -> int:

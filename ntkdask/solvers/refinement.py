@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ntkdask.arrays import to_host
 from ntkdask.errors import InputError
 
 
@@ -81,7 +82,7 @@ def refine(
     """
     if not (0 < tolerance < 1):
         raise InputError(f"refine: tolerance is {tolerance!r}; expected a number between 0 and 1.")
-    b = np.asarray(rhs, np.float64).reshape(len(rhs), -1)
+    b = np.asarray(to_host(rhs, "rhs"), np.float64).reshape(len(rhs), -1)
     size = np.linalg.norm(b, axis=0)
     size[size == 0] = 1.0
 

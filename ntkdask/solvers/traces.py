@@ -16,9 +16,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.linalg import eigh_tridiagonal
 
-from ntkdask import seeds
+from ntkdask import lapack, seeds
 from ntkdask.arrays import Array, is_device_array, namespace, to_device, to_host
 from ntkdask.errors import InputError
 from ntkdask.solvers.dual_problem import DualProblem
@@ -138,9 +137,9 @@ def _quadrature(diagonal: np.ndarray, off_diagonal: np.ndarray, n: int) -> Quadr
         raise InputError(
             "traces: a product with the operator gave NaN or infinity. Check the stored matrix and its scale."
         )
-    gauss = [eigh_tridiagonal(d, e[:-1]) for d, e in zip(diagonal, off_diagonal, strict=True)]
+    gauss = [lapack.stemr(d, e[:-1]) for d, e in zip(diagonal, off_diagonal, strict=True)]
     extended = [_radau(d, e, float(values[0])) for d, e, (values, _) in zip(diagonal, off_diagonal, gauss, strict=True)]
-    radau = [eigh_tridiagonal(d, e) for d, e in extended]
+    radau = [lapack.stemr(d, e) for d, e in extended]
     parts = (np.stack([pair[0] for pair in pairs]) for pairs in (gauss, radau))
     sizes = (n * np.stack([pair[1][0] ** 2 for pair in pairs]) for pairs in (gauss, radau))
     (nodes, radau_nodes), (weights, radau_weights) = parts, sizes

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh_tridiagonal, eigvalsh_tridiagonal, lapack, solveh_banded
 
+from ntkdask import lapack
 from ntkdask.errors import InputError
 from ntkdask.solvers.ridge import Centred, EighRidge, Solution, spectrum_floor
 
@@ -57,20 +57,13 @@ class TridiagonalRidge:
             value = centred.gram[0, :1].copy()
             empty = (np.empty(0), np.empty((0, 0)), np.empty(0))
             return cls(centred, value, *empty, centred.cross, centred.of_data(value), float(value[0]))
-        work, info = lapack.dsytrd_lwork(m, lower=1)
-        reduced, diagonal, off_diagonal, tau, info = lapack.dsytrd(
-            centred.gram, lower=1, lwork=int(work), overwrite_a=1
-        )
-        if info:
-            raise InputError(
-                f"ridge: the reduction of the Gram matrix failed (LAPACK info {info}); it holds no finite numbers."
-            )
+        diagonal, off_diagonal, tau = lapack.sytrd(centred.gram)
         # below the first row the reflectors of sytrd have the layout of a QR factorisation
-        reflectors = np.asfortranarray(reduced[1:, :-1])
-        values = eigvalsh_tridiagonal(diagonal, off_diagonal, check_finite=False, lapack_driver="sterf")
+        reflectors = np.asfortranarray(centred.gram[1:, :-1])
+        values = lapack.sterf(diagonal, off_diagonal)
         facts = (centred.of_data(values), float(values[0]))
         unrotated = cls(centred, diagonal, off_diagonal, reflectors, tau, centred.cross, *facts)
-        return cls(centred, diagonal, off_diagonal, reflectors, tau, unrotated._rotate(centred.cross, "T"), *facts)
+        return cls(centred, diagonal, off_diagonal, reflectors, tau, unrotated._rotate(centred.cross, True), *facts)
 
     def serves(self, alpha: float) -> bool:
         """Whether solutions and GCV from this alpha on are those of `EighRidge`: there is data, and T is positive but for rounding."""
@@ -81,16 +74,16 @@ class TridiagonalRidge:
         if self.diagonal.size == 1:
             vectors = np.ones((1, 1))
         else:
-            _, vectors = eigh_tridiagonal(self.diagonal, self.off_diagonal, check_finite=False)
+            _, vectors = lapack.stemr(self.diagonal, self.off_diagonal)
         for start in range(0, vectors.shape[1], PANEL):
             columns = slice(start, start + PANEL)
-            vectors[:, columns] = self._rotate(vectors[:, columns], "N")
+            vectors[:, columns] = self._rotate(vectors[:, columns], False)
         return EighRidge.of(self.centred, self.eigenvalues, vectors)
 
     def solve(self, alpha: float) -> Solution:
         """w = Q (T + α)⁻¹ QᵀB; InputError when T + αI is not positive definite to rounding."""
         try:
-            return self.centred.solution(self._rotate(self._shifted_solve(alpha), "N"), alpha)
+            return self.centred.solution(self._rotate(self._shifted_solve(alpha), False), alpha)
         except np.linalg.LinAlgError as error:
             raise InputError(
                 f"ridge: the Gram matrix plus alpha={alpha:g} is not positive definite to rounding ({error}). "
@@ -129,16 +122,13 @@ class TridiagonalRidge:
         if self.diagonal.size == 1:
             shifted = self.diagonal + alpha
             return np.divide(right, shifted, out=np.zeros_like(right), where=shifted > 0)
-        banded = np.zeros((2, self.diagonal.size))
-        banded[0] = self.diagonal + alpha
-        banded[1, :-1] = self.off_diagonal
-        return solveh_banded(banded, right, lower=True, check_finite=False)
+        return lapack.ptsv(self.diagonal + alpha, self.off_diagonal, right)
 
-    def _rotate(self, right: np.ndarray, trans: str) -> np.ndarray:
-        """Qᵀ·right ("T") or Q·right ("N"); no reflector changes the first row."""
+    def _rotate(self, right: np.ndarray, trans: bool) -> np.ndarray:
+        """Qᵀ·right when `trans`, else Q·right; no reflector changes the first row."""
         out = np.array(right, order="F")
         if self.tau.size:
             lower = np.asfortranarray(out[1:])
-            _, work, _ = lapack.dormqr("L", trans, self.reflectors, self.tau, lower, -1)
-            out[1:] = lapack.dormqr("L", trans, self.reflectors, self.tau, lower, int(work[0]))[0]
+            lapack.ormqr(self.reflectors, self.tau, lower, trans=trans)
+            out[1:] = lower
         return out

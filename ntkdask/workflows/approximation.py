@@ -12,8 +12,9 @@ from ntkdask.datasets import Dataset
 from ntkdask.errors import InputError
 from ntkdask.features.base import FeatureMap, require_map
 from ntkdask.features.quality import ApproximationError, map_error
+from ntkdask.planning.tiles import Plan
 from ntkdask.preprocessing import FittedPreprocessor
-from ntkdask.workflows.sources import as_source
+from ntkdask.workflows.sources import as_source, working_dtype
 
 
 def approximation_error(
@@ -69,5 +70,5 @@ def approximation_error(
         rows = rows[np.sort(seeds.permutation(seed, ("quality",), n)[:n_rows])]
     if is_dask(rows):
         rows = rows.compute()
-    dtype = "float64" if rows.dtype == np.float64 else "float32"
+    dtype = working_dtype(Plan(), rows)
     return map_error(map, FittedPreprocessor.for_rows(rows.shape[1:], rows.dtype, dtype)(rows), lam)

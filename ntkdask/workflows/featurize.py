@@ -29,7 +29,7 @@ from ntkdask.store import Receipt, TileStore
 from ntkdask.wording import format_bytes
 from ntkdask.workflows.ridge.calibrate import calibrate_features
 from ntkdask.workflows.ship import located_map
-from ntkdask.workflows.sources import as_source, rows_of
+from ntkdask.workflows.sources import as_source, rows_of, working_dtype
 from ntkdask.workflows.stream import FeatureStream, require_finite
 
 TILE_BYTES = 64 * 2**20
@@ -111,7 +111,7 @@ def _stored_features(map: FeatureMap, x: Any, plan: Plan, site: Site) -> TileSto
     """The complete store of map(x) in the site's folder, of which the caller holds the lock."""
     path, client = site.home, site.client
     rows, digest = rows_of(x, path.with_name(path.name + ".inputs"), client is not None, sparse=takes_sparse(map))
-    dtype = plan.dtype or ("float64" if rows.dtype == "float64" else "float32")
+    dtype = working_dtype(plan, rows)
     is_new = plan.tile_rows is None and not (path / "zarr.json").exists()
     tile_rows = _stored_tile_rows(map, rows, dtype, plan, site)
     located = partial(located_map, map, f"{path}.state", client)
@@ -143,7 +143,7 @@ def _lazy(map: FeatureMap, x: Any, plan: Plan) -> Any:
         rows = plan.tile_rows or _tile_rows(map, x.shape[1:], len(x), 4, plan.memory_bytes)
         x = da.from_array(x, chunks=(rows, *x.shape[1:]))
     x = x.rechunk({axis: -1 for axis in range(1, x.ndim)})
-    dtype = plan.dtype or ("float64" if x.dtype == np.float64 else "float32")
+    dtype = working_dtype(plan, x)
 
     def block(rows: Array) -> Array:
         return map(FittedPreprocessor.for_rows(rows.shape[1:], rows.dtype, dtype)(rows))

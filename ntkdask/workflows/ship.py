@@ -134,8 +134,10 @@ def _stored(module: Any, folder: Path, client: Any) -> StoredModule:
 
 def _require_importable(client: Any, stored: StoredModule, skeleton: Any) -> None:
     """InputError, naming them, for classes of a module that a worker cannot import, or that cannot be sent."""
+    from ntkdask.execution.workers import ask
+
     names = shipping.class_names(skeleton)
-    answers = client.run(shipping.missing_classes, names, on_error="return")
+    answers = ask(client, partial(shipping.missing_classes, names))
     for worker, missing in sorted(answers.items()):
         if isinstance(missing, BaseException):
             raise ClusterError(f"worker {worker} could not look for the module's classes: {missing}") from missing

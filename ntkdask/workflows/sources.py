@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from ntkdask.arrays import as_array, is_dask, is_sparse, to_host
+from ntkdask.arrays import as_array, float_dtype, is_dask, is_sparse, to_host
 from ntkdask.datasets import Dataset, open_dataset, write_dataset
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import DtypeError, InputError
@@ -127,9 +127,9 @@ def require_alike(test: Any, train: Any) -> None:
         )
 
 
-def working_dtype(source: Any, plan: Plan) -> str:
-    """What kernels of a source are computed in: float64 for float64 rows, else float32, unless the plan says."""
-    return plan.dtype or ("float64" if np.dtype(source.dtype).name == "float64" else "float32")
+def working_dtype(plan: Plan, *sources: Any) -> str:
+    """What is computed from the sources: float64 where one of them has float64 rows, else float32, unless the plan says."""
+    return plan.dtype or ("float64" if "float64" in {float_dtype(source.dtype) for source in sources} else "float32")
 
 
 def located_rows(source: Any, folder: Path | None, on_cluster: bool = False, name: str = "x") -> tuple[Rows, str]:
@@ -191,7 +191,7 @@ def encoded_targets(
     InputError
         For other shapes and lengths, what holds no numbers, labels out of range, and NaN or infinite values, naming the rows.
     """
-    y = to_host(as_array(targets.compute() if is_dask(targets) else targets))
+    y = to_host(as_array(targets.compute() if is_dask(targets) else targets, "targets"))
     if n_classes is not None:
         y = encode_targets(y, n_classes, "float64") if zero_mean else one_hot(y, n_classes)
     n = y.shape[0] if n is None and y.ndim else n
@@ -242,4 +242,4 @@ def labels_of(source: Any, labels: Any = None) -> np.ndarray | None:
     """Labels (m,) to score predictions with: those given, or a labelled dataset's own, or None."""
     if labels is None and isinstance(source, Dataset) and source.kind == "classification":
         labels = source.targets(0, source.n)
-    return None if labels is None else np.asarray(to_host(as_array(labels)))
+    return None if labels is None else np.asarray(to_host(as_array(labels, "labels")))

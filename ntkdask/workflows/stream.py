@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from ntkdask.arrays import Array, is_sparse, namespace, to_device, to_host
+from ntkdask.arrays import Array, as_array, is_sparse, namespace, to_device, to_host
 from ntkdask.cache import shared
 from ntkdask.datasets.rows import Batch, Rows, selected_count, take_rows
 from ntkdask.errors import InputError
@@ -125,7 +125,7 @@ class FeatureStream:
         self, preprocess: FittedPreprocessor, feature_map: FeatureMap | None, batch: Batch, with_targets: bool
     ) -> Featured:
         x = self._preprocessed(preprocess, batch)
-        phi = x.reshape(x.shape[0], -1) if feature_map is None else feature_map(x)
+        phi = x.reshape(x.shape[0], -1) if feature_map is None else as_array(feature_map(x), "the features")
         if isinstance(phi, np.ndarray) and not is_sparse(batch.x) and np.may_share_memory(phi, batch.x):
             phi = phi.copy()  # the accumulator scales by weights in place, which must not change the user's array
         y = None if not with_targets or batch.targets is None else to_device(self._encoded(batch), self.device)

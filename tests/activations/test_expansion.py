@@ -141,3 +141,17 @@ def test_a_function_that_is_zero():
     found = expand(np.zeros_like, np.array([0.5, 1.0]), 1e-10, 64)
     assert found.error <= 1e-10
     assert (found.values == 0).all()
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "silu", "softplus"])
+def test_an_entry_does_not_depend_on_its_tile(name):
+    """Degree and method follow from the entry's own standard deviations, not from the largest ones of a call."""
+    sigma, rng = activations.get(name), np.random.default_rng(0)
+    a = np.concatenate([np.geomspace(0.02, 2 * sigma.SERIES_LIMIT, 9), [0.0]])
+    c = rng.choice([-1.0, 1.0, 0.9], (10, 10))
+    for dual in (sigma.dual, sigma.dual_derivative):
+        whole = dual(a[:, None], a, c)
+        alone = np.array([[float(dual(a[i], a[j], c[i, j])) for j in range(10)] for i in range(10)])
+        size = np.sqrt(dual(a, a, np.ones(10)))
+        scale = np.maximum(np.outer(size, size), 1e-300)
+        assert (np.abs(whole - alone) / scale).max() <= 2e-14

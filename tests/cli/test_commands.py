@@ -101,7 +101,7 @@ def call(monkeypatch, capfd):
         (["data", "import", "sklearn:digit", "e.zarr"], "digit"),
         (["data", "info", "nowhere.zarr"], "there is no dataset"),
         (["status", "runs/nowhere"], "holds no run"),
-        (["verify", "d.zarr"], "holds no run"),
+        (["verify", "runs/nowhere"], "holds no"),
         (["bench"], "no folder benchmarks/"),
     ],
 )

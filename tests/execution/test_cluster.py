@@ -245,14 +245,30 @@ def test_a_gpu_without_dask_cuda_is_refused_only_when_asked_for(monkeypatch):
     assert cluster._cluster_kind(3, None)[:2] == (cluster.LocalCluster, 3)
 
 
+class CudaCluster:
+    """What a cluster of dask-cuda says of its next worker: it fills `config` itself and takes none."""
+
+    def new_worker_spec(self):
+        return {0: {"options": {"config": {"distributed.comm.ucx": {}}, "env": {"CUDA_VISIBLE_DEVICES": "0"}}}}
+
+
+def test_gpu_workers_that_start_again_do_not_spill_either():
+    """Their nannies keep what the option says, and not the configuration around the start of the cluster."""
+    options = cluster._without_spilling(CudaCluster)().new_worker_spec()[0]["options"]
+    assert options["env"] == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert options["config"] == {"distributed.comm.ucx": {}, **cluster._NO_SPILLING}
+
+
 def test_one_process_per_gpu(monkeypatch):
     package, utils = ModuleType("dask_cuda"), ModuleType("dask_cuda.utils")
-    package.LocalCUDACluster, utils.get_n_gpus = object, lambda: 4
+    package.LocalCUDACluster, utils.get_n_gpus = CudaCluster, lambda: 4
     monkeypatch.setitem(sys.modules, "dask_cuda", package)
     monkeypatch.setitem(sys.modules, "dask_cuda.utils", utils)
     monkeypatch.setattr(cluster, "gpu_status", lambda: (True, "H200"))
-    assert cluster._cluster_kind(None, None) == (object, 4, {})
-    assert cluster._cluster_kind(2, True) == (object, 2, {})
+    kind, *rest = cluster._cluster_kind(None, None)
+    assert issubclass(kind, CudaCluster)
+    assert rest == [4, {}]
+    assert cluster._cluster_kind(2, True)[1:] == (2, {})
     assert cluster._cluster_kind(2, False)[0] is cluster.LocalCluster
     with pytest.raises(UserError, match="shows 4 GPUs"):
         cluster._cluster_kind(5, True)
@@ -338,6 +354,19 @@ def test_a_scheduler_without_workers_is_refused(client, monkeypatch):
     monkeypatch.setattr(client, "wait_for_workers", nobody)
     with pytest.raises(ClusterError, match="no workers after 1 s"):
         cluster._require_workers(client, 1)
+
+
+def test_a_worker_that_does_not_answer_is_named(client):
+    address = client.scheduler_info(n_workers=0)["address"]
+    silent, process = max(client.run(os.getpid).items())
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(ClusterError, match=r"of 2 workers did not answer within 3 s: .*interpreter lock") as caught:
+            cluster.connect(address, timeout=1)
+        assert silent in str(caught.value)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    cluster.connect(address).close()
 
 
 # versions

@@ -218,3 +218,11 @@ def test_threads_of_a_task_without_a_number_are_those_of_its_process():
             lambda tile: threads.current(), [0], label="ambient", receive=lambda tile, done: seen.append(done.value)
         )
     assert seen == [1]
+
+
+def test_a_submission_does_not_ask_for_the_workers(two_workers, monkeypatch):
+    """That would be a round trip to the scheduler for each; they are asked for now and then."""
+    asked, nthreads = [], two_workers.nthreads
+    monkeypatch.setattr(two_workers, "nthreads", lambda: asked.append(1) or nthreads())
+    map_tiles(square, row_tiles(40, 1), two_workers, label="square", near=lambda tile: tile.start)
+    assert 1 <= len(asked) < 20

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from ntkdask import approximation_error
 from ntkdask.errors import InputError
+from ntkdask.features import NTKRandomFeatures
 from ntkdask.features.alignment import Alignment, chi_square_weights
+from ntkdask.networks import fully_connected
 
 # --- χ² weights -----------------------------------------------------------------------------------------------------
 
@@ -100,19 +103,34 @@ def test_the_support_of_the_paper():
     assert all(350 <= size <= 450 for size in sizes)
 
 
-@pytest.mark.parametrize("most", [1, 2, 17, 60])
-def test_a_bound_on_the_support_raises_the_radius(most):
-    v = np.random.default_rng(0).exponential(size=300)
-    q = chi_square_weights(v, 3.0, most)
-    assert np.count_nonzero(q) <= most < np.count_nonzero(chi_square_weights(v, 3.0))
-    # it is the solution of the smallest radius with so few weights: of the radius it uses, and not of one a little smaller
-    radius = divergence(q)
-    np.testing.assert_allclose(chi_square_weights(v, radius * (1 + 1e-9)), q, atol=1e-6)
-    assert np.count_nonzero(chi_square_weights(v, radius * 0.98)) > most
+@pytest.mark.parametrize("weighting", ["sqrt", "uniform"])
+@pytest.mark.parametrize("rho", [0.0, 0.1, 10.0])
+def test_fewer_features_than_weights_are_drawn_from_them(weighting, rho):
+    """On average they weigh as much as the candidates do, so that the radius keeps its meaning."""
+    v, most, draws = np.random.default_rng(0).exponential(size=120), 7, 600
+    q = chi_square_weights(v, rho)
+    if weighting == "uniform":
+        q = (q > 0) / np.count_nonzero(q)
+    alignment, counts = Alignment(120, rho, weighting), np.zeros((draws, 120))
+    for seed in range(draws):
+        chosen = alignment.choose(v, most, seed, ("draws",))
+        counts[seed, chosen.columns] = most * chosen.factors**2
+    np.testing.assert_allclose(counts.sum(axis=1), most, rtol=1e-12)
+    assert (np.abs(counts - most * q) < 1 + 1e-9).all()
+    error = np.abs(counts.mean(axis=0) - most * q)
+    assert (error <= 5 * np.sqrt(np.maximum(most * q, 1 / draws) / draws)).all()
 
 
-def test_a_bound_keeps_the_first_of_ties():
-    np.testing.assert_allclose(chi_square_weights(np.ones(5), 0.0, 2), [0.5, 0.5, 0, 0, 0])
+def test_radius_zero_is_the_plain_map():
+    """ρ = 0 keeps every candidate alike: the kernel is the network's own, however strongly the targets agree with some."""
+    x = np.random.default_rng(0).standard_normal((60, 4))
+    network, errors = fully_connected(1), {}
+    for rho in (0.0, 50.0):
+        alignment = Alignment(2000, rho, sampling="gaussian")
+        features = NTKRandomFeatures(network, n_components=1200, sampling="optimized", alignment=alignment)
+        errors[rho] = approximation_error(features.fit(x, x[:, 0]), x).frobenius
+    plain = approximation_error(NTKRandomFeatures(network, n_components=1200), x).frobenius
+    assert errors[0.0] < 2 * plain < errors[50.0] / 2
 
 
 @pytest.mark.parametrize(

@@ -327,3 +327,13 @@ def test_rows_that_are_too_long_for_an_oscillating_activation_are_refused():
     feature_map = HermiteSketch(fully_connected(1, "sin"), 32)
     with pytest.raises(InputError, match=r"oscillates too fast there\. Scale the inputs down"):
         feature_map(np.full((1, 2), 1e6))
+
+
+def test_rows_of_any_length_where_the_activation_has_an_expansion():
+    """Beyond the lengths that components are shared out for; where σ oscillates too fast there, the call says so."""
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    bounded = HermiteSketch(fully_connected(1, "erf"), 64, degree=4)
+    assert np.isfinite(bounded(1e3 * x)).all()
+    assert np.isfinite(bounded(1e-6 * x)).all()
+    with pytest.raises(InputError, match="no usable Hermite expansion at a standard deviation of"):
+        HermiteSketch(fully_connected(1, "sin"), 64, degree=4)(1e3 * x)

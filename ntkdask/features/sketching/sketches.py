@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask import seeds, threads
-from ntkdask.arrays import Array, flatten_rows, is_device_array, require_float, to_device
+from ntkdask.arrays import Array, flatten_rows, is_device_array, require_float, same_dtype, to_device
 from ntkdask.cache import shared
-from ntkdask.errors import DtypeError, InputError
+from ntkdask.errors import InputError
 from ntkdask.features.sketching.hadamard import sampled_hadamard
 from ntkdask.features.sketching.operands import Factor, checked_out, padded_size, unit_stride
 
@@ -66,18 +66,17 @@ class TensorSRHT:
         _check_components(self.n_components)
 
     def __call__(self, x: Array, y: Array, *, out: Array | None = None, scale: float = 1.0) -> Array:
-        """The sketch of x ⊗ y: (n, d1), (n, d2) -> (n, n_components) of their dtype, times `scale`.
+        """The sketch of x ⊗ y: (n, d1), (n, d2) -> (n, n_components) of their common dtype, times `scale`.
 
         x and y: float32 or float64, NumPy or CuPy. out: written and returned when given; a slice of columns of a C-ordered
-        array will do. Raises InputError when x and y differ in rows or device, DtypeError when they differ in dtype.
+        array will do. Raises InputError when x and y differ in rows or device.
         """
         x, y = _rows(x, "x"), _rows(y, "y")
         if x.shape[0] != y.shape[0] or is_device_array(x) != is_device_array(y):
             raise InputError(
                 f"x has {x.shape[0]} rows and y {y.shape[0]}; they need the same rows, on the same device."
             )
-        if x.dtype != y.dtype:
-            raise DtypeError(f"x is {x.dtype} and y is {y.dtype}; cast one of them.")
+        x, y = same_dtype(x, y)
         out = checked_out(out, x, (x.shape[0], self.n_components))
         factors = (_factor(self, 0, x), _factor(self, 1, y))
         return sampled_hadamard(factors, scale / math.sqrt(self.n_components), out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ntkdask.arrays import FLOAT_DTYPES
+from ntkdask.arrays import FLOAT_DTYPES, as_array
 from ntkdask.errors import DtypeError, InputError
 
 
@@ -82,4 +82,5 @@ def sparse_rows(x: Any, name: str = "x") -> SparseRows:
         raise InputError(
             f"{name} has column indices from {x.indices.min()} to {x.indices.max()}, but {x.shape[1]} columns."
         )
-    return SparseRows(x.data, x.indices, x.indptr, (int(x.shape[0]), int(x.shape[1])))
+    # compiled loops read this machine's byte order alone
+    return SparseRows(as_array(x.data, name), x.indices, x.indptr, (int(x.shape[0]), int(x.shape[1])))

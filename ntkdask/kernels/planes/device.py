@@ -17,6 +17,7 @@ import numpy as np
 
 from ntkdask.arrays import Array, block_shared_bytes, cuda_module, namespace, to_device
 from ntkdask.kernels.planes.cuda_source import LANES, StageCode, refusal, stage_codes
+from ntkdask.kernels.planes.layout import LEAST, MOST
 from ntkdask.kernels.planes.program import Program
 
 OPTIONS = ("--std=c++17", "--ftz=true", "--prec-sqrt=false", "--prec-div=false")
@@ -66,13 +67,17 @@ def readout(
         sides = (x, maps_x), (x, maps_x) if y is None else (y, maps_y)
         run = _Run(stage_codes(program, x.dtype.itemsize, tangent, limit), sides, divisor, tangent)
         doubtful = tangent and x.dtype == np.float32
+        wide = [_wide_images(*side, program) for side in sides] if x.dtype == np.float32 else []
         scales = [_own_tangents(run, side) for side in sides[: 1 if y is None else 2]] if doubtful else []
         precise: _Run | None = None
         for i, j in _batches(xp, n, m, y is None, run.batch_pairs):
             means = run.means(i, j)
-            if doubtful:
-                scale = xp.sqrt(scales[0][i] * scales[-1][j])
-                doubted = xp.flatnonzero(~(means[2] <= DOUBT_LIMIT * scale))  # a NaN is in doubt, too
+            if wide:
+                in_doubt = wide[0][i] | wide[1][j]
+                if doubtful:
+                    scale = xp.sqrt(scales[0][i] * scales[-1][j])
+                    in_doubt |= ~(means[2] <= DOUBT_LIMIT * scale)  # a NaN is in doubt, too
+                doubted = xp.flatnonzero(in_doubt)
                 if len(doubted):
                     precise = precise or _Run(stage_codes(program, 8, tangent, limit), sides, divisor, tangent)
                     for part in _cut(doubted, precise.batch_pairs):
@@ -115,6 +120,15 @@ def workspace_bytes(program: Program, n: int, m: int, channels: int, itemsize: i
     pixels = math.prod(program.stages[0].shape_in) * channels + sum(map(math.prod, program.nodes))
     inputs = (n + 2 * m) * pixels * (itemsize + (8 if itemsize < 8 else 0))
     return inputs + 2 * max(BATCH_BYTES, _pair_bytes(codes, 8, tangent)) + 8 * 8 * min(n * m, BATCH_PAIRS)
+
+
+def _wide_images(x: Array, maps: list[Array], program: Program) -> Array:
+    """(n,) bool: images whose entries of S may leave float32 in some stage."""
+    xp = namespace(x)
+    wide = xp.full(x.shape[0], any(stage.is_wide for stage in program.stages))
+    for v in (xp.square(x.astype(xp.float64)).sum(axis=3), *maps):
+        wide |= ((v > MOST) | ((v < LEAST) & (v > 0))).any(axis=(1, 2))
+    return wide
 
 
 def _own_tangents(run: _Run, side: tuple[Array, list[Array]]) -> Array:

@@ -170,7 +170,9 @@ class _Worker:
 
     def run(self, block: Block, totals: np.ndarray) -> None:
         """S and T of a block's pairs into totals (2, n, m), summed over the pixels of the readout."""
-        totals[:, *block], doubtful = self.pairs(*block, self.dtype)
+        rows, columns = block
+        wide = self.left.wide[rows].any() or self.right.wide[columns].any()
+        totals[:, *block], doubtful = self.pairs(*block, FLOAT64 if wide else self.dtype)
         for row, column in np.argwhere(doubtful) + [side.start for side in block]:
             alone = slice(row, row + 1), slice(column, column + 1)
             totals[:, *alone] = self.pairs(*alone, FLOAT64)[0]

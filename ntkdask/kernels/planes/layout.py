@@ -17,6 +17,9 @@ from ntkdask.kernels.planes.tables import CompiledStage
 CHUNK_ROWS = 16
 """Images that a thread lays out at a time, in a core's second cache."""
 
+LEAST, MOST = 2.0**-100, 2.0**100
+"""Variances between which products of two pixels fit float32, with room for what a stage sums and for the digits of small ones."""
+
 ALIGNED = 64
 """Bytes of a vector and of a cache line."""
 
@@ -35,12 +38,15 @@ class SideArrays:
         √v for each stage; on the left side times curve/π.
     single : pair of arrays (n, nodes, ≥ HW), float32, or None
         (1/√v, √v) of the first stage; None where the images are float64.
+    wide : array (n,) of bool
+        Images whose entries of S may leave float32 in the first stage, which then runs in float64.
     """
 
     images: np.ndarray
     inverse: list[np.ndarray]
     root: list[np.ndarray]
     single: tuple[np.ndarray, np.ndarray] | None
+    wide: np.ndarray
 
     def rows(self, rows: slice, stage: int, channels: int, dtype: np.dtype) -> Side:
         """Some of the images as a stage reads them in `dtype`, with `channels` channels: all for the first stage, 0 for others.
@@ -80,6 +86,7 @@ def lay_out(
     images = np.zeros((n, channels, row_stride(size, x.dtype.itemsize)), x.dtype)
     root = [np.zeros((n, len(stage.curves), row_stride(stage.pixels, 4))) for stage in stages]
     inverse = [np.zeros_like(s) for s in root]
+    wide = np.full(n, stages[0].is_wide)
 
     def fill(part: slice) -> None:
         framed = images[part, :, :size].reshape(-1, channels, *frame)[:, :, :h, :w]
@@ -89,6 +96,9 @@ def lay_out(
             for k, (node, (rows, columns)) in enumerate(zip(maps[stage.nodes], stage.node_frames, strict=True)):
                 v = s[:, k, : rows * columns].reshape(-1, rows, columns)
                 np.divide(node[part], stage.units[k], out=v[:, : node.shape[1], : node.shape[2]])
+            if stage is stages[0]:
+                outside = np.concatenate([s.reshape(len(s), -1), _squares(framed) / divisor], axis=1)
+                wide[part] |= ((outside > MOST) | ((outside < LEAST) & (outside > 0))).any(axis=1)
             np.sqrt(s, out=s)
             np.divide(1.0, s, out=all_inverses[part], where=s > 0)
             if left:
@@ -97,8 +107,14 @@ def lay_out(
     threads.on_threads(fill, [slice(first, first + CHUNK_ROWS) for first in range(0, n, CHUNK_ROWS)])
     single = None
     if x.dtype == np.float32:
-        single = (inverse[0].astype(np.float32), root[0].astype(np.float32))
-    return SideArrays(images, inverse, root, single)
+        with np.errstate(over="ignore"):  # those of wide images are not read
+            single = (inverse[0].astype(np.float32), root[0].astype(np.float32))
+    return SideArrays(images, inverse, root, single, wide)
+
+
+def _squares(images: np.ndarray) -> np.ndarray:
+    """Σ_channels x² of every pixel of images (n, C, H, W): (n, HW) float64."""
+    return np.einsum("nchw,nchw->nhw", images, images, dtype=np.float64).reshape(len(images), -1)
 
 
 def row_stride(length: int, itemsize: int) -> int:

@@ -15,6 +15,9 @@ from ntkdask.networks import Activation, AvgPool, Conv, GlobalAvgPool, Layer, La
 
 Shape: TypeAlias = tuple[int, int]
 
+WIDE_FACTOR = 1e6
+"""Factors of S beyond this, or below its inverse, may take S out of float32 where several follow one another."""
+
 
 @dataclass(frozen=True)
 class Convolve:
@@ -112,6 +115,13 @@ class Stage:
     stride: Shape
     reach: Shape
     window: Shape | None
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a factor is so large or small that S may leave float32 between two variance maps, whatever the images."""
+        factors = [op.conv.weight_variance for op in self.ops if isinstance(op, Convolve)]
+        factors += [op.curve for op in self.ops if isinstance(op, Rectify)]
+        return not all(1 / WIDE_FACTOR <= factor <= WIDE_FACTOR for factor in factors if factor)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class CompiledStage:
         Image, pooling window and pooled frame at the end, as in `planes.stage.Tables`.
     depth : int
         The most residual paths that are open at once.
+    is_wide : bool
+        `program.Stage.is_wide`.
     """
 
     ops: np.ndarray
@@ -64,6 +66,7 @@ class CompiledStage:
     wanted: np.ndarray
     ends: tuple[int, int, int, int, int, int]
     depth: int
+    is_wide: bool
 
     def tables(self, dtype: np.dtype) -> codes.Tables:
         """The arguments of `planes.stage.run_stage` for slabs of `dtype`."""
@@ -147,6 +150,7 @@ def compiled_stages(program: Program) -> tuple[CompiledStage, ...]:
                 _wanted(stage),
                 (*stage.shape_out, *window, *pooled),
                 tables.deepest,
+                stage.is_wide,
             )
         )
         first += len(tables.curves)

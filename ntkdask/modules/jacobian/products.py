@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from scipy.linalg import blas
+
+from ntkdask import lapack
 
 Tensor = torch.Tensor
 
@@ -54,8 +55,7 @@ class Accumulator:
             self._add_blocks(left, right, max(SMALLEST_BLOCK, -(-len(left) // 4)))
             return
         # in Fortran order this memory is Kᵀ, whose lower triangle is the upper one of K
-        syrk = blas.ssyrk if self.k.dtype == torch.float32 else blas.dsyrk
-        syrk(1.0, left.contiguous().numpy().T, beta=1.0, c=self.k.numpy().T, trans=1, lower=1, overwrite_c=1)
+        lapack.syrk(1.0, left.contiguous().numpy().T, 1.0, self.k.numpy().T, trans=True)
 
     def _add_blocks(self, left: Tensor, right: Tensor, rows: int) -> None:
         """K += left rightᵀ; of a symmetric K the upper triangle, in blocks of `rows` rows."""

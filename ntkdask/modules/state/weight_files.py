@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ntkdask.errors import DataError
+from ntkdask.files import home_expanded
 
 _PIECE = 2**22
 
@@ -14,7 +15,7 @@ _PIECE = 2**22
 def file_digest(path: str | os.PathLike[str]) -> str:
     """16 hex digits of SHA-256 of a file's bytes; nothing of it is interpreted. DataError where it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open(home_expanded(path), "rb") as file:
             hasher = hashlib.sha256()
             while piece := file.read(_PIECE):
                 hasher.update(piece)

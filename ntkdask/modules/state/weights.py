@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ntkdask.errors import DataError, InputError, StoreError
+from ntkdask.files import home_expanded
 from ntkdask.modules.state.shipping import unwrapped
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -83,7 +84,7 @@ def save_tensors(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write named tensors and texts to a file .safetensors, whole or not at all; tensors of the same memory are written once."""
-    final = Path(path)
+    final = home_expanded(path)
     if final.suffix != SUFFIXES[0]:
         raise InputError(f"cannot write {final}: weights are written as {SUFFIXES[0]}. Give the file that ending.")
     first: dict[Any, str] = {}
@@ -109,7 +110,7 @@ def save_tensors(
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(named tensors on the CPU, metadata) of a file of weights; DataError where it is missing, damaged or holds code."""
-    path = Path(path)
+    path = home_expanded(path)
     if path.suffix not in SUFFIXES:
         raise DataError(f"cannot read weights from {path}: expected a file that ends in {', '.join(SUFFIXES)}.")
     if not path.is_file():

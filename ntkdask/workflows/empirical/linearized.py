@@ -33,7 +33,15 @@ from ntkdask.solvers.linearized import Linearized
 from ntkdask.workflows.empirical.linearized_solve import require_dense_fits, solve_linearized
 from ntkdask.workflows.kernel_matrix.build import kernel_matrix
 from ntkdask.workflows.kernel_ridge.path import convergence_note
-from ntkdask.workflows.sources import as_source, encoded_targets, labels_of, located_rows, require_alike, targets_of
+from ntkdask.workflows.sources import (
+    as_source,
+    encoded_targets,
+    labels_of,
+    located_rows,
+    require_alike,
+    targets_of,
+    working_dtype,
+)
 from ntkdask.workflows.stream import FeatureStream
 
 OUTPUT_ROWS = 1024
@@ -164,7 +172,7 @@ def predict_linearized(
     input_layout = theta.input_layout
     y = targets_of(train, targets, n_classes, zero_mean=False)
     labels = labels_of(train if test is None else test, test_targets)
-    dtype = plan.dtype or ("float64" if train.dtype == np.float64 else "float32")
+    dtype = working_dtype(plan, train)
     if folder is not None:
         resources = resources or site.resources()
         n, k = (y.size, 1) if _gives_blocks(theta) else y.shape

@@ -266,7 +266,7 @@ def _fingerprint(
         "protocol": to_config(protocol),
         "seed": seed,
         "input_layout": input_layout,
-        "data": content_digest(to_host(x), to_host(targets)),
+        "data": content_digest(to_host(x, "x"), to_host(targets, "targets")),
         "test": None if test is None else content_digest(*map(to_host, test)),
         "module": to_config(described(module)),
         "device": next((p.device.type for p in module.parameters()), "cpu"),

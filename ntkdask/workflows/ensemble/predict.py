@@ -136,7 +136,7 @@ def predict_ensemble(
     test_source = None if x_test is None else as_source(x_test, "x_test")
     require_alike(test_source, source)
     y = targets_of(source, targets, n_classes)
-    dtype, n_rows = working_dtype(source, plan), row_count_of(source if test_source is None else test_source)
+    dtype, n_rows = working_dtype(plan, source), row_count_of(source if test_source is None else test_source)
     kernel = NNGP(network) if training.last_layer else NTK(network)
     itemsize, row_shape = np.dtype(dtype).itemsize, row_shape_of(source)
     sizes = plan_ensemble(

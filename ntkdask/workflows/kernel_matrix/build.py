@@ -32,7 +32,7 @@ from ntkdask.workflows.kernel_matrix.plan import MatrixPlan
 from ntkdask.workflows.kernel_matrix.sizes import shape_of, sized
 from ntkdask.workflows.kernel_matrix.stores import require_free, with_stored_tiles
 from ntkdask.workflows.ship import shipped
-from ntkdask.workflows.sources import as_source, row_shape_of, rows_of
+from ntkdask.workflows.sources import as_source, row_shape_of, rows_of, working_dtype
 from ntkdask.workflows.stream import FeatureStream
 
 
@@ -246,4 +246,4 @@ def _sources(x: Any, y: Any, plan: Plan) -> tuple[list[Any], str]:
     shapes = [row_shape_of(s) for s in sources]
     if shapes[0] != shapes[-1]:
         raise InputError(f"x has rows of shape {shapes[0]} and y of {shapes[-1]}; they must agree.")
-    return sources, plan.dtype or ("float64" if any(s.dtype == np.float64 for s in sources) else "float32")
+    return sources, working_dtype(plan, *sources)
