@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.validation import check_is_fitted
 from sklearn.metrics import accuracy_score, r2_score
 
 from ntkdask.errors import InputError
@@ -68,6 +69,7 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
             The outputs of the classes. For two: the output of the second minus that of the first, positive for the second. These are
             the values of scikit-learn's RidgeClassifier, whose targets are ±1. For a dask array a lazy one in its blocks.
         """
+        check_is_fitted(self)
         two = self.classes_.size == 2
         return self._from_scores(X, lambda scores: scores[:, 1] - scores[:, 0] if two else scores)
 
