@@ -162,6 +162,7 @@ KERNELS = [
     Example("ArcCosine", {"order": 1}, "1"),
     Example("ArcCosine", {"order": 2}, "2"),
     Example("RBF", {"gamma": 0.2}),
+    Example("Polynomial", {"degree": 2, "gamma": 0.3, "coef0": 0.7}),
     Example("NTK", {"network": fully_connected(1)}, "depth 1"),
     Example("NTK", {"network": fully_connected(3)}, "depth 3"),
     Example(
@@ -300,6 +301,7 @@ MAPS = [
         bias_order=1.0,
         slow_draws=True,
     ),
+    Example("PolynomialSketch", {"n_components": 64, "degree": 3, "gamma": 0.1, "coef0": 0.7}),
     Example("ProjectedGradients", {"module": AnyRows(), "n_components": 64, "input_layout": None}, slow_draws=True),
 ]
 

@@ -7,6 +7,7 @@ line, all parameters are named and say something; of any other function or datac
 import ast
 import importlib
 import inspect
+import re
 from functools import cache
 
 import pytest
@@ -124,3 +125,11 @@ def test_the_public_names_are_seen():
         ("networks.presets", "myrtle"),
         ("estimators.ridge", "RidgeClassifier"),
     } <= public_names()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_a_section_begins_on_a_line_of_its_own(path):
+    """A heading that ran into its text ("Notes ----- With ...") is no section for editors and reference pages."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            assert not re.search(r"\w -{4,}", ast.get_docstring(node) or ""), getattr(node, "name", path)

@@ -28,7 +28,9 @@ _by_name: dict[str, type[ActivationFunction]] = {}
 class ActivationFunction:
     """An activation σ, its dual activation and the dual of its derivative; the base class of all activations.
 
-    Notes ----- A subclass defines `__call__`, `_dual` and `_dual_derivative`. The last two get arrays that this class has prepared:
+    Notes
+    -----
+    A subclass defines `__call__`, `_dual` and `_dual_derivative`. The last two get arrays that this class has prepared:
     of one namespace and one floating dtype (float64 unless `_any_precision`), with c within [−1, 1] and shapes that broadcast.
     """
 

@@ -84,7 +84,9 @@ def _integral(a: Array, b: Array, c: Array, start: Array, weigh: Callable[[Array
 class ELU(ActivationFunction):
     """σ(t) = t for t > 0, e^t − 1 below.
 
-    Notes ----- The formulas of the duals stand at the top of the module. Their error is at most 1e-12 normwise for a, b <= 1e4
+    Notes
+    -----
+    The formulas of the duals stand at the top of the module. Their error is at most 1e-12 normwise for a, b <= 1e4
     (measured against 1 200 nodes), and they are finite beyond. An entry takes 20 nodes of two erfcx where a, b <= 1.5, 32 up to 4,
     128 up to 300 and 256 beyond.
 

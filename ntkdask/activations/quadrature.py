@@ -118,7 +118,9 @@ def derivative_from_dual(dual: Callable[[Array, Array, Array], Array], a: Array,
     -------
     array of the broadcast shape and the common dtype
 
-    Notes ----- With c = ±cos φ, φ <= π/2 the angle to the nearer end, k is smooth in φ where it is not in c. It is interpolated at
+    Notes
+    -----
+    With c = ±cos φ, φ <= π/2 the angle to the nearer end, k is smooth in φ where it is not in c. It is interpolated at
     14 Chebyshev points of a window of width 0.4 that holds φ: [φ − 0.2, φ + 0.2], or near an end [0, 0.4], where (k(φ) − k(0))/φ² is
     interpolated (dk/dφ = 0 at φ = 0). A call takes 15 evaluations of `dual` and a few arrays of c's shape.
 

@@ -11,6 +11,7 @@ from ntkdask.features.homogeneous_sketch import HomogeneousSketch
 from ntkdask.features.ntk_random import NTKRandomFeatures
 from ntkdask.features.ntk_sketch import NTKSketch
 from ntkdask.features.nystrom import Nystrom
+from ntkdask.features.polynomial_sketch import PolynomialSketch
 from ntkdask.features.projected import ProjectedGradients
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "NTKRandomFeatures",
     "NTKSketch",
     "Nystrom",
+    "PolynomialSketch",
     "ProjectedGradients",
 ]
 

@@ -67,7 +67,9 @@ class CNTKSketch(FeatureMapBase):
         For a network of vectors, for one without a trainable layer, and for an activation without the function or the series that
         `method` needs.
 
-    Notes ----- At depth 1 "random" without exact norms is unbiased. Exact norms and deeper layers leave a bias
+    Notes
+    -----
+    At depth 1 "random" without exact norms is unbiased. Exact norms and deeper layers leave a bias
     O(1/n_components); series also leave their `truncation_error`. Relative Frobenius error on 12×12 CIFAR-10 crops,
     standardised, depth 3, frozen ends, at 512, 1 024, 2 048 and 4 096 components: 0.08, 0.05, 0.04, 0.03. Squared error times
     time is 2 to 8 times that of "random" for "mixed", and 5 to 140 times for "sketch".

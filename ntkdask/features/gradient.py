@@ -51,7 +51,9 @@ class GradientFeatures(FeatureMapBase):
         For a network without trainable layers, for activations without a derivative that is a function, and, when called, for
         rows for which a network of width 1 has more than n_components parameters.
 
-    Notes ----- The width decides the error, not n_components: at depth 1 n_components ≈ width·(d + 1) and the variance is
+    Notes
+    -----
+    The width decides the error, not n_components: at depth 1 n_components ≈ width·(d + 1) and the variance is
     O(1/n_components); deeper, n_components ≈ width²·(depth − 1) and it is O(1/√n_components).
 
     References

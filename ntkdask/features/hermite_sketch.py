@@ -111,7 +111,9 @@ class HermiteSketch(FeatureMapBase):
         call also for rows so long that σ grows or oscillates too fast there, and for the NTK of a σ that jumps, whose k_σ' is not
         the derivative of its k_σ.
 
-    Notes ----- At depth 1 the bias is that of truncation, see `truncation_errors`; features of earlier layers leave a further
+    Notes
+    -----
+    At depth 1 the bias is that of truncation, see `truncation_errors`; features of earlier layers leave a further
     bias of O(1/n_components). The variance is O(1/n_components).
 
     References

@@ -68,7 +68,9 @@ class HomogeneousSketch(FeatureMapBase):
     InputError
         For other networks, negative coefficients and fewer components than powers.
 
-    Notes ----- The bias is that of the polynomial: at most `truncation_error`·√(K_ii·K_jj), and 0 on the diagonal. The variance
+    Notes
+    -----
+    The bias is that of the polynomial: at most `truncation_error`·√(K_ii·K_jj), and 0 on the diagonal. The variance
     is O(1/n_components).
 
     References

@@ -87,7 +87,9 @@ class NTKRandomFeatures(DataDependentMap):
     InputError
         For other networks, too few components and options that do not go together.
 
-    Notes ----- A map with sampling="optimized" has n_components features after `fit`, or only as many as were chosen where
+    Notes
+    -----
+    A map with sampling="optimized" has n_components features after `fit`, or only as many as were chosen where
     nothing is sketched (the NNGP). Its kernel depends on the targets and is not its `target`.
 
     References

@@ -129,7 +129,9 @@ class NTKSketch(FeatureMapBase):
     InputError
         For biases, other activations or layers, degree 0, too few components and unknown options.
 
-    Notes ----- The bias of the polynomials is `truncation_error`; "algorithm1" has a further one of O(1/n_components) from
+    Notes
+    -----
+    The bias of the polynomials is `truncation_error`; "algorithm1" has a further one of O(1/n_components) from
     depth 2 on. The variance is O(1/n_components).
 
     References

@@ -72,7 +72,9 @@ class Nystrom(DataDependentMap):
     rows, zero rows, rank below n_components), its null directions are dropped and the fitted map has fewer components, as
     it has when there are fewer training rows than n_components.
 
-    References ---------- Williams & Seeger 2001; Alaoui & Mahoney 2015 and Musco & Musco 2017 (ridge leverage scores, here in
+    References
+    ----------
+    Williams & Seeger 2001; Alaoui & Mahoney 2015 and Musco & Musco 2017 (ridge leverage scores, here in
     two steps); Arthur & Vassilvitskii 2007 (k-means++).
 
     >>> from ntkdask.kernels import RBF

@@ -5,6 +5,7 @@ from ntkdask.kernels.base import Kernel
 from ntkdask.kernels.empirical import EmpiricalNTK, PseudoNTK
 from ntkdask.kernels.flips import FlipAveraged
 from ntkdask.kernels.neural import NNGP, NTK, NNGPAndNTK, both
+from ntkdask.kernels.polynomial import Polynomial
 from ntkdask.kernels.rbf import RBF
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "FlipAveraged",
     "Kernel",
     "NNGPAndNTK",
+    "Polynomial",
     "PseudoNTK",
     "both",
 ]

@@ -44,7 +44,9 @@ class Network(Brief):
         Naming the layer, for sequences whose infinite-width limit is not a centred Gaussian or which take images but do not make
         vectors of them.
 
-    Notes ----- The limit is Gaussian (MATH.md §1) where an Activation has a Dense or Conv before it, with at most AvgPool, LayerNorm
+    Notes
+    -----
+    The limit is Gaussian (MATH.md §1) where an Activation has a Dense or Conv before it, with at most AvgPool, LayerNorm
     or a Residual of such in between; a LayerNorm stands right after Dense or Conv; in a Residual at most one path ends otherwise
     than in Dense or Conv; and an empty shortcut has a Dense or Conv earlier. Images become vectors by one GlobalAvgPool or Flatten,
     before any Dense.

@@ -194,11 +194,15 @@ class ZCA:
     InputError
         For another variant, and a regularization that is not positive.
 
-    Notes ----- With n < d ZCA leaves d − n directions unscaled, in which no training row has a component; test rows are
+    Notes
+    -----
+    With n < d ZCA leaves d − n directions unscaled, in which no training row has a component; test rows are
     multiplied by ε^(−1/2) there. Differences of "han" from the script below: that standardises channels before r where it
     applies W, yet fits W on raw images; ["standardize_channels", "zca"] standardises in both places.
 
-    References ---------- To the best of our knowledge: "shankar" is Shankar et al. 2020, `preprocess` in utils.py of
+    References
+    ----------
+    To the best of our knowledge: "shankar" is Shankar et al. 2020, `preprocess` in utils.py of
     modestyachts/neural_kernels_code; its default and its CIFAR-100 path use ε = 1e-4, its config.py has 1e-5. "han" is Han et
     al. 2022, who cite Shankar et al. and Nguyen et al. 2021 without a formula; `get_preprocess_op` in a public CIFAR-10 script
     of that method has zca_reg=0.1, relative.

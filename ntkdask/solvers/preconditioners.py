@@ -165,7 +165,9 @@ def pivoted_cholesky(
     array (n, r), float64
         F, r <= rank.
 
-    References ---------- Harbrecht, Peters & Schneider 2012; Chen, Epperly, Tropp & Webber 2023, Algorithm 2; Dong, Chen,
+    References
+    ----------
+    Harbrecht, Peters & Schneider 2012; Chen, Epperly, Tropp & Webber 2023, Algorithm 2; Dong, Chen,
     Martinsson & Pearce 2025 for dropping pivots within a block.
     """
     n = _checked(operator, rank)

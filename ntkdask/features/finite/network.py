@@ -50,7 +50,9 @@ class FiniteNetwork:
     row_shape : tuple of int
         (d,), or (H, W, C) where the network takes images.
 
-    Notes ----- Derived fields: `weights`, every Dense and Conv by its place; `joins`, how the paths of each Residual meet, see
+    Notes
+    -----
+    Derived fields: `weights`, every Dense and Conv by its place; `joins`, how the paths of each Residual meet, see
     `FinitePlan`; `n_parameters`, the trainable weights and biases, which are the columns of a gradient; `row_elements`, about
     how many numbers a row holds at the peak of a gradient.
     """

@@ -70,7 +70,9 @@ class PolySketch:
     InputError
         For a degree or a number of components below 1.
 
-    Notes ----- For unit vectors at p = 2 the variance is at most ((1+2α²)² − α⁴)/m, α = ⟨x, y⟩; each further node of the tree
+    Notes
+    -----
+    For unit vectors at p = 2 the variance is at most ((1+2α²)² − α⁴)/m, α = ⟨x, y⟩; each further node of the tree
     adds about as much.
 
     References
