@@ -139,7 +139,7 @@ CALLS = {
     "spectrum": lambda x, y, url: nd.spectrum(x[:4]),
     "solver": lambda x, y, url: DualEigh.factorise(x[:4], y[:4]),
     "linearized": lambda x, y, url: nd.predict_stored_linearized(x[:4], None, y[:4], np.ones((4, 1)), np.ones((4, 1))),
-    "train": lambda x, y, url: nd.train(AnyRows(), x, np.ones((6, 1)), url),
+    "train": lambda x, y, url: nd.train(AnyRows().build(), x, np.ones((6, 1)), url),
     "ensemble": lambda x, y, url: nd.predict_ensemble(nd.fully_connected(1), x, y),
 }
 
