@@ -115,7 +115,7 @@ def test_constant_features_are_taken_by_the_intercept():
 
 
 def test_float32_features_solve_to_float32():
-    phi, y, weights = problem(500, 30)
+    phi, y, weights = problem(200, 30)
     fit = factorise(phi.astype("float32"), y, weights)
     for alpha in (1.0, 30.0):
         w, b = ridge(phi, y, alpha, True, weights)
