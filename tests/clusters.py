@@ -44,8 +44,10 @@ class Shared:
 
     def _start(self):
         # a scheduler that slept takes no worker for dead
-        with dask.config.set({"distributed.scheduler.worker-ttl": None, "scheduler": None}):
+        with dask.config.set({"distributed.scheduler.worker-ttl": None}):
             self.client = cluster.connect(n_workers=self.n_workers, cuda=False, worker_memory="2 GiB", dashboard_port=0)
+        # it stays Dask's current client: tests that do not ask for it compute lazy arrays in their own process
+        dask.config.set(scheduler="threads")
 
     def _is_whole(self):
         return self.client.status == "running" and len(self.client.cluster.scheduler.workers) == self.n_workers
