@@ -132,6 +132,8 @@ class RidgeBase(WithParts):
     selection: str
     cv: Any
     scoring: Any
+    alpha_per_target: bool
+    store_cv_results: bool
     model_: Any
 
     @abstractmethod
@@ -191,6 +193,7 @@ class RidgeBase(WithParts):
 
     def _chosen(self, x: Any, y: Any, weights: Any) -> Choice:
         """How alpha is chosen for checked x and the user's y and weights; None: those of the dataset x."""
+        self._require_kept()
         return choose(self, x, y, weights)
 
     def _fit(
@@ -236,10 +239,32 @@ class RidgeBase(WithParts):
                 # the temporary folder is deleted, and with it the weights that the model holds by address
                 fit = replace(fit, model=restored(fit.model, getattr(self, self._parts[0])))
         self.model_, self.alpha_, self.alpha_path_ = fit.model, fit.model.alpha, choice.path or fit.path
-        vars(self).pop("best_score_", None)
-        if self.alpha_path_:
-            self.best_score_ = -min(row["score"] for row in self.alpha_path_ if row["alpha"] == self.alpha_)
+        self._keep(fit, choice)
         return self
+
+    def _keep(self, fit: RidgeFit, choice: Choice) -> None:
+        """Set what is kept of choosing alpha: the best score and, where they were asked for, errors."""
+        for name in ("best_score_", "cv_results_"):
+            vars(self).pop(name, None)
+        if fit.kept is not None and self.alpha_per_target:
+            best = -fit.kept.scores.min(axis=0)
+            self.best_score_ = best if best.size > 1 else float(best[0])
+        elif self.alpha_path_ and (choice.path or len(self.alpha_path_) > 1):
+            self.best_score_ = -min(row["score"] for row in self.alpha_path_ if row["alpha"] == self.alpha_)
+        if fit.kept is not None and fit.kept.squares is not None:
+            squares = fit.kept.squares
+            self.cv_results_ = squares[:, 0] if squares.shape[1] == 1 else squares
+
+    def _require_kept(self) -> None:
+        """InputError where scores of every target, or errors, are asked for and the fit does not keep them."""
+        name = type(self).__name__
+        asked = [n for n in ("alpha_per_target", "store_cv_results") if getattr(self, n)]
+        if asked and (self.client is not None or self.url is not None):
+            raise InputError(f"{name}: {asked[0]} keeps errors in this process's memory: leave client and url out.")
+        if asked and (self.cv is not None or self.scoring is not None):
+            raise InputError(
+                f"{name}: {asked[0]} takes the errors of generalised cross-validation or leave-one-out: leave cv and scoring out."
+            )
 
     def _from_scores(self, X: Any, finish: Callable[[np.ndarray], np.ndarray]) -> Any:
         """`finish` of the outputs (n, k) of the model; a lazy dask array for a dask array, whatever the lengths of its blocks."""

@@ -38,6 +38,8 @@ from ntkdask.workflows.model import KernelRidgeModel, RidgeFit
 class _KernelRidge(RidgeBase):
     """What the two kernel ridge estimators share; see their docstrings."""
 
+    alpha_per_target = False
+    store_cv_results = False
     _parts = ("kernel",)
 
     def __init__(
@@ -108,7 +110,14 @@ class _KernelRidge(RidgeBase):
             )
         choice = source.choice
         options = KernelRidgeOptions(
-            choice.alphas, self.fit_intercept, choice.selection, self.solver, self.tolerance, self.max_iterations
+            choice.alphas,
+            self.fit_intercept,
+            choice.selection,
+            self.solver,
+            self.tolerance,
+            self.max_iterations,
+            self.alpha_per_target,
+            self.store_cv_results,
         )
         return KernelRidgeRecipe(kernel, options)
 
@@ -313,16 +322,23 @@ class KernelRidgeRegressor(RegressorPart, _KernelRidge):
     scoring : str, callable or None
         What held-out rows are scored by, as in scikit-learn ("r2", or scorer(estimator, X, y)), the mean over folds; it needs `cv`,
         or selection "kfold" or "holdout", and rows in memory, and takes a fit for each fold and alpha. None: the squared error.
+    alpha_per_target : bool
+        Whether every target has an α of its own, chosen by "gcv" or "loo" in memory, without client and url.
+    store_cv_results : bool
+        Whether the squared leave-one-out errors are kept in `cv_results_`; for selection "loo", without client and url.
 
     Attributes
     ----------
-    alpha_ : float
-        The α of the model.
+    alpha_ : float or array (n_targets,)
+        The α of the model; of every target with `alpha_per_target`.
     alpha_path_ : list of dict
         A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, where `solver_` is "eigh",
         "effective_dimension". Empty for one α.
-    best_score_ : float
-        The score of `alpha_`, larger is better: minus the smallest score of the path. Only where alpha was chosen among several.
+    best_score_ : float or array (n_targets,)
+        The score of `alpha_`, larger is better: minus the smallest score of the path, or of every target's. Only where alpha was
+        chosen among several.
+    cv_results_ : array (n, n_alphas) or (n, n_targets, n_alphas)
+        With `store_cv_results`, the squared leave-one-out error of every row for every target and α, times the row's weight.
     dual_coef_ : array (n, n_targets), float64
         Coefficients β of the training rows; (n,) for one target. The rows are in the order of the fit: with selection "kfold" or
         "holdout" group after group.
@@ -363,6 +379,39 @@ class KernelRidgeRegressor(RegressorPart, _KernelRidge):
     >>> KernelRidgeRegressor(RBF(1.0), alphas=(1e-8,)).fit(X, np.sin(X[:, 0])).predict([[1.0]]).round(3)
     array([0.841])
     """
+
+    def __init__(
+        self,
+        kernel: Kernel | str | None = None,
+        alphas: float | Sequence[float] | np.ndarray = (1.0,),
+        fit_intercept: bool = True,
+        selection: str = "auto",
+        solver: str = "auto",
+        tolerance: float = 1e-6,
+        max_iterations: int = 1000,
+        client: Any = None,
+        url: Any = None,
+        *,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        alpha_per_target: bool = False,
+        store_cv_results: bool = False,
+    ) -> None:
+        super().__init__(
+            kernel,
+            alphas,
+            fit_intercept,
+            selection,
+            solver,
+            tolerance,
+            max_iterations,
+            client,
+            url,
+            cv=cv,
+            scoring=scoring,
+        )
+        self.alpha_per_target = alpha_per_target
+        self.store_cv_results = store_cv_results
 
 
 def _in_memory(fit: RidgeFit) -> RidgeFit:

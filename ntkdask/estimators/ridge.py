@@ -22,6 +22,8 @@ from ntkdask.workflows.ridge.recipe import RidgeRecipe, predictions_plan
 class _Ridge(RidgeBase):
     """What the two ridge estimators share; see their docstrings."""
 
+    alpha_per_target = False
+    store_cv_results = False
     _parts = ("features",)
 
     def __init__(
@@ -73,7 +75,14 @@ class _Ridge(RidgeBase):
     def _recipe(self, source: Source, dtype: str) -> RidgeRecipe:
         if self.features is not None:
             require_map(self.features, f"{type(self).__name__}: features")
-        options = RidgeOptions(source.choice.alphas, self.fit_intercept, source.choice.selection, self.solver)  # type: ignore[arg-type]
+        options = RidgeOptions(
+            source.choice.alphas,
+            self.fit_intercept,
+            source.choice.selection,
+            self.solver,
+            by_target=self.alpha_per_target,
+            keep_errors=self.store_cv_results,
+        )  # type: ignore[arg-type]
         return RidgeRecipe(fitted_here(self.features, source.x, source.targets, dtype), options)
 
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
@@ -225,16 +234,23 @@ class RidgeRegressor(RegressorPart, _Ridge):
     scoring : str, callable or None
         What held-out rows are scored by, as in scikit-learn ("r2", or scorer(estimator, X, y)), the mean over folds; it needs `cv`,
         or selection "kfold" or "holdout", and rows in memory, and takes a fit for each fold and alpha. None: the squared error.
+    alpha_per_target : bool
+        Whether every target has an α of its own, chosen by "gcv" or "loo" in memory, without client and url.
+    store_cv_results : bool
+        Whether the squared leave-one-out errors are kept in `cv_results_`; for selection "loo", without client and url.
 
     Attributes
     ----------
-    alpha_ : float
-        The α of the model.
+    alpha_ : float or array (n_targets,)
+        The α of the model; of every target with `alpha_per_target`.
     alpha_path_ : list of dict
         A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, for "gcv" and "loo",
         "effective_dimension". Empty for one α.
-    best_score_ : float
-        The score of `alpha_`, larger is better: minus the smallest score of the path. Only where alpha was chosen among several.
+    best_score_ : float or array (n_targets,)
+        The score of `alpha_`, larger is better: minus the smallest score of the path, or of every target's. Only where alpha was
+        chosen among several.
+    cv_results_ : array (n, n_alphas) or (n, n_targets, n_alphas)
+        With `store_cv_results`, the squared leave-one-out error of every row for every target and α, times the row's weight.
     coef_ : array (n_targets, n_components), float64
         Weights of the features; (n_components,) for one target, as in scikit-learn's Ridge.
     intercept_ : array (n_targets,), float64, or float
@@ -268,3 +284,22 @@ class RidgeRegressor(RegressorPart, _Ridge):
     >>> RidgeRegressor(alphas=(1e-9,)).fit(X, 2 * X[:, 0] + 1).predict([[3.0]]).round(3)
     array([7.])
     """
+
+    def __init__(
+        self,
+        features: FeatureMap | None = None,
+        alphas: float | Sequence[float] | np.ndarray = (1.0,),
+        fit_intercept: bool = True,
+        selection: str = "gcv",
+        solver: str = "auto",
+        client: Any = None,
+        url: Any = None,
+        *,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        alpha_per_target: bool = False,
+        store_cv_results: bool = False,
+    ) -> None:
+        super().__init__(features, alphas, fit_intercept, selection, solver, client, url, cv=cv, scoring=scoring)
+        self.alpha_per_target = alpha_per_target
+        self.store_cv_results = store_cv_results
