@@ -128,13 +128,8 @@ class RidgeBase(WithParts):
 
     client: Any
     url: Any
-    alphas: Any
-    selection: str
-    cv: Any
-    scoring: Any
-    alpha_per_target: bool
-    store_cv_results: bool
     model_: Any
+    _column_of_targets = False
 
     @abstractmethod
     def _takes_images(self, fitted: bool) -> bool:
@@ -253,7 +248,7 @@ class RidgeBase(WithParts):
             self.best_score_ = -min(row["score"] for row in self.alpha_path_ if row["alpha"] == self.alpha_)
         if fit.kept is not None and fit.kept.squares is not None:
             squares = fit.kept.squares
-            self.cv_results_ = squares[:, 0] if squares.shape[1] == 1 else squares
+            self.cv_results_ = squares if self._column_of_targets else squares[:, 0]
 
     def _require_kept(self) -> None:
         """InputError where scores of every target, or errors, are asked for and the fit does not keep them."""

@@ -127,7 +127,9 @@ def _search(estimator: Any, alphas: tuple[float, ...], x: Any, y: Any, weights: 
     if folds is None:
         parts = deal_inner(group_rows(MemoryRows(x)), estimator.selection, INNER_FOLDS, HOLDOUT, SEED, weights)
         folds = PredefinedSplit(parts if estimator.selection == "kfold" else parts - 1)
-    single = clone(estimator).set_params(cv=None, scoring=None, url=None)
+    # cv may be a generator, which is used up by now and cannot be cloned
+    own = {**estimator.get_params(deep=False), "cv": None, "scoring": None, "url": None}
+    single = clone(type(estimator)(**own))
     grid = {"alphas": [(alpha,) for alpha in alphas]}
     search = GridSearchCV(single, grid, cv=folds, scoring=estimator.scoring, refit=False, error_score="raise")
     search.fit(x, y, **({} if weights is None else {"sample_weight": weights}))
