@@ -136,10 +136,6 @@ class Centred:
         free = self.free(values, alpha)
         return self.rows * float(residual.mean()) / free**2 if free > 0.0 else float("inf")
 
-    def generalised_scores(self, residual: np.ndarray, values: np.ndarray, alpha: float) -> np.ndarray:
-        """`generalised_score` of every target alone, (k,)."""
-        return np.array([self.generalised_score(r, values, alpha) for r in residual[:, None]])
-
     def solution(self, weights: np.ndarray, alpha: float) -> Solution:
         """The weights of the centred problem, with the intercept ȳ − φ̄·w."""
         offset = self.target_mean - self.feature_mean @ weights
@@ -158,9 +154,6 @@ class Ridge(Protocol):
 
     def gcv(self, alpha: float) -> float:
         """Generalised cross-validation score."""
-
-    def gcv_by_target(self, alpha: float) -> np.ndarray:
-        """Its score for every target alone, (k,)."""
 
 
 def spectrum_floor(values: np.ndarray) -> float:
@@ -210,10 +203,6 @@ class EighRidge:
     def gcv(self, alpha: float) -> float:
         """Generalised cross-validation n·RSS/(n − df)², per target and row. Golub, Heath & Wahba 1979."""
         return self.centred.generalised_score(self.residual_squares(alpha), self.eigenvalues, alpha)
-
-    def gcv_by_target(self, alpha: float) -> np.ndarray:
-        """`gcv` of every target alone, (k,)."""
-        return self.centred.generalised_scores(self.residual_squares(alpha), self.eigenvalues, alpha)
 
     def leave_one_out_squares(
         self, phi: np.ndarray, y: np.ndarray, weights: np.ndarray | None, alphas: Sequence[float]

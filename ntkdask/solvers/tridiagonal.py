@@ -112,13 +112,6 @@ class TridiagonalRidge:
         except np.linalg.LinAlgError:
             return float("inf")
 
-    def gcv_by_target(self, alpha: float) -> np.ndarray:
-        """`gcv` of every target alone, (k,)."""
-        try:
-            return self.centred.generalised_scores(self.residual_squares(alpha), self.eigenvalues, alpha)
-        except np.linalg.LinAlgError:
-            return np.full(self.rotated.shape[1], np.inf)
-
     @property
     def _floor(self) -> float:
         return spectrum_floor(self.eigenvalues)

@@ -84,7 +84,7 @@ ENOUGH_ROWS = 1.25
 """Rows for a feature from which "auto" takes the tridiagonal form: with fewer, residuals are a small part of the targets."""
 
 
-def _factorise(centred: Centred, options: RidgeOptions) -> Ridge:
+def _factorise(centred: Centred, options: RidgeOptions) -> EighRidge | TridiagonalRidge:
     """One factorisation for all alphas: tridiagonal where rows outnumber features and its spectrum serves, else the whole spectrum."""
     m, rows = centred.gram.shape[0], centred.rows - centred.has_intercept
     if rows > m and (options.solver == "tridiagonal" or (options.solver == "auto" and rows >= ENOUGH_ROWS * m)):
@@ -109,11 +109,21 @@ def solve_by_target(
                 squares[batch.numbers, :, i] = error**2 if weights is None else weights[:, None] * error**2
         kept = KeptScores.of_squares(squares, centred.weight)
     else:
-        ridge = _factorise(centred, options)
-        kept = KeptScores(np.array([ridge.gcv_by_target(a) for a in alphas]))
+        factorised = _factorise(centred, options)
+        ridge = factorised
+        kept = KeptScores(np.array([_gcv_by_target(factorised, a) for a in alphas]))
     dimensions = [ridge.effective_dimension(a) for a in alphas]
     path = score_path(alphas, kept.scores.mean(axis=1).tolist(), dimensions)
     return columns_at(ridge.solve, kept.best(alphas, options.by_target), "weights"), path, kept
+
+
+def _gcv_by_target(ridge: EighRidge | TridiagonalRidge, alpha: float) -> list[float]:
+    """The GCV score of every target alone; infinite where T + αI is not positive definite."""
+    try:
+        residual = ridge.residual_squares(alpha)
+    except np.linalg.LinAlgError:
+        return [float("inf")] * ridge.centred.squares.size
+    return [ridge.centred.generalised_score(r, ridge.eigenvalues, alpha) for r in residual[:, None]]
 
 
 def _cut(sums: Sequence[GramSums | SumsAddress], options: RidgeOptions) -> Iterator[tuple[GramSums, GramSums]]:
