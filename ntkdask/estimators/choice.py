@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, PredefinedSplit, check_cv
 
-from ntkdask.arrays import is_dask, to_host
+from ntkdask.arrays import is_dask, is_sparse, to_host
 from ntkdask.datasets import Dataset
 from ntkdask.datasets.rows import MemoryRows
 from ntkdask.errors import InputError
@@ -81,7 +81,7 @@ def choose(estimator: Any, x: Any, y: Any, weights: Any) -> Choice:
         return own
     if scoring is not None:
         return _search(estimator, alphas, x, y, weights)
-    splits, n = _splits(estimator, x, y), x.n if isinstance(x, Dataset) else len(x)
+    splits, n = _splits(estimator, x, y), x.n if isinstance(x, Dataset) else x.shape[0]
     selection, parts = parts_of_splits(splits, n)
     return Choice(alphas, selection, parts)
 
@@ -123,7 +123,7 @@ def _search(estimator: Any, alphas: tuple[float, ...], x: Any, y: Any, weights: 
             f"{type(estimator).__name__}: scoring={estimator.scoring!r} takes rows in memory, which are cut for every fold, and X is "
             f"a {type(x).__name__}. Leave scoring out (the squared error needs no cut), or give arrays."
         )
-    x, folds = to_host(x), estimator.cv
+    x, folds = x if is_sparse(x) else to_host(x), estimator.cv
     if folds is None:
         parts = deal_inner(group_rows(MemoryRows(x)), estimator.selection, INNER_FOLDS, HOLDOUT, SEED, weights)
         folds = PredefinedSplit(parts if estimator.selection == "kfold" else parts - 1)

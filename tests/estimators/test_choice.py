@@ -1,9 +1,12 @@
 """Own folds and scores for choosing alpha: against scikit-learn's RidgeCV and GridSearchCV, and refused where nothing takes them."""
 
+import pickle
+
 import dask.array as da
 import numpy as np
 import pytest
 from estimator_examples import ALPHAS, IMAGES, LABELS, WEIGHTS, Y2, X, Y
+from scipy.sparse import csr_array
 from sklearn import linear_model
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import make_scorer, median_absolute_error
@@ -12,8 +15,9 @@ from sklearn.model_selection import GridSearchCV, KFold, RepeatedKFold, ShuffleS
 from ntkdask import write_dataset
 from ntkdask.errors import FingerprintError, InputError
 from ntkdask.estimators import KernelRidgeClassifier, KernelRidgeRegressor, RidgeClassifier, RidgeRegressor
-from ntkdask.features import ArcCosineFeatures
+from ntkdask.features import ArcCosineFeatures, NTKSketch
 from ntkdask.kernels import RBF
+from ntkdask.networks import fully_connected
 
 GROUPS = list(KFold(4, shuffle=True, random_state=3).split(X))
 HOLD = [(np.arange(30, 90), np.arange(30))]
@@ -132,3 +136,22 @@ def test_a_url_keeps_fits_of_other_folds_apart(tmp_path):
 def test_what_does_not_go_together_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         RidgeRegressor(alphas=ALPHAS, **options).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    "options", [{"cv": 3}, {"cv": 3, "scoring": "r2"}, {"selection": "kfold", "scoring": "r2"}], ids=str
+)
+def test_folds_of_sparse_rows_are_those_of_dense_ones(options):
+    rows = np.where(np.abs(X) > 1.0, X, 0.0)
+    model = RidgeRegressor(NTKSketch(fully_connected(1), 32, leaves="count"), ALPHAS, **options)
+    scores = [[row["score"] for row in model.fit(x, Y).alpha_path_] for x in (csr_array(rows), rows)]
+    if "cv" in options:  # the house's own folds are dealt by the bytes of rows
+        np.testing.assert_allclose(*scores, rtol=1e-8)
+    assert np.isfinite(scores).all()
+
+
+def test_pickles_and_used_up_splits():
+    model = RidgeRegressor(alphas=ALPHAS, cv=KFold(4), scoring="r2").fit(X, Y)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(X), model.predict(X))
+    once = RidgeRegressor(alphas=ALPHAS, cv=KFold(4).split(X), scoring="r2").fit(X, Y)
+    assert once.alpha_path_ == model.alpha_path_

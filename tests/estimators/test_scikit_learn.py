@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import scikit_learn_shim as shim
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 OTHERS = re.compile(
     "array_api|check_gcv_mode|CenterStackOp|compute_|positive|lbfgs|convergence_fail|n_iter|max_iter|sag|dtype_match|"
