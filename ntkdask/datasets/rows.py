@@ -87,12 +87,15 @@ class DatasetRows:
         The parts that are selected.
     digest : str
         Digest of the dataset: a process that has opened an older dataset at the same url opens the new one.
+    class_weights : tuple of float
+        For labels: a weight for each class, by which the weights of its rows are multiplied. Empty: none.
     """
 
     url: str
     parts_url: str | None = None
     parts: tuple[int, ...] = ()
     digest: str = ""
+    class_weights: tuple[float, ...] = ()
 
     @property
     def dataset(self) -> Dataset:
@@ -120,7 +123,7 @@ class DatasetRows:
 
     def row_weights(self) -> np.ndarray | None:
         """(n,) weight of each row."""
-        return self.dataset.weights(0, self.n_total)
+        return self._weights(0, self.n_total)
 
     def select(self, *parts: int) -> DatasetRows:
         """The same dataset with other parts selected."""
@@ -135,8 +138,16 @@ class DatasetRows:
             if keep is not None and keep.size == 0:
                 continue
             targets = None if dataset.target_shape is None else dataset.targets(first, last)
-            batch = Batch(dataset.rows(first, last), targets, dataset.weights(first, last), np.arange(first, last))
+            batch = Batch(dataset.rows(first, last), targets, self._weights(first, last), np.arange(first, last))
             yield batch if keep is None else take_rows(batch, keep)
+
+    def _weights(self, start: int, stop: int) -> np.ndarray | None:
+        """(stop - start,) weight of each row, times that of its class; None when all weigh 1."""
+        weights = self.dataset.weights(start, stop)
+        if not self.class_weights:
+            return weights
+        of_class = np.asarray(self.class_weights)[self.dataset.targets(start, stop)]
+        return of_class if weights is None else weights * of_class
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,22 +27,18 @@ from ntkdask.datasets import Dataset
 from ntkdask.datasets.dataset import require_labels
 from ntkdask.datasets.rows import DatasetRows, MemoryRows, Rows
 from ntkdask.errors import ArgumentError, InputError, nearest
+from ntkdask.estimators.choice import Choice, choose
 from ntkdask.estimators.inputs import as_input, check_targets, check_weights, check_x, locate, numerics_dtype, to_memory
-from ntkdask.execution.progress import NUMERICS, Record
+from ntkdask.estimators.source import Source, fingerprint
+from ntkdask.execution.progress import Record
 from ntkdask.execution.site import Site
 from ntkdask.execution.workers import resources
 from ntkdask.files import exclusive, local_path, require_disk, sweep
 from ntkdask.planning.resources import Resources, RidgePlan, require_memory
-from ntkdask.states import save_state
 from ntkdask.workflows.model import RidgeFit
 from ntkdask.workflows.predict import predict
 from ntkdask.workflows.recipe import FitRequest, Recipe
 from ntkdask.workflows.ship import restored
-from ntkdask.workflows.sparse import SparseState
-from ntkdask.workflows.split import HOLDOUT, INNER_FOLDS, deal_inner, group_rows, state_of
-
-SEED = 0
-"""Seed of the folds of selection="kfold" and "holdout"; features have seeds of their own."""
 
 
 class WithParts(BaseEstimator):
@@ -127,67 +123,13 @@ def _replaced(part: Any, changes: dict[str, Any]) -> Any:
     return replace(part, **changes)
 
 
-@dataclasses.dataclass
-class Source:
-    """The checked data of a fit, and where it runs.
-
-    Parameters
-    ----------
-    x : array, dask array or Dataset, (n, ...)
-        Checked rows.
-    targets : array or None
-        int64 labels or float64 targets. None: those of the dataset x.
-    rows : Rows
-        x and its targets as tasks read them.
-    digest : str
-        Digest of their content; "" where nothing is stored.
-    folder : Path or None
-        Where the fit keeps its results. None: nowhere.
-    client : distributed.Client or None
-        Whose workers compute. None: this process.
-    held : ExitStack
-        Closes, after the fit, what was opened for it: the lock of the folder, temporary folders.
-    """
-
-    x: Any
-    targets: Any
-    rows: Rows
-    digest: str
-    folder: Path | None
-    client: Any
-    held: contextlib.ExitStack
-
-    def dealt(self, selection: str, n_groups: int, record: Record) -> tuple[Rows, list[tuple[int, ...]]]:
-        """The rows with part numbers, and the groups of parts.
-
-        Where alpha is chosen by folds or by a holdout, every part is a group; else the rows are returned as they are, without groups.
-        """
-        rows, folder = self.rows, self.folder
-        if n_groups == 1:
-            return rows, []
-
-        def numbers() -> np.ndarray:
-            return deal_inner(group_rows(rows, self.client), selection, n_groups, HOLDOUT, SEED, rows.row_weights())
-
-        groups: list[tuple[int, ...]] = [(i,) for i in range(n_groups)]
-        if isinstance(rows, MemoryRows):
-            return replace(rows, numbers=numbers()), groups
-        assert isinstance(rows, (DatasetRows, SparseState))
-        # tasks read a dataset's part numbers from a state; without a folder it is deleted after this fit
-        states = (
-            folder / "state"
-            if folder
-            else Path(self.held.enter_context(tempfile.TemporaryDirectory(prefix="ntkdask-")))
-        )
-        return replace(rows, parts_url=record.once("split", lambda: save_state(states, state_of(numbers())))), groups
-
-
 class RidgeBase(WithParts):
     """What ridge on features and ridge on kernels share; a subclass says which recipe is fitted and plans predictions."""
 
     client: Any
     url: Any
     model_: Any
+    _column_of_targets = False
 
     @abstractmethod
     def _takes_images(self, fitted: bool) -> bool:
@@ -219,9 +161,10 @@ class RidgeBase(WithParts):
         """Fit to located rows, k columns of targets; the caller holds the lock of the source's folder."""
         dtype, folder = numerics_dtype(source.x), source.folder
         recipe = self._recipe(source, dtype)
-        request = FitRequest.of_rows(source.rows, k, dtype)
+        inner_folds = source.choice.inner_folds
+        request = replace(FitRequest.of_rows(source.rows, k, dtype), inner_folds=inner_folds)
         # in memory nothing is recorded, and a map or a kernel need not be describable
-        record = Record.open(folder, {} if folder is None else _fingerprint(recipe, source, n_classes, dtype))
+        record = Record.open(folder, {} if folder is None else fingerprint(recipe, source, n_classes, dtype))
         site, found = Site(folder, self.client, record=record), found_resources(self.client, source.x)
         if folder is None:
             plan = recipe.plan(request, found, stored=False)
@@ -236,22 +179,87 @@ class RidgeBase(WithParts):
 
             plan = recipe.stored_plan(site.once("plan", planned))
             require_memory(recipe.costs(request, plan), found)
-        rows, groups = source.dealt(recipe.selection(plan), recipe.n_groups(plan, INNER_FOLDS), record)
+        rows, groups = source.dealt(recipe.selection(plan), recipe.n_groups(plan, inner_folds), record)
         return self._fitted(recipe.fit(rows, groups, plan, site, n_classes=n_classes, n_targets=k), plan)
 
-    def _fit(self, x: Any, targets: Any, weights: Any, n_classes: int | None, k: int) -> Self:
-        """Fit to checked x and k columns of targets; targets None: those of the dataset x."""
+    def _located(self, x: Any, targets: Any, weights: Any, folder: Path | None) -> tuple[Rows, str]:
+        """Checked training data where tasks can read it, and its digest; see `locate`."""
+        return locate(x, targets, weights, folder=folder, client=self.client)
+
+    def _chosen(self, x: Any, y: Any, weights: Any) -> Choice:
+        """How alpha is chosen for checked x and the user's y and weights; None: those of the dataset x."""
+        self._require_kept()
+        return choose(self, x, y, weights)
+
+    def _fit(
+        self,
+        x: Any,
+        targets: Any,
+        weights: Any,
+        n_classes: int | None,
+        k: int,
+        *,
+        choice: Choice,
+        class_weights: tuple[float, ...] = (),
+    ) -> Self:
+        """Fit to checked data.
+
+        Parameters
+        ----------
+        x : array, dask array or Dataset, (n, ...)
+            Checked rows.
+        targets : array or None
+            Checked targets or numbers of classes. None: those of the dataset x.
+        weights : array (n,) or None
+            Weights of the rows. None: 1, or those of the dataset x.
+        n_classes : int or None
+            Classes of labels; None for regression.
+        k : int
+            Columns of the targets.
+        choice : Choice
+            The alphas, and how one is chosen.
+        class_weights : tuple of float
+            For a dataset, a weight for each class. Empty: none.
+        """
         with _folder(self.client, self.url) as folder, contextlib.ExitStack() as held:
             if folder is not None:
                 held.enter_context(exclusive(folder))
                 sweep(folder)
-            rows, digest = locate(x, targets, weights, folder=folder, client=self.client)
-            fit = self._fit_rows(Source(x, targets, rows, digest, folder, self.client, held), n_classes, k)
+            rows, digest = self._located(x, targets, weights, folder)
+            if class_weights:
+                assert isinstance(rows, DatasetRows)
+                rows, digest = replace(rows, class_weights=class_weights), f"{digest} {class_weights}"
+            fit = self._fit_rows(Source(x, targets, rows, digest, folder, self.client, held, choice), n_classes, k)
             if self.url is None:
                 # the temporary folder is deleted, and with it the weights that the model holds by address
                 fit = replace(fit, model=restored(fit.model, getattr(self, self._parts[0])))
-        self.model_, self.alpha_, self.alpha_path_ = fit.model, fit.model.alpha, fit.path
+        self.model_, self.alpha_, self.alpha_path_ = fit.model, fit.model.alpha, choice.path or fit.path
+        self._keep(fit, choice)
         return self
+
+    def _keep(self, fit: RidgeFit, choice: Choice) -> None:
+        """Set what is kept of choosing alpha: the best score and, where they were asked for, errors."""
+        for name in ("best_score_", "cv_results_"):
+            vars(self).pop(name, None)
+        if fit.kept is not None and self.alpha_per_target:
+            best = -fit.kept.scores.min(axis=0)
+            self.best_score_ = best if best.size > 1 else float(best[0])
+        elif self.alpha_path_ and (choice.path or len(self.alpha_path_) > 1):
+            self.best_score_ = -min(row["score"] for row in self.alpha_path_ if row["alpha"] == self.alpha_)
+        if fit.kept is not None and fit.kept.squares is not None:
+            squares = fit.kept.squares
+            self.cv_results_ = squares if self._column_of_targets else squares[:, 0]
+
+    def _require_kept(self) -> None:
+        """InputError where scores of every target, or errors, are asked for and the fit does not keep them."""
+        name = type(self).__name__
+        asked = [n for n in ("alpha_per_target", "store_cv_results") if getattr(self, n)]
+        if asked and (self.client is not None or self.url is not None):
+            raise InputError(f"{name}: {asked[0]} keeps errors in this process's memory: leave client and url out.")
+        if asked and (self.cv is not None or self.scoring is not None):
+            raise InputError(
+                f"{name}: {asked[0]} takes the errors of generalised cross-validation or leave-one-out: leave cv and scoring out."
+            )
 
     def _from_scores(self, X: Any, finish: Callable[[np.ndarray], np.ndarray]) -> Any:
         """`finish` of the outputs (n, k) of the model; a lazy dask array for a dask array, whatever the lengths of its blocks."""
@@ -332,20 +340,6 @@ def _folder(client: Any, url: Any) -> Iterator[Path | None]:
             yield Path(folder)
     else:
         yield None
-
-
-def _fingerprint(recipe: Recipe[Any], source: Source, n_classes: int | None, dtype: str) -> dict[str, Any]:
-    """Everything that decides the result of a fit; one with another fingerprint is not resumed."""
-    config = recipe.config()
-    dealt = {"folds": INNER_FOLDS, "holdout": HOLDOUT, "seed": SEED}
-    return {
-        "data": source.digest,
-        "n_classes": n_classes,
-        **config,
-        "dtype": dtype,
-        "solver": {**config["solver"], **dealt},
-        "numerics": NUMERICS,
-    }
 
 
 def found_resources(client: Any, x: Any) -> Resources:

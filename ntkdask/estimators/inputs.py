@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 from sklearn.utils import check_array, check_consistent_length
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import validate_data
 
 from ntkdask.arrays import Array, as_array, is_dask, is_device_array, is_sparse, sparse_refused, to_host
@@ -119,13 +119,27 @@ def _agreeing(estimator: Any, x: Any, reset: bool, allow_images: bool) -> Any:
 
 
 def check_targets(estimator: Any, y: Any, *, classes: bool) -> np.ndarray:
-    """The checked targets: labels (n,) when `classes`, else float64 (n,) or (n, k); ValueError as scikit-learn raises it."""
+    """The checked targets; ValueError as scikit-learn raises it.
+
+    When `classes`, labels (n,), or int64 (n, k) of 0 and 1 for several labels a row; else float64 (n,) or (n, k).
+    """
     if classes:
-        y = validate_data(estimator, y=to_memory(y, "y"))
+        y = to_memory(y, "y")
+        shape = np.asarray(y).shape
+        if len(shape) == 2 and shape[1] > 1 and type_of_target(y, input_name="y") == "multilabel-indicator":
+            return _indicator(validate_data(estimator, y=y, multi_output=True))
+        y = validate_data(estimator, y=y)
         check_classification_targets(y)
         return y
     y = validate_data(estimator, y=to_memory(y, "y"), multi_output=True, y_numeric=True)
     return np.asarray(y, np.float64)
+
+
+def _indicator(y: np.ndarray) -> np.ndarray:
+    values = np.unique(y)
+    if not np.isin(values, (0, 1)).all():
+        raise InputError(f"y has {y.shape[1]} labels a row with the values {values.tolist()}; expected 0 and 1.")
+    return y.astype(np.int64)
 
 
 def check_weights(weights: Any, n: int) -> np.ndarray | None:

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted
 
-from ntkdask.datasets import Dataset
-from ntkdask.datasets.rows import Rows
-from ntkdask.errors import InputError
-from ntkdask.estimators.base import RidgeBase, Source, found_resources
+from ntkdask.estimators.kernel_ridge_base import KernelRidgeBase
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
-from ntkdask.execution.site import Site
-from ntkdask.kernels import NTK, Kernel
-from ntkdask.kernels.base import parts_of, require_kernel
-from ntkdask.networks import fully_connected
-from ntkdask.planning.resources import RidgePlan
-from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
-from ntkdask.workflows.kernel_ridge.path import convergence_note
-from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
-from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe, predictions_plan
-from ntkdask.workflows.model import KernelRidgeModel, RidgeFit
+from ntkdask.kernels import Kernel
 
 
-class _KernelRidge(RidgeBase):
-    """What the two kernel ridge estimators share; see their docstrings."""
-
-    _parts = ("kernel",)
+class _KernelRidge(KernelRidgeBase):
+    """The parameters of both estimators."""
 
     def __init__(
         self,
-        kernel: Kernel | None = None,
+        kernel: Kernel | str | None = None,
         alphas: float | Sequence[float] | np.ndarray = (1.0,),
         fit_intercept: bool = True,
         selection: str = "auto",
@@ -44,6 +26,9 @@ class _KernelRidge(RidgeBase):
         max_iterations: int = 1000,
         client: Any = None,
         url: Any = None,
+        *,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
     ) -> None:
         self.kernel = kernel
         self.alphas = alphas
@@ -54,54 +39,8 @@ class _KernelRidge(RidgeBase):
         self.max_iterations = max_iterations
         self.client = client
         self.url = url
-
-    @property
-    def dual_coef_(self) -> np.ndarray:
-        """Coefficients of the training rows, (n, n_targets) or, for one target or two classes, (n,), float64.
-
-        The rows are in the order of the fit: with selection="kfold" or "holdout" group after group.
-        """
-        check_is_fitted(self)
-        return self._coefficients(self.model_.coefficients.T).T
-
-    @property
-    def intercept_(self) -> np.ndarray | float:
-        """Intercept of every target, (n_targets,) or a number, float64; 0 without an intercept."""
-        check_is_fitted(self)
-        return self._intercepts(self.model_.intercept)
-
-    def _takes_images(self, fitted: bool) -> bool:
-        return True
-
-    def _recipe(self, source: Source, dtype: str) -> KernelRidgeRecipe:
-        kernel = NTK(fully_connected(1)) if self.kernel is None else self.kernel
-        parts = parts_of(require_kernel(kernel, type(self).__name__))
-        if parts:
-            raise InputError(
-                f"{type(self).__name__}: {type(kernel).__name__} gives {' and '.join(parts)} in one call. Fit NNGP(network) or "
-                "NTK(network)."
-            )
-        alphas: Any = self.alphas
-        options = KernelRidgeOptions(
-            alphas, self.fit_intercept, self.selection, self.solver, self.tolerance, self.max_iterations
-        )
-        return KernelRidgeRecipe(kernel, options)
-
-    def _fitted(self, fit: RidgeFit, plan: KernelRidgePlan) -> RidgeFit:
-        self.solver_, self.fit_facts_ = plan.solver, fit.facts
-        note = convergence_note(fit.facts)
-        if note:
-            warnings.warn(f"{type(self).__name__}: {note}", ConvergenceWarning, stacklevel=5)
-        return fit if self.url is not None else _in_memory(fit)
-
-    def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
-        return predictions_plan(self.model_, rows, found_resources(self.client, x), Site(client=self.client))
-
-    def _coefficients(self, values: np.ndarray) -> Any:
-        raise NotImplementedError
-
-    def _intercepts(self, values: np.ndarray) -> Any:
-        return self._coefficients(values)
+        self.cv = cv
+        self.scoring = scoring
 
 
 class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
@@ -112,9 +51,10 @@ class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
 
     Parameters
     ----------
-    kernel : Kernel or None
+    kernel : Kernel, "precomputed" or None
         The kernel k, such as `NTK(network)` or `RBF(gamma)`. None: `NTK(fully_connected(1))`. Its parameters are set as
-        `kernel__gamma`.
+        `kernel__gamma`. "precomputed": X is the matrix, K(training, training) in `fit` and K(test, training) in `predict`, in memory
+        and without client and url; which rows repeat is not known then.
     alphas : float or sequence of float
         One α >= 0, or several, of which `selection` chooses one. α = 0 interpolates.
     fit_intercept : bool
@@ -137,6 +77,16 @@ class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
     url : str, Path or None
         Folder that keeps the kernel matrix in tiles and other partial results. An equal fit, even after a crash, goes on from
         there. None: nothing is kept.
+    cv : int, splitter, iterable or None
+        Folds that choose alpha, instead of those of `selection`: a number of folds, a splitter of scikit-learn, or (train, test) row
+        numbers. Where every row is held out once, the squared error comes from sums, without a fit for each fold. None: those of
+        `selection`, a way that holds no rows out ("gcv") included.
+    scoring : str, callable or None
+        What held-out rows are scored by, as in scikit-learn ("r2", or scorer(estimator, X, y)), the mean over folds; it needs `cv`,
+        or selection "kfold" or "holdout", and rows in memory, and takes a fit for each fold and alpha. None: the squared error.
+    class_weight : dict, "balanced" or None
+        A weight for each class, {label: weight}, by which the weights of its rows are multiplied; a class that is not named has 1.
+        "balanced": n/(C·rows of the class). None: 1. For a dataset the labels are 0 … C − 1.
 
     Attributes
     ----------
@@ -145,8 +95,11 @@ class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
     alpha_path_ : list of dict
         A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, where `solver_` is "eigh",
         "effective_dimension". Empty for one α.
+    best_score_ : float
+        The score of `alpha_`, larger is better: minus the smallest score of the path. Only where alpha was chosen among several.
     classes_ : array (C,)
-        The labels, sorted; the number of a label is the column of its target. For a dataset 0 … C − 1.
+        The labels, sorted; the number of a label is the column of its target. For a dataset, and for C labels of 0 and 1 a row,
+        0 … C − 1.
     dual_coef_ : array (n, C), float64
         Coefficients β of the training rows; (n,) for two classes. The rows are in the order of the fit: with selection "kfold" or
         "holdout" group after group.
@@ -174,6 +127,9 @@ class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
     MemoryBudgetError where no tile or solver fits the workers, and FingerprintError where `url` holds a fit of other data or
     parameters.
 
+    y of several labels a row is (n, C) of 0 and 1; each is then a problem of its own with targets ±1, and one α serves all. Outputs
+    are no probabilities, so there is no `predict_proba`: scikit-learn's `CalibratedClassifierCV(estimator)` gives calibrated ones.
+
     References
     ----------
     MATH.md §6; Arora et al. 2019 (NTK regression).
@@ -185,6 +141,37 @@ class KernelRidgeClassifier(ClassifierPart, _KernelRidge):
     low high
     """
 
+    def __init__(
+        self,
+        kernel: Kernel | str | None = None,
+        alphas: float | Sequence[float] | np.ndarray = (1.0,),
+        fit_intercept: bool = True,
+        selection: str = "auto",
+        solver: str = "auto",
+        tolerance: float = 1e-6,
+        max_iterations: int = 1000,
+        client: Any = None,
+        url: Any = None,
+        *,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        super().__init__(
+            kernel,
+            alphas,
+            fit_intercept,
+            selection,
+            solver,
+            tolerance,
+            max_iterations,
+            client,
+            url,
+            cv=cv,
+            scoring=scoring,
+        )
+        self.class_weight = class_weight
+
 
 class KernelRidgeRegressor(RegressorPart, _KernelRidge):
     """Kernel ridge regression onto one or several targets.
@@ -195,9 +182,10 @@ class KernelRidgeRegressor(RegressorPart, _KernelRidge):
 
     Parameters
     ----------
-    kernel : Kernel or None
+    kernel : Kernel, "precomputed" or None
         The kernel k, such as `NTK(network)` or `RBF(gamma)`. None: `NTK(fully_connected(1))`. Its parameters are set as
-        `kernel__gamma`.
+        `kernel__gamma`. "precomputed": X is the matrix, K(training, training) in `fit` and K(test, training) in `predict`, in memory
+        and without client and url; which rows repeat is not known then.
     alphas : float or sequence of float
         One α >= 0, or several, of which `selection` chooses one. α = 0 interpolates.
     fit_intercept : bool
@@ -220,14 +208,30 @@ class KernelRidgeRegressor(RegressorPart, _KernelRidge):
     url : str, Path or None
         Folder that keeps the kernel matrix in tiles and other partial results. An equal fit, even after a crash, goes on from
         there. None: nothing is kept.
+    cv : int, splitter, iterable or None
+        Folds that choose alpha, instead of those of `selection`: a number of folds, a splitter of scikit-learn, or (train, test) row
+        numbers. Where every row is held out once, the squared error comes from sums, without a fit for each fold. None: those of
+        `selection`, a way that holds no rows out ("gcv") included.
+    scoring : str, callable or None
+        What held-out rows are scored by, as in scikit-learn ("r2", or scorer(estimator, X, y)), the mean over folds; it needs `cv`,
+        or selection "kfold" or "holdout", and rows in memory, and takes a fit for each fold and alpha. None: the squared error.
+    alpha_per_target : bool
+        Whether every target has an α of its own, chosen by "gcv" or "loo" in memory, without client and url.
+    store_cv_results : bool
+        Whether the squared leave-one-out errors are kept in `cv_results_`; for selection "loo", without client and url.
 
     Attributes
     ----------
-    alpha_ : float
-        The α of the model.
+    alpha_ : float or array (n_targets,)
+        The α of the model; of every target with `alpha_per_target`.
     alpha_path_ : list of dict
         A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, where `solver_` is "eigh",
         "effective_dimension". Empty for one α.
+    best_score_ : float or array (n_targets,)
+        The score of `alpha_`, larger is better: minus the smallest score of the path, or of every target's. Only where alpha was
+        chosen among several.
+    cv_results_ : array (n, n_alphas) or (n, n_targets, n_alphas)
+        With `store_cv_results`, the squared leave-one-out error of every row for every target and α, times the row's weight.
     dual_coef_ : array (n, n_targets), float64
         Coefficients β of the training rows; (n,) for one target. The rows are in the order of the fit: with selection "kfold" or
         "holdout" group after group.
@@ -269,10 +273,35 @@ class KernelRidgeRegressor(RegressorPart, _KernelRidge):
     array([0.841])
     """
 
-
-def _in_memory(fit: RidgeFit) -> RidgeFit:
-    """The fit with its training rows in memory: without a url the folder that holds them is deleted after the call."""
-    model = fit.model
-    if not isinstance(model, KernelRidgeModel) or not isinstance(model.points, Dataset):
-        return fit
-    return replace(fit, model=replace(model, points=model.points.rows(0, model.points.n)))
+    def __init__(
+        self,
+        kernel: Kernel | str | None = None,
+        alphas: float | Sequence[float] | np.ndarray = (1.0,),
+        fit_intercept: bool = True,
+        selection: str = "auto",
+        solver: str = "auto",
+        tolerance: float = 1e-6,
+        max_iterations: int = 1000,
+        client: Any = None,
+        url: Any = None,
+        *,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        alpha_per_target: bool = False,
+        store_cv_results: bool = False,
+    ) -> None:
+        super().__init__(
+            kernel,
+            alphas,
+            fit_intercept,
+            selection,
+            solver,
+            tolerance,
+            max_iterations,
+            client,
+            url,
+            cv=cv,
+            scoring=scoring,
+        )
+        self.alpha_per_target = alpha_per_target
+        self.store_cv_results = store_cv_results

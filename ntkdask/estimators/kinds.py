@@ -7,10 +7,10 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils.validation import check_is_fitted
 
 from ntkdask.errors import InputError
 from ntkdask.estimators.base import RidgeBase
+from ntkdask.estimators.class_weights import weights_by_class, weights_of_classes
 from ntkdask.estimators.inputs import to_memory
 from ntkdask.preprocessing.targets import decode
 
@@ -18,6 +18,7 @@ from ntkdask.preprocessing.targets import decode
 class ClassifierPart(ClassifierMixin, RidgeBase):
     """A classifier: labels become zero-mean one-hot targets, and outputs labels again. A mixin beside a `RidgeBase`."""
 
+    class_weight: Any
     classes_: np.ndarray
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
@@ -27,8 +28,9 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
         ----------
         X : array, dask array, data frame, dataset or url, (n, ...)
             Training rows.
-        y : array (n,) or None
-            Labels of any kind, of at least two classes. None: those of the dataset X.
+        y : array (n,) or (n, k), or None
+            Labels of any kind, of at least two classes; or k labels of 0 and 1, of which a row has any number (multilabel). None:
+            those of the dataset X.
         sample_weight : array (n,), float or None
             Weights of the rows, at least 0; a number stands for n equal ones. None: 1, or those of the dataset.
 
@@ -46,14 +48,23 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
         x, labels, weights = self._opened(X, y, sample_weight, classes=True)
         if labels is None:
             self.classes_ = np.arange(len(x.class_names or ()))
-            return self._fit(x, None, None, self.classes_.size, self.classes_.size)
+            count, choice = self.classes_.size, self._chosen(x, None, None)
+            self._is_multilabel = False
+            of_classes = weights_of_classes(self.class_weight, self.classes_, x)
+            return self._fit(x, None, None, count, count, choice=choice, class_weights=of_classes)
+        choice = self._chosen(x, labels, weights)
+        weights = weights_by_class(self.class_weight, labels, weights)
+        self._is_multilabel = labels.ndim > 1
+        if self._is_multilabel:
+            self.classes_ = np.arange(labels.shape[1])
+            return self._fit(x, 2.0 * labels - 1.0, weights, None, labels.shape[1], choice=choice)
         self.classes_, targets = np.unique(labels, return_inverse=True)
         count = self.classes_.size
         if count < 2 or (weights is not None and np.unique(targets[weights > 0]).size < 2):
             raise InputError(
                 "Classifier can't train when only one class is present (with positive weight): one class in y."
             )
-        return self._fit(x, targets.astype(np.int64), weights, count, count)
+        return self._fit(x, targets.astype(np.int64), weights, count, count, choice=choice)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Compute the outputs from which the class is chosen.
@@ -67,11 +78,10 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
         -------
         array (n, C), or (n,) for two classes, float64
             The outputs of the classes. For two: the output of the second minus that of the first, positive for the second. These are
-            the values of scikit-learn's RidgeClassifier, whose targets are ±1. For a dask array a lazy one in its blocks.
+            the values of scikit-learn's RidgeClassifier, whose targets are ±1. For k labels of 0 and 1 (n, k), positive for 1. For a
+            dask array a lazy one in its blocks.
         """
-        check_is_fitted(self)
-        two = self.classes_.size == 2
-        return self._from_scores(X, lambda scores: scores[:, 1] - scores[:, 0] if two else scores)
+        return self._from_scores(X, lambda scores: scores[:, 1] - scores[:, 0] if self._decides_between_two else scores)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the classes of rows.
@@ -83,10 +93,13 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
 
         Returns
         -------
-        array (n,)
-            The class with the largest output; of equal outputs the first class. For a dask array a lazy one in its blocks.
+        array (n,) or (n, k)
+            The class with the largest output; of equal outputs the first class. For k labels of 0 and 1 an integer array of those,
+            1 where the output is positive. For a dask array a lazy one in its blocks.
         """
-        return self._from_scores(X, lambda scores: self.classes_[decode(scores)])
+        return self._from_scores(
+            X, lambda scores: (scores > 0).astype(int) if self._is_multilabel else self.classes_[decode(scores)]
+        )
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy of the predictions.
@@ -103,13 +116,22 @@ class ClassifierPart(ClassifierMixin, RidgeBase):
         Returns
         -------
         float
-            Share of rows, by weight, whose class is predicted.
+            Share of rows, by weight, whose class is predicted; of several labels all.
         """
         y, sample_weight = self._truth(X, y, sample_weight)
         return float(accuracy_score(y, to_memory(self.predict(X)), sample_weight=sample_weight))
 
     def _coefficients(self, values: np.ndarray) -> np.ndarray | float:
-        return values[1] - values[0] if self.classes_.size == 2 else values
+        return values[1] - values[0] if self._decides_between_two else values
+
+    @property
+    def _decides_between_two(self) -> bool:
+        return not self._is_multilabel and self.classes_.size == 2
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
 
 class RegressorPart(RegressorMixin, RidgeBase):
@@ -139,7 +161,8 @@ class RegressorPart(RegressorMixin, RidgeBase):
         """
         x, targets, weights = self._opened(X, y, sample_weight, classes=False)
         shape = tuple(x.target_shape or ()) if targets is None else targets.shape[1:]
-        return self._fit(x, targets, weights, None, self._set_targets(shape))
+        choice = self._chosen(x, targets, weights)
+        return self._fit(x, targets, weights, None, self._set_targets(shape), choice=choice)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the targets of rows.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ntkdask.datasets.rows import Rows
-from ntkdask.estimators.base import RidgeBase, Source, found_resources
+from ntkdask.estimators.base import RidgeBase, found_resources
 from ntkdask.estimators.inputs import fitted_here
 from ntkdask.estimators.kinds import ClassifierPart, RegressorPart
+from ntkdask.estimators.source import Source
 from ntkdask.features.base import FeatureMap, require_map, takes_sparse
 from ntkdask.planning.resources import RidgePlan
 from ntkdask.workflows.ridge.options import RidgeOptions
@@ -21,6 +22,8 @@ from ntkdask.workflows.ridge.recipe import RidgeRecipe, predictions_plan
 class _Ridge(RidgeBase):
     """What the two ridge estimators share; see their docstrings."""
 
+    alpha_per_target = False
+    store_cv_results = False
     _parts = ("features",)
 
     def __init__(
@@ -32,6 +35,9 @@ class _Ridge(RidgeBase):
         solver: str = "auto",
         client: Any = None,
         url: Any = None,
+        *,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
     ) -> None:
         self.features = features
         self.alphas = alphas
@@ -40,6 +46,8 @@ class _Ridge(RidgeBase):
         self.solver = solver
         self.client = client
         self.url = url
+        self.cv = cv
+        self.scoring = scoring
 
     @property
     def coef_(self) -> np.ndarray:
@@ -67,7 +75,14 @@ class _Ridge(RidgeBase):
     def _recipe(self, source: Source, dtype: str) -> RidgeRecipe:
         if self.features is not None:
             require_map(self.features, f"{type(self).__name__}: features")
-        options = RidgeOptions(self.alphas, self.fit_intercept, self.selection, self.solver)  # type: ignore[arg-type]
+        options = RidgeOptions(
+            source.choice.alphas,
+            self.fit_intercept,
+            source.choice.selection,
+            self.solver,
+            by_target=self.alpha_per_target,
+            keep_errors=self.store_cv_results,
+        )  # type: ignore[arg-type]
         return RidgeRecipe(fitted_here(self.features, source.x, source.targets, dtype), options)
 
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:
@@ -108,6 +123,16 @@ class RidgeClassifier(ClassifierPart, _Ridge):
         Workers must see that folder: those of a local cluster do. Pickles leave the client out; clones share it.
     url : str, Path or None
         Folder that keeps partial results. An equal fit, even after a crash, goes on from there. None: nothing is kept.
+    cv : int, splitter, iterable or None
+        Folds that choose alpha, instead of those of `selection`: a number of folds, a splitter of scikit-learn, or (train, test) row
+        numbers. Where every row is held out once, the squared error comes from sums, without a fit for each fold. None: those of
+        `selection`, a way that holds no rows out ("gcv") included.
+    scoring : str, callable or None
+        What held-out rows are scored by, as in scikit-learn ("r2", or scorer(estimator, X, y)), the mean over folds; it needs `cv`,
+        or selection "kfold" or "holdout", and rows in memory, and takes a fit for each fold and alpha. None: the squared error.
+    class_weight : dict, "balanced" or None
+        A weight for each class, {label: weight}, by which the weights of its rows are multiplied; a class that is not named has 1.
+        "balanced": n/(C·rows of the class). None: 1. For a dataset the labels are 0 … C − 1.
 
     Attributes
     ----------
@@ -116,8 +141,11 @@ class RidgeClassifier(ClassifierPart, _Ridge):
     alpha_path_ : list of dict
         A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, for "gcv" and "loo",
         "effective_dimension". Empty for one α.
+    best_score_ : float
+        The score of `alpha_`, larger is better: minus the smallest score of the path. Only where alpha was chosen among several.
     classes_ : array (C,)
-        The labels, sorted; the number of a label is the column of its target. For a dataset 0 … C − 1.
+        The labels, sorted; the number of a label is the column of its target. For a dataset, and for C labels of 0 and 1 a row,
+        0 … C − 1.
     coef_ : array (C, n_components), float64
         Weights of the features in the decision function; (n_components,) for two classes.
     intercept_ : array (C,), float64, or float
@@ -139,6 +167,9 @@ class RidgeClassifier(ClassifierPart, _Ridge):
     each fold. `fit` raises InputError for data that it cannot use, and FingerprintError where `url` holds a fit of other data or
     parameters.
 
+    y of several labels a row is (n, C) of 0 and 1; each is then a problem of its own with targets ±1, and one α serves all. Outputs
+    are no probabilities, so there is no `predict_proba`: scikit-learn's `CalibratedClassifierCV(estimator)` gives calibrated ones.
+
     References
     ----------
     Zandieh et al. 2021, §5.1.
@@ -149,6 +180,23 @@ class RidgeClassifier(ClassifierPart, _Ridge):
     >>> print(*RidgeClassifier(alphas=(0.1, 1.0)).fit(X, y).predict([[2.0], [8.0]]))
     low high
     """
+
+    def __init__(
+        self,
+        features: FeatureMap | None = None,
+        alphas: float | Sequence[float] | np.ndarray = (1.0,),
+        fit_intercept: bool = True,
+        selection: str = "gcv",
+        solver: str = "auto",
+        client: Any = None,
+        url: Any = None,
+        *,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        super().__init__(features, alphas, fit_intercept, selection, solver, client, url, cv=cv, scoring=scoring)
+        self.class_weight = class_weight
 
 
 class RidgeRegressor(RegressorPart, _Ridge):
@@ -179,14 +227,30 @@ class RidgeRegressor(RegressorPart, _Ridge):
         Workers must see that folder: those of a local cluster do. Pickles leave the client out; clones share it.
     url : str, Path or None
         Folder that keeps partial results. An equal fit, even after a crash, goes on from there. None: nothing is kept.
+    cv : int, splitter, iterable or None
+        Folds that choose alpha, instead of those of `selection`: a number of folds, a splitter of scikit-learn, or (train, test) row
+        numbers. Where every row is held out once, the squared error comes from sums, without a fit for each fold. None: those of
+        `selection`, a way that holds no rows out ("gcv") included.
+    scoring : str, callable or None
+        What held-out rows are scored by, as in scikit-learn ("r2", or scorer(estimator, X, y)), the mean over folds; it needs `cv`,
+        or selection "kfold" or "holdout", and rows in memory, and takes a fit for each fold and alpha. None: the squared error.
+    alpha_per_target : bool
+        Whether every target has an α of its own, chosen by "gcv" or "loo" in memory, without client and url.
+    store_cv_results : bool
+        Whether the squared leave-one-out errors are kept in `cv_results_`; for selection "loo", without client and url.
 
     Attributes
     ----------
-    alpha_ : float
-        The α of the model.
+    alpha_ : float or array (n_targets,)
+        The α of the model; of every target with `alpha_per_target`.
     alpha_path_ : list of dict
         A row for each of the alphas with the keys "alpha", "score" (smaller is better) and, for "gcv" and "loo",
         "effective_dimension". Empty for one α.
+    best_score_ : float or array (n_targets,)
+        The score of `alpha_`, larger is better: minus the smallest score of the path, or of every target's. Only where alpha was
+        chosen among several.
+    cv_results_ : array (n, n_alphas) or (n, n_targets, n_alphas)
+        With `store_cv_results`, the squared leave-one-out error of every row for every target and α, times the row's weight.
     coef_ : array (n_targets, n_components), float64
         Weights of the features; (n_components,) for one target, as in scikit-learn's Ridge.
     intercept_ : array (n_targets,), float64, or float
@@ -220,3 +284,22 @@ class RidgeRegressor(RegressorPart, _Ridge):
     >>> RidgeRegressor(alphas=(1e-9,)).fit(X, 2 * X[:, 0] + 1).predict([[3.0]]).round(3)
     array([7.])
     """
+
+    def __init__(
+        self,
+        features: FeatureMap | None = None,
+        alphas: float | Sequence[float] | np.ndarray = (1.0,),
+        fit_intercept: bool = True,
+        selection: str = "gcv",
+        solver: str = "auto",
+        client: Any = None,
+        url: Any = None,
+        *,
+        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        alpha_per_target: bool = False,
+        store_cv_results: bool = False,
+    ) -> None:
+        super().__init__(features, alphas, fit_intercept, selection, solver, client, url, cv=cv, scoring=scoring)
+        self.alpha_per_target = alpha_per_target
+        self.store_cv_results = store_cv_results

@@ -185,6 +185,23 @@ class DualEigh:
                 out[i] += float(np.sum(self._left_out_errors(turned, alpha) ** 2)) if self._definite(alpha) else np.inf
         return out / self._total_weight
 
+    def gcv_by_target(self, alpha: float) -> np.ndarray:
+        """`gcv` of every target alone, (k,)."""
+        if not self._definite(alpha):
+            return np.full(self.projected.shape[1], np.inf)
+        left = self._left(alpha)
+        residual = ((left[:, None] * self.projected) ** 2).sum(axis=0)
+        return np.array([generalised_score(self.problem.kept.size, float(r), float(left.sum())) for r in residual])
+
+    def leave_one_out_squares(self, alphas: Sequence[float]) -> np.ndarray:
+        """(n, k, n_alphas) squared leave-one-out errors of the rows, times their weights; infinite where alpha ≤ −λ_min."""
+        out = np.zeros((*self.problem.targets.shape, len(alphas)))
+        for start, turned in self._turned_panels():
+            rows = self.problem.kept[start : start + len(turned)]
+            for i, alpha in enumerate(alphas):
+                out[rows, :, i] = self._left_out_errors(turned, alpha) ** 2 if self._definite(alpha) else np.inf
+        return out
+
     def held_out_errors(self, rows: np.ndarray, alpha: float) -> np.ndarray:
         """y − ŷ, (len(rows), k), of each of `rows` under the fit without all of them, exactly, without another factorisation.
 

@@ -11,7 +11,7 @@ while `EighRidge` cuts the rank. A pivot that is rounding tells the other cases.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -223,6 +223,14 @@ class EighRidge:
         alphas : sequence of float
             The alphas.
         """
+        w = np.ones(len(y)) if weights is None else weights
+        errors = self.leave_one_out_errors(phi, y, weights, alphas)
+        return np.array([float(np.sum(w[:, None] * error**2)) for error in errors])
+
+    def leave_one_out_errors(
+        self, phi: np.ndarray, y: np.ndarray, weights: np.ndarray | None, alphas: Sequence[float]
+    ) -> Iterator[np.ndarray]:
+        """Yield the exact errors (b, k) of each row under the fit without it, for every alpha; see `leave_one_out_squares`."""
         centred = self.centred
         phi = widened(phi)
         # in phi's dtype from the centre, which it holds exactly; what is left of the mean in float64
@@ -231,14 +239,13 @@ class EighRidge:
         y = y - centred.target_mean
         w = np.ones(len(y)) if weights is None else weights
         mean_leverage = 1.0 / centred.weight if centred.has_intercept else 0.0
-        squared, out = turned**2, np.empty(len(alphas))
-        for i, alpha in enumerate(alphas):
+        squared = turned**2
+        for alpha in alphas:
             shrink = self._shrink(alpha)
             error = y - turned @ (shrink[:, None] * self.projected)
             # a row that alone spans a direction has leverage 1 at alpha → 0: nothing is known of it without itself
             error /= np.maximum(1.0 - w * (mean_leverage + squared @ shrink), np.finfo(float).eps)[:, None]
-            out[i] = float(np.sum(w[:, None] * error**2))
-        return out
+            yield error
 
     def to_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays, attributes) for the store; the Gram matrix, which the factorisation destroyed, is left out."""

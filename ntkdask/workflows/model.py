@@ -24,6 +24,7 @@ from ntkdask.kernels import Kernel
 from ntkdask.preprocessing import FittedPreprocessor
 from ntkdask.solvers.gram import widened
 from ntkdask.states import load_places, load_state, save_state
+from ntkdask.workflows.selection import KeptScores
 from ntkdask.workflows.ship import know_states, module_states, shipped
 from ntkdask.workflows.stream import ROWWISE, FeatureStream
 from ntkdask.workflows.weight_files import described_in, located
@@ -251,6 +252,8 @@ class RidgeFit:
         Where the model is stored. None: nowhere.
     facts : dict
         Further entries of the metrics.
+    kept : KeptScores or None
+        Scores of every target, where they were asked for.
     """
 
     model: Any
@@ -258,3 +261,4 @@ class RidgeFit:
     score_name: str
     url: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    kept: KeptScores | None = None

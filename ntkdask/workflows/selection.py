@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,59 @@ def best_alpha(path: Sequence[dict[str, float]]) -> float:
     return min(finite, key=lambda row: (row["score"], -row["alpha"]))["alpha"]
 
 
+@dataclass(frozen=True, eq=False)
+class KeptScores:
+    """What is kept of choosing alpha beside the path.
+
+    Parameters
+    ----------
+    scores : array (n_alphas, k)
+        The score of every alpha for every target; smaller is better.
+    squares : array (n, k, n_alphas) or None
+        Squared leave-one-out errors of the rows, times their weights. None: none were asked for.
+    """
+
+    scores: np.ndarray
+    squares: np.ndarray | None = None
+
+    @classmethod
+    def of_squares(cls, squares: np.ndarray, weight: float) -> KeptScores:
+        """The leave-one-out scores of squared errors (n, k, n_alphas) of rows that weigh `weight` together."""
+        return cls(squares.sum(axis=0).T / weight, squares)
+
+    def best(self, alphas: Sequence[float], by_target: bool) -> list[float]:
+        """The alpha of every target: its own best by_target, else the best of the mean for all."""
+        scores = self.scores if by_target else np.tile(self.scores.mean(axis=1)[:, None], self.scores.shape[1])
+        return [best_alpha(score_path(alphas, column.tolist())) for column in scores.T]
+
+
+def columns_at(solve: Callable[[float], Any], alphas: Sequence[float], weights: str) -> Any:
+    """One solution with the column of each target from `solve(alpha)` at its own alpha; `weights` names the field (m, k)."""
+    found = {alpha: solve(alpha) for alpha in set(alphas)}
+    first = found[alphas[0]]
+    if len(found) == 1:
+        return first
+    columns: dict[str, Any] = {"alpha": np.asarray(alphas)}
+    for name in (weights, "intercept", "offset"):
+        if getattr(first, name, None) is not None:
+            columns[name] = np.stack([getattr(found[a], name)[..., j] for j, a in enumerate(alphas)], axis=-1)
+    return replace(first, **columns)
+
+
 def choose(ridge: Ridge, alphas: Sequence[float], scores: Sequence[float]) -> tuple[Solution, list[dict[str, float]]]:
     """(solution at the best alpha, path of scores) from one factorisation."""
     path = score_path(alphas, scores, [ridge.effective_dimension(a) for a in alphas])
     return ridge.solve(best_alpha(path)), path
+
+
+def require_kept(by_target: bool, keep_errors: bool, selection: str) -> None:
+    """InputError where scores of every target, or the errors of every row, are asked for and the selection has none."""
+    if by_target and selection not in ("gcv", "loo", "auto"):
+        raise InputError(f'an alpha for every target is chosen by "gcv" or "loo", not by selection={selection!r}.')
+    if keep_errors and selection != "loo":
+        raise InputError(f'leave-one-out errors are kept by selection="loo", and selection={selection!r} makes none.')
+
+
+def stored_options(options: Any) -> dict[str, Any]:
+    """The options as a fingerprint holds them, without those that only fits in memory have."""
+    return {name: value for name, value in asdict(options).items() if name not in ("by_target", "keep_errors")}

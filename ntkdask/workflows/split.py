@@ -7,7 +7,7 @@ are dealt. Folds of `selection="kfold"` are dealt in the same way within the tra
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -175,3 +175,43 @@ def deal_inner(
 def state_of(parts: np.ndarray) -> dict[str, np.ndarray]:
     """The arrays of the state in which `datasets.rows.DatasetRows` reads part numbers."""
     return {PART: parts.astype(np.int16)}
+
+
+def parts_of_splits(splits: Sequence[tuple[np.ndarray, np.ndarray]], n: int) -> tuple[str, np.ndarray]:
+    """The selection and the part numbers that are the same as (train, test) row numbers.
+
+    Parameters
+    ----------
+    splits : sequence of (array, array)
+        Row numbers of the training rows and of the held-out rows of every fold.
+    n : int
+        Rows in all.
+
+    Returns
+    -------
+    (str, array (n,) of int16)
+        "kfold" where every row is held out once, "holdout" for a single split, with the held-out rows in part 1.
+
+    Raises
+    ------
+    InputError
+        Where folds overlap or leave rows out, or a fold is not trained on all the others: sums of parts cannot score those.
+    """
+    if not splits or len(splits) > np.iinfo(np.int16).max:
+        raise InputError(f"cv gives {len(splits)} folds; expected between 1 and {np.iinfo(np.int16).max}.")
+    parts = np.full(n, LEFT_OUT, np.int16)
+    held_once = True
+    for fold, (train, test) in enumerate(splits):
+        out = np.zeros(n, bool)
+        out[test] = True
+        complement = np.array_equal(np.sort(np.asarray(train)), np.flatnonzero(~out)) if len(train) else False
+        held_once = held_once and complement and out.any() and bool((parts[out] == LEFT_OUT).all())
+        parts[out] = fold
+    if held_once and len(splits) == 1:
+        return "holdout", (parts == 0).astype(np.int16)
+    if held_once and (parts != LEFT_OUT).all():
+        return "kfold", parts
+    raise InputError(
+        f"the {len(splits)} folds of cv do not hold every row out once and train on all the others, as sums of folds need. Use such "
+        'folds, or scoring="neg_mean_squared_error", which takes a fit for each fold and alpha.'
+    )

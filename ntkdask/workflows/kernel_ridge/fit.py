@@ -88,7 +88,8 @@ def fit_kernel_ridge(
         stream = FeatureStream(everything, fitted, ROWWISE, n_classes, plan.batch_rows)
         points, labels = gather_in_memory(stream, groups)
         fit = solve_in_memory(kernel(to_device(points, plan.device)), labels, options, plan)
-        return RidgeFit(_model(fitted, kernel, points, fit, n_classes, plan), fit.path, scores, None, _facts(fit, plan))
+        model = _model(fitted, kernel, points, fit, n_classes, plan)
+        return RidgeFit(model, fit.path, scores, None, _facts(fit, plan), fit.kept)
     kernel = shipped(kernel, site.states, site.client)
     preprocessor = site.once(
         "preprocess", lambda: store_preprocessor(site.states, fit_preprocessing(everything, steps, plan, site))

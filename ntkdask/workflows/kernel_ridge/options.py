@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask.errors import InputError, nearest
-from ntkdask.workflows.selection import SELECTIONS, flat_alphas
+from ntkdask.workflows.selection import SELECTIONS, flat_alphas, require_kept
 
 SOLVERS = ("auto", "eigh", "cholesky", "tiled_cholesky", "cg")
 DENSE = ("eigh", "cholesky")
@@ -36,6 +36,10 @@ class KernelRidgeOptions:
         Relative residual at which conjugate gradients stop.
     max_iterations : int
         Of conjugate gradients.
+    by_target : bool
+        Whether every target has an alpha of its own, by "gcv" or "loo"; in memory.
+    keep_errors : bool
+        Whether the squared leave-one-out errors of the rows are kept; in memory.
 
     Raises
     ------
@@ -49,6 +53,8 @@ class KernelRidgeOptions:
     solver: str = "auto"
     tolerance: float = 1e-6
     max_iterations: int = 1000
+    by_target: bool = False
+    keep_errors: bool = False
 
     def __post_init__(self) -> None:
         alphas = flat_alphas(self.alphas)
@@ -66,6 +72,11 @@ class KernelRidgeOptions:
         whole = isinstance(self.max_iterations, numbers.Integral) and not isinstance(self.max_iterations, bool)
         if not whole or self.max_iterations < 1:
             raise InputError(f"max_iterations is {self.max_iterations!r}, expected an integer >= 1.")
+        require_kept(self.by_target, self.keep_errors, self.selection)
+        if (self.by_target or self.keep_errors) and self.solver not in ("auto", "eigh"):
+            raise InputError(
+                f'scores of every target come from the spectrum, not from solver={self.solver!r}: use solver="eigh".'
+            )
         if self.chooses and self.solver != "auto" and self.selection not in (*self.scores_of(self.solver), "auto"):
             raise InputError(
                 f"solver={self.solver!r} cannot choose among {len(alphas)} alphas by {self.selection!r}: no task holds its matrix. "

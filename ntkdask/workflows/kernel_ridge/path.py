@@ -17,7 +17,7 @@ from ntkdask.solvers.dual_problem import DualProblem, DualSolution
 from ntkdask.solvers.traces import inverse_trace, sign_probes
 from ntkdask.workflows.kernel_ridge.gather import Labels
 from ntkdask.workflows.kernel_ridge.options import PROBES, KernelRidgeOptions
-from ntkdask.workflows.selection import best_alpha, score_path
+from ntkdask.workflows.selection import KeptScores, best_alpha, score_path
 
 Facts = dict[str, Any]
 SINGULAR = "At alpha=0 a singular K (duplicate rows) has no solution but for consistent targets: use alpha > 0."
@@ -43,6 +43,7 @@ class DualFit:
     solution: DualSolution
     path: list[dict[str, float]]
     facts: Facts
+    kept: KeptScores | None = None
 
 
 def convergence_note(facts: Facts) -> str:

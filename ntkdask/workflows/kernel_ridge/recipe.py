@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ntkdask import registry
@@ -20,6 +20,7 @@ from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan, KernelShape, measured, plan_kernel_ridge
 from ntkdask.workflows.model import KernelRidgeModel, RidgeFit
 from ntkdask.workflows.recipe import FitRequest, Recipe
+from ntkdask.workflows.selection import stored_options
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class KernelRidgeRecipe(Recipe[KernelRidgePlan]):
 
     def config(self) -> dict[str, Any]:
         """The fingerprint's entries "kernel" and "solver"."""
-        return {"kernel": registry.to_config(self.kernel), "solver": asdict(self.options)}
+        return {"kernel": registry.to_config(self.kernel), "solver": stored_options(self.options)}
 
     def plan(self, request: FitRequest, resources: Resources, *, stored: bool = True) -> KernelRidgePlan:
         """Tiles and a solver that fit; MemoryBudgetError, with the numbers, when none do."""

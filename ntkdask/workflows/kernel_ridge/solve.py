@@ -25,7 +25,7 @@ from ntkdask.workflows.kernel_ridge.options import DENSE, KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.path import DualFit, solve_path
 from ntkdask.workflows.kernel_ridge.plan import KernelRidgePlan
 from ntkdask.workflows.kernel_ridge.systems import DenseGradients, Factors, Gradients
-from ntkdask.workflows.selection import best_alpha, score_path
+from ntkdask.workflows.selection import KeptScores, best_alpha, columns_at, score_path
 
 SPECTRUM_POINTS = 200
 """Eigenvalues that a report draws, at most."""
@@ -50,6 +50,8 @@ def _by_spectrum(matrix: Array, labels: Labels, options: KernelRidgeOptions, dty
         data_dtype=dtype,
     )
     facts = {"spectrum": _drawn(eigh.eigenvalues), "smallest_alpha": eigh.smallest_alpha}
+    if options.by_target or options.keep_errors:
+        return _by_target(eigh, options, facts)
     if not options.chooses:
         return DualFit(eigh.solve(options.alphas[0]), [], facts)
     selection = options.selection_of("eigh")
@@ -62,6 +64,19 @@ def _by_spectrum(matrix: Array, labels: Labels, options: KernelRidgeOptions, dty
         scores = [float(np.mean([eigh.held_out_error(groups, a, [g]) for g in held])) for a in options.alphas]
     path = score_path(options.alphas, scores, [eigh.effective_dimension(a) for a in options.alphas])
     return DualFit(eigh.solve(best_alpha(path)), path, facts)
+
+
+def _by_target(eigh: DualEigh, options: KernelRidgeOptions, facts: dict[str, Any]) -> DualFit:
+    """Every target by its own scores, or all by their mean; the scores, and the errors of the rows, are kept."""
+    if options.selection_of("eigh") == "loo":
+        weight = float(np.sum(eigh.problem.scale**2))
+        kept = KeptScores.of_squares(eigh.leave_one_out_squares(options.alphas), weight)
+    else:
+        kept = KeptScores(np.array([eigh.gcv_by_target(a) for a in options.alphas]))
+    alphas = kept.best(options.alphas, options.by_target)
+    dimensions = [eigh.effective_dimension(a) for a in options.alphas]
+    path = score_path(options.alphas, kept.scores.mean(axis=1).tolist(), dimensions)
+    return DualFit(columns_at(eigh.solve, alphas, "coefficients"), path, facts, kept)
 
 
 def _by_cholesky(matrix: Array, labels: Labels, options: KernelRidgeOptions, dtype: str) -> DualFit:

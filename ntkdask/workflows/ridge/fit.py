@@ -27,7 +27,7 @@ from ntkdask.workflows.ridge.centre import find_centre
 from ntkdask.workflows.ridge.fit_features import fit_features
 from ntkdask.workflows.ridge.gram import SumsAddress, gram
 from ntkdask.workflows.ridge.options import RidgeOptions
-from ntkdask.workflows.ridge.solve import HeldOut, ridge_model, solve, solve_on_cluster
+from ntkdask.workflows.ridge.solve import HeldOut, ridge_model, solve, solve_by_target, solve_on_cluster
 from ntkdask.workflows.ship import shipped
 from ntkdask.workflows.stream import FeatureStream, store_preprocessor
 
@@ -91,6 +91,9 @@ def fit_ridge(
         folds, cut = fit.refitted(raw, groups, options), [()]
     centre = find_centre(stream, k, site, "centre")
     sums = [fit.sums(stream.select(*group) if group else stream, centre, f"gram-{i}") for i, group in enumerate(cut)]
+    if options.by_target or options.keep_errors:
+        solution, path, kept = solve_by_target(cast(GramSums, sums[0]), options, stream, k)
+        return RidgeFit(ridge_model(stream, solution), path, options.score_name, kept=kept)
     if site.folder is None:
         solution, path = solve(sums, options, stream, plan, site, folds)
         return RidgeFit(ridge_model(stream, solution), path, options.score_name)

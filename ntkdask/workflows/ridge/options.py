@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ntkdask.errors import InputError, nearest
-from ntkdask.workflows.selection import SELECTIONS, flat_alphas, score_name
+from ntkdask.workflows.selection import SELECTIONS, flat_alphas, require_kept, score_name
 
 SOLVERS = ("auto", "eigh", "tridiagonal", "cholesky")
 
@@ -28,6 +28,10 @@ class RidgeOptions:
     solver : {"auto", "eigh", "tridiagonal", "cholesky"}
         The factorisation. "tridiagonal" has no eigenvectors, so it cannot serve "loo"; "cholesky" has no spectrum, so it serves
         one alpha, or folds. Where rows do not outnumber features, "auto" and "tridiagonal" take the whole spectrum, as "eigh" does.
+    by_target : bool
+        Whether every target has an alpha of its own, by "gcv" or "loo"; in memory.
+    keep_errors : bool
+        Whether the squared leave-one-out errors of the rows are kept; in memory.
 
     Raises
     ------
@@ -39,6 +43,8 @@ class RidgeOptions:
     fit_intercept: bool = True
     selection: str = "gcv"
     solver: str = "auto"
+    by_target: bool = False
+    keep_errors: bool = False
 
     def __post_init__(self) -> None:
         alphas = flat_alphas(self.alphas)
@@ -48,6 +54,11 @@ class RidgeOptions:
         for name, known in (("selection", SELECTIONS), ("solver", SOLVERS)):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}{nearest(str(getattr(self, name)), known)}")
+        require_kept(self.by_target, self.keep_errors, self.selection)
+        if (self.by_target or self.keep_errors) and self.solver == "cholesky":
+            raise InputError(
+                'scores of every target come from the spectrum, not from solver="cholesky": use solver="eigh".'
+            )
         if self.solver == "cholesky" and len(alphas) > 1 and self.selection in ("gcv", "loo"):
             raise InputError(
                 f'solver="cholesky" has no spectrum, so it cannot choose among {len(alphas)} alphas by {self.selection}. '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ntkdask import registry
@@ -21,6 +21,7 @@ from ntkdask.workflows.ridge.calibrate import calibrate_features
 from ntkdask.workflows.ridge.fit import fit_ridge
 from ntkdask.workflows.ridge.options import RidgeOptions
 from ntkdask.workflows.ridge.plan import RidgeShape, costs_of, plan_predictions, plan_ridge
+from ntkdask.workflows.selection import stored_options
 from ntkdask.workflows.ship import located_map
 
 
@@ -41,7 +42,7 @@ class RidgeRecipe(Recipe[RidgePlan]):
 
     def config(self) -> dict[str, Any]:
         """The fingerprint's entries "features" and "solver"."""
-        return {"features": registry.to_config(self.features), "solver": asdict(self.options)}
+        return {"features": registry.to_config(self.features), "solver": stored_options(self.options)}
 
     def plan(self, request: FitRequest, resources: Resources, *, stored: bool = True) -> RidgePlan:
         """Slabs, batches and tiles that fit; MemoryBudgetError, with the numbers, when none do; see `plan_ridge`."""

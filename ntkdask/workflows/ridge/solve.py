@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ntkdask.arrays import to_host
 from ntkdask.errors import InputError
 from ntkdask.execution.site import Site
 from ntkdask.planning.resources import RidgePlan
@@ -24,7 +25,7 @@ from ntkdask.workflows.model import RidgeModel
 from ntkdask.workflows.ridge.gram import SumsAddress
 from ntkdask.workflows.ridge.leave_one_out import leave_one_out, load_spectrum
 from ntkdask.workflows.ridge.options import RidgeOptions
-from ntkdask.workflows.selection import best_alpha, choose, score_path
+from ntkdask.workflows.selection import KeptScores, best_alpha, choose, columns_at, score_path
 from ntkdask.workflows.stream import FeatureStream
 
 
@@ -83,13 +84,46 @@ ENOUGH_ROWS = 1.25
 """Rows for a feature from which "auto" takes the tridiagonal form: with fewer, residuals are a small part of the targets."""
 
 
-def _factorise(centred: Centred, options: RidgeOptions) -> Ridge:
+def _factorise(centred: Centred, options: RidgeOptions) -> EighRidge | TridiagonalRidge:
     """One factorisation for all alphas: tridiagonal where rows outnumber features and its spectrum serves, else the whole spectrum."""
     m, rows = centred.gram.shape[0], centred.rows - centred.has_intercept
     if rows > m and (options.solver == "tridiagonal" or (options.solver == "auto" and rows >= ENOUGH_ROWS * m)):
         ridge = TridiagonalRidge.factorise(centred)
         return ridge if ridge.serves(min(options.alphas)) else ridge.spectral()
     return EighRidge.factorise(centred)
+
+
+def solve_by_target(
+    sums: GramSums, options: RidgeOptions, stream: FeatureStream, k: int
+) -> tuple[Solution, list[dict[str, float]], KeptScores]:
+    """Choose the alpha of every target, or one for all, in this process, and keep their scores and, for leave-one-out, errors."""
+    centred, alphas = Centred.of(sums, options.fit_intercept), options.alphas
+    if options.selection == "loo":
+        spectral = EighRidge.factorise(centred)
+        ridge: Ridge = spectral
+        squares = np.zeros((stream.rows.n_total, k, len(alphas)))
+        for batch in stream.batches(0, stream.rows.n_total):
+            weights = None if batch.weights is None else to_host(batch.weights)
+            errors = spectral.leave_one_out_errors(to_host(batch.phi), to_host(batch.y), weights, alphas)
+            for i, error in enumerate(errors):
+                squares[batch.numbers, :, i] = error**2 if weights is None else weights[:, None] * error**2
+        kept = KeptScores.of_squares(squares, centred.weight)
+    else:
+        factorised = _factorise(centred, options)
+        ridge = factorised
+        kept = KeptScores(np.array([_gcv_by_target(factorised, a) for a in alphas]))
+    dimensions = [ridge.effective_dimension(a) for a in alphas]
+    path = score_path(alphas, kept.scores.mean(axis=1).tolist(), dimensions)
+    return columns_at(ridge.solve, kept.best(alphas, options.by_target), "weights"), path, kept
+
+
+def _gcv_by_target(ridge: EighRidge | TridiagonalRidge, alpha: float) -> list[float]:
+    """The GCV score of every target alone; infinite where T + αI is not positive definite."""
+    try:
+        residual = ridge.residual_squares(alpha)
+    except np.linalg.LinAlgError:
+        return [float("inf")] * ridge.centred.squares.size
+    return [ridge.centred.generalised_score(r, ridge.eigenvalues, alpha) for r in residual[:, None]]
 
 
 def _cut(sums: Sequence[GramSums | SumsAddress], options: RidgeOptions) -> Iterator[tuple[GramSums, GramSums]]:
