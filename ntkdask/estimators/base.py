@@ -240,7 +240,7 @@ class RidgeBase(WithParts):
     def _keep(self, fit: RidgeFit, choice: Choice) -> None:
         """Set what is kept of choosing alpha: the best score and, where they were asked for, errors."""
         for name in ("best_score_", "cv_results_"):
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         if fit.kept is not None and self.alpha_per_target:
             best = -fit.kept.scores.min(axis=0)
             self.best_score_ = best if best.size > 1 else float(best[0])

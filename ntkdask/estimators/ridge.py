@@ -82,7 +82,7 @@ class _Ridge(RidgeBase):
             self.solver,
             by_target=self.alpha_per_target,
             keep_errors=self.store_cv_results,
-        )  # type: ignore[arg-type]
+        )
         return RidgeRecipe(fitted_here(self.features, source.x, source.targets, dtype), options)
 
     def _predict_plan(self, rows: Rows, x: Any) -> RidgePlan:

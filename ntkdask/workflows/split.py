@@ -205,7 +205,7 @@ def parts_of_splits(splits: Sequence[tuple[np.ndarray, np.ndarray]], n: int) -> 
         out = np.zeros(n, bool)
         out[test] = True
         complement = np.array_equal(np.sort(np.asarray(train)), np.flatnonzero(~out)) if len(train) else False
-        held_once = held_once and complement and out.any() and bool((parts[out] == LEFT_OUT).all())
+        held_once = held_once and complement and bool(out.any() and (parts[out] == LEFT_OUT).all())
         parts[out] = fold
     if held_once and len(splits) == 1:
         return "holdout", (parts == 0).astype(np.int16)
