@@ -30,9 +30,18 @@ _STATE_PATH = re.compile(r"/.*/state/([0-9a-f]{16})")
 
 
 def register(kind: str) -> Callable[[T], T]:
-    """Class decorator: register a dataclass under its own name as a `kind` ("layer", "feature map", "kernel", ...)."""
+    """Class decorator: register a dataclass under its own name as a `kind` ("layer", "feature map", "kernel", ...).
+
+    InputError where a class of another kind or module has that name: descriptions know classes by their name alone.
+    """
 
     def add(cls: T) -> T:
+        before = _classes.get(cls.__name__)
+        if before is not None and (before.__module__, _kinds[cls.__name__]) != (cls.__module__, kind):
+            raise InputError(
+                f"register: a {_kinds[cls.__name__]} of {before.__module__} is called {cls.__name__!r}; {cls.__module__} asks for that "
+                f"name for a {kind}. Give the class another name."
+            )
         _classes[cls.__name__] = cls
         _kinds[cls.__name__] = kind
         return cls

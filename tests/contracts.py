@@ -162,7 +162,7 @@ KERNELS = [
     Example("ArcCosine", {"order": 1}, "1"),
     Example("ArcCosine", {"order": 2}, "2"),
     Example("RBF", {"gamma": 0.2}),
-    Example("Polynomial", {"degree": 2, "gamma": 0.3, "coef0": 0.7}),
+    Example("PolynomialKernel", {"degree": 2, "gamma": 0.3, "coef0": 0.7}),
     Example("NTK", {"network": fully_connected(1)}, "depth 1"),
     Example("NTK", {"network": fully_connected(3)}, "depth 3"),
     Example(

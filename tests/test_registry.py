@@ -35,6 +35,18 @@ def test_what_cannot_be_described_is_refused(value):
         registry.to_config({"key": value})
 
 
+def test_a_name_stands_for_one_class():
+    """Descriptions know classes by their name: a second one would take the place of the first without a word."""
+    with pytest.raises(InputError, match=r"a layer of ntkdask.networks.layers is called 'Dense'.*another name"):
+
+        @registry.register("kernel")
+        @dataclasses.dataclass(frozen=True)
+        class Dense:
+            pass
+
+    assert registry.lookup("Dense").__module__ == "ntkdask.networks.layers"
+
+
 def test_unregistered_dataclasses_have_no_type():
     @dataclasses.dataclass
     class Dense:  # same name as a registered class, but another one

@@ -16,7 +16,7 @@ from ntkdask.features.base import FeatureMapBase, require_components, row_blocks
 from ntkdask.features.dot_product_sketch import scaled_rows
 from ntkdask.features.sketching.poly_sketch import PolySketch, require_leaves, rows_for_leaves
 from ntkdask.features.sketching.sparse_rows import SparseRows
-from ntkdask.kernels.polynomial import Polynomial
+from ntkdask.kernels.polynomial import PolynomialKernel
 from ntkdask.registry import register
 
 BLOCK_ROWS = 1024
@@ -57,7 +57,7 @@ class PolynomialSketch(FeatureMapBase):
     >>> import numpy as np
     >>> x = np.array([[3.0, 4.0]])
     >>> phi = PolynomialSketch(4096, degree=2, coef0=1.0)(x)
-    >>> bool(abs(phi @ phi.T / Polynomial(2, coef0=1.0)(x) - 1) < 0.1)
+    >>> bool(abs(phi @ phi.T / PolynomialKernel(2, coef0=1.0)(x) - 1) < 0.1)
     True
     """
 
@@ -74,9 +74,9 @@ class PolynomialSketch(FeatureMapBase):
         _ = self.target  # names parameters out of range
 
     @property
-    def target(self) -> Polynomial:
+    def target(self) -> PolynomialKernel:
         """The polynomial kernel with these parameters."""
-        return Polynomial(self.degree, self.gamma, self.coef0)
+        return PolynomialKernel(self.degree, self.gamma, self.coef0)
 
     @property
     def takes_sparse(self) -> bool:

@@ -5,7 +5,7 @@ from ntkdask.kernels.base import Kernel
 from ntkdask.kernels.empirical import EmpiricalNTK, PseudoNTK
 from ntkdask.kernels.flips import FlipAveraged
 from ntkdask.kernels.neural import NNGP, NTK, NNGPAndNTK, both
-from ntkdask.kernels.polynomial import Polynomial
+from ntkdask.kernels.polynomial import PolynomialKernel
 from ntkdask.kernels.rbf import RBF
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "FlipAveraged",
     "Kernel",
     "NNGPAndNTK",
-    "Polynomial",
+    "PolynomialKernel",
     "PseudoNTK",
     "both",
 ]

@@ -15,7 +15,7 @@ from ntkdask.errors import InputError
 from ntkdask.kernels.arccosine import ArcCosine
 from ntkdask.kernels.base import Kernel, KernelBase, completed, parts_of, require_kernel
 from ntkdask.kernels.neural import NNGP, NTK
-from ntkdask.kernels.polynomial import Polynomial
+from ntkdask.kernels.polynomial import PolynomialKernel
 from ntkdask.kernels.rbf import RBF
 from ntkdask.networks import AvgPool, Conv, Layer, Residual
 from ntkdask.networks.network import output_shape
@@ -154,11 +154,11 @@ def require_images(x: Array, name: str = "x") -> Array:
 def keeps_mirrors(kernel: Kernel, row_shape: tuple[int, ...]) -> bool:
     """Whether k(flip x, flip y) = k(x, y) for rows of this shape.
 
-    It is so for RBF, ArcCosine, Polynomial and networks of vectors, which do not see the order of pixels, and for networks of
+    It is so for RBF, ArcCosine, PolynomialKernel and networks of vectors, which do not see the order of pixels, and for networks of
     images whose filters stand as far from the left border as from the right. False for kernels of other kinds. InputError where the
     images do not fit the network.
     """
-    if isinstance(kernel, (RBF, ArcCosine, Polynomial)):
+    if isinstance(kernel, (RBF, ArcCosine, PolynomialKernel)):
         return True
     if not isinstance(kernel, (NTK, NNGP)):
         return False

@@ -15,7 +15,7 @@ from ntkdask.registry import register
 
 @register("kernel")
 @dataclass(frozen=True)
-class Polynomial(KernelBase):
+class PolynomialKernel(KernelBase):
     """The polynomial kernel (γ·⟨x, y⟩ + c₀)^p, from float64 products.
 
     Parameters
@@ -39,7 +39,7 @@ class Polynomial(KernelBase):
     Examples
     --------
     >>> import numpy as np
-    >>> Polynomial(2, coef0=1.0)(np.array([[0.0], [1.0], [2.0]]))
+    >>> PolynomialKernel(2, coef0=1.0)(np.array([[0.0], [1.0], [2.0]]))
     array([[ 1.,  1.,  1.],
            [ 1.,  4.,  9.],
            [ 1.,  9., 25.]])
@@ -51,11 +51,11 @@ class Polynomial(KernelBase):
 
     def __post_init__(self) -> None:
         if not isinstance(self.degree, int) or isinstance(self.degree, bool) or self.degree < 1:
-            raise InputError(f"Polynomial: degree is {self.degree!r}; give a whole number of at least 1.")
+            raise InputError(f"PolynomialKernel: degree is {self.degree!r}; give a whole number of at least 1.")
         if not 0 < self.gamma < math.inf:
-            raise InputError(f"Polynomial: gamma is {self.gamma!r}; give a positive number, such as 1/features.")
+            raise InputError(f"PolynomialKernel: gamma is {self.gamma!r}; give a positive number, such as 1/features.")
         if not 0 <= self.coef0 < math.inf:
-            raise InputError(f"Polynomial: coef0 is {self.coef0!r}; give a number of at least 0.")
+            raise InputError(f"PolynomialKernel: coef0 is {self.coef0!r}; give a number of at least 0.")
 
     def __call__(self, x: Array, y: Array | None = None) -> Array:
         """(n, *s), (m, *s) → (n, m) of the rows' kind and common dtype."""

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from ntkdask.errors import InputError
-from ntkdask.kernels import Polynomial
+from ntkdask.kernels import PolynomialKernel
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])
@@ -13,7 +13,7 @@ from ntkdask.kernels import Polynomial
 def test_scikit_learns_values(dtype, tolerance, degree, gamma, coef0):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((7, 5)).astype(dtype), rng.standard_normal((3, 5)).astype(dtype)
-    kernel = Polynomial(degree, gamma, coef0)
+    kernel = PolynomialKernel(degree, gamma, coef0)
     expected = polynomial_kernel(x.astype("float64"), y.astype("float64"), degree, gamma, coef0)
     assert np.abs(kernel(x, y) - expected).max() <= tolerance * np.abs(expected).max()
     np.testing.assert_allclose(kernel.diagonal(x), np.diag(kernel(x)), rtol=10 * tolerance)
@@ -25,4 +25,4 @@ def test_scikit_learns_values(dtype, tolerance, degree, gamma, coef0):
 )
 def test_parameters_out_of_range(arguments):
     with pytest.raises(InputError, match=next(iter(arguments))):
-        Polynomial(**arguments)
+        PolynomialKernel(**arguments)
