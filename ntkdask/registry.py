@@ -39,8 +39,8 @@ def register(kind: str) -> Callable[[T], T]:
         before = _classes.get(cls.__name__)
         if before is not None and (before.__module__, _kinds[cls.__name__]) != (cls.__module__, kind):
             raise InputError(
-                f"register: a {_kinds[cls.__name__]} of {before.__module__} is called {cls.__name__!r}; {cls.__module__} asks for that "
-                f"name for a {kind}. Give the class another name."
+                f"register: a {_kinds[cls.__name__]} of {before.__module__} is called {cls.__name__!r}; {cls.__module__} asks for "
+                f"that name for a {kind}. Give the class another name."
             )
         _classes[cls.__name__] = cls
         _kinds[cls.__name__] = kind
