@@ -40,8 +40,7 @@ WIDTH = 6
 @dataclass(frozen=True)
 class Example:
     """Constructor arguments of one class. bias_order: p in bias = O(m^−p) of a map; None: unbiased. row_shape: of its rows.
-    workspace_components: n_components where memory is measured, on rows of up to 2 000 features. slow_draws: whether hundreds of maps
-    take more than about 3 s; what is found over seeds is then a slow test."""
+    workspace_components: n_components where memory is measured, on rows of up to 2 000 features."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +48,11 @@ class Example:
     bias_order: float | None = None
     row_shape: tuple[int, ...] = (WIDTH,)
     workspace_components: int = 600
-    slow_draws: bool = False
+
+    @property
+    def slow_draws(self) -> bool:
+        """Whether hundreds of maps take seconds: their statistics here are slow tests, and daily ones are in files of their own."""
+        return self.name in ("NTKSketch", "HomogeneousSketch", "HermiteSketch", "ProjectedGradients")
 
     @property
     def rows_stand_alone(self) -> bool:
@@ -268,41 +271,27 @@ MAPS = [
             "derivative": "random",
         },
         "random derivative",
-        slow_draws=True,
     ),
     Example(
         "NTKSketch",
         {"network": LEAKY, "n_components": 96, "degree": 4, "method": "algorithm1", "expansion": "taylor"},
         "depth 2 taylor",
         bias_order=1.0,
-        slow_draws=True,
     ),
     Example(
         "NTKSketch",
         {"network": FROZEN_ENDS, "n_components": 96, "degree": 4, "method": "algorithm1"},
         "frozen ends",
         bias_order=1.0,
-        slow_draws=True,
     ),
     Example("HomogeneousSketch", {"network": fully_connected(1), "n_components": 64}, "depth 1"),
     Example("HomogeneousSketch", {"network": fully_connected(3), "n_components": 64, "kernel": "nngp"}, "nngp"),
-    Example(
-        "HomogeneousSketch",
-        {"network": NORMALIZED_GAUSSIAN, "n_components": 64, "degree": 12},
-        "gaussian dual",
-        slow_draws=True,
-    ),
-    Example("HermiteSketch", {"network": SHORT_ROWS, "n_components": 64, "degree": 12}, "erf", slow_draws=True),
+    Example("HomogeneousSketch", {"network": NORMALIZED_GAUSSIAN, "n_components": 64, "degree": 12}, "gaussian dual"),
+    Example("HermiteSketch", {"network": SHORT_ROWS, "n_components": 64, "degree": 12}, "erf"),
     Example("HermiteSketch", {"network": CUBIC, "n_components": 65, "degree": 3, "kernel": "nngp"}, "cubic nngp"),
-    Example(
-        "HermiteSketch",
-        {"network": DEEP_GELU, "n_components": 64, "degree": 10},
-        "deep",
-        bias_order=1.0,
-        slow_draws=True,
-    ),
+    Example("HermiteSketch", {"network": DEEP_GELU, "n_components": 64, "degree": 10}, "deep", bias_order=1.0),
     Example("PolynomialSketch", {"n_components": 64, "degree": 3, "gamma": 0.1, "coef0": 0.7}),
-    Example("ProjectedGradients", {"module": AnyRows(), "n_components": 64, "input_layout": None}, slow_draws=True),
+    Example("ProjectedGradients", {"module": AnyRows(), "n_components": 64, "input_layout": None}),
 ]
 
 LEARNED = [

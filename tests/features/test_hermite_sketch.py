@@ -196,7 +196,7 @@ def test_against_the_twin(name, kernel):
     assert np.abs(feature_map(x.astype("float32")) - expected).max() <= 2e-5 * scale
 
 
-@both_kernels
+@pytest.mark.parametrize("kernel", ["ntk", pytest.param("nngp", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DEEP)
 def test_deep_maps_approach_their_kernel(name, kernel):
     feature_map, x, count = HermiteSketch(DEEP[name], 400, degree=9, kernel=kernel), ROWS / 2, 30

@@ -173,7 +173,7 @@ def pair_twin(network, row, column):
     ],
     ids=["erf", "sin", "gelu and relu", "gaussian and erf"],
 )
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def test_other_activations_against_quadrature(network, dtype):
     rng = np.random.default_rng(0)
     x, y = (0.6 * rng.standard_normal((n, 4)).astype(dtype) for n in (3, 2))

@@ -261,7 +261,8 @@ def test_an_incomplete_matrix_is_refused(tmp_path):
         StoredKernel(path)
     with pytest.raises(StoreError, match="holds no Zarr array"):
         StoredKernel(tmp_path)
-    cube = TileStore.create(tmp_path / "cube", shape=(2, 2, 2), tile_shape=(2, 2, 2), dtype="f4", fingerprint={})
+    sides = {"shape": (2, 2, 2), "tile_shape": (2, 2, 2), "dimensions": ("a", "b", "c")}
+    cube = TileStore.create(tmp_path / "cube", **sides, dtype="f4", fingerprint={})
     with pytest.raises(StoreError, match="a matrix has two axes"):
         StoredKernel(cube.path)
 

@@ -55,8 +55,16 @@ PLACES = [("eigh", "memory"), ("cholesky", "memory"), ("cg", "memory"), *STORED]
 
 
 @pytest.mark.parametrize(("solver", "place"), PLACES)
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
-@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize(
+    ("intercept", "weights"),
+    [
+        (True, WEIGHTS),
+        (False, None),
+        pytest.param(True, None, marks=pytest.mark.slow),
+        pytest.param(False, WEIGHTS, marks=pytest.mark.slow),
+    ],
+    ids=["intercept, weighted", "no intercept", "intercept", "no intercept, weighted"],
+)
 def test_against_the_bordered_system(tmp_path, client, solver, place, weights, intercept):
     fit = fitted(options(solver, fit_intercept=intercept), place, tmp_path, client, weights=weights)
     assert_equals_naive(fit.model, KERNEL(X), Y, 0.1, weights, intercept)
@@ -96,7 +104,9 @@ def test_loop_and_cluster_give_the_same_bits(tmp_path, client, solver):
     assert one.path == two.path
 
 
-@pytest.mark.parametrize("tile", [1, 3, 9, 500])
+@pytest.mark.parametrize(
+    "tile", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(9, marks=pytest.mark.slow), 500]
+)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_tiles_of_any_size(tmp_path, solver, tile):
     x, y = X[:10], Y[:10]
