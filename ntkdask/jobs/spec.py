@@ -32,7 +32,7 @@ from ntkdask.workflows.kernel_ridge.options import KernelRidgeOptions
 from ntkdask.workflows.kernel_ridge.recipe import KernelRidgeRecipe
 from ntkdask.workflows.ridge.options import RidgeOptions
 from ntkdask.workflows.ridge.recipe import RidgeRecipe
-from ntkdask.workflows.selection import SELECTIONS
+from ntkdask.workflows.selection import SELECTIONS, stored_options
 
 MAX_ALPHAS = 10_000
 MAX_NETWORK_DEPTH = 10_000
