@@ -220,7 +220,13 @@ SERIES = ["trained", "normalised gaussian", "not normalised", "biased", "residua
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [(n, "random") for n in NETWORKS] + [(n, m) for n in SERIES for m in ("mixed", "sketch")]
+    ("name", "method"),
+    [(n, "random") for n in NETWORKS]
+    + [
+        pytest.param(n, m, marks=() if i % 2 else pytest.mark.slow)
+        for i, n in enumerate(SERIES)
+        for m in ("mixed", "sketch")
+    ],
 )
 def test_the_error_falls(name, method):
     feature_map, x = CNTKSketch(NETWORKS[name], 64, method=method), correlated_images(6)

@@ -86,7 +86,7 @@ def truncated_kernel(feature_map, x):
     return out + last.bias_variance * (last.trainable or not ntk)
 
 
-@both_kernels
+@pytest.mark.parametrize("kernel", ["ntk", pytest.param("nngp", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow if n == "softplus, frozen start" else ()) for n in NETWORKS]
 )

@@ -90,7 +90,7 @@ MEMORY = {
 
 
 @pytest.mark.parametrize("name", MEMORY)
-@pytest.mark.parametrize("m", [None, 20])
+@pytest.mark.parametrize("m", [pytest.param(None, marks=pytest.mark.slow), 20])
 def test_workspace_is_declared(name, m):
     network, shape = MEMORY[name]
     x = images(40, shape)

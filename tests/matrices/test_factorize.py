@@ -246,6 +246,7 @@ def wait_for(condition, seconds=240.0):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle(tmp_path, matrix, monkeypatch):
     """What was committed is not computed again, and the bits are those of an undisturbed run."""
     blocked(monkeypatch, 1)

@@ -25,7 +25,9 @@ def assert_transforms(out, x):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("power", range(14))
+@pytest.mark.parametrize(
+    "power", [*range(12), pytest.param(12, marks=pytest.mark.slow), pytest.param(13, marks=pytest.mark.slow)]
+)
 def test_every_size_matches_the_matrix(power, dtype):
     x = matrix(3, 2**power, dtype)
     assert_transforms(walsh_hadamard(x), x)

@@ -278,7 +278,7 @@ def pass_of(network, x, y=None, tangent=True):
     return plane_device.readout(program, x, y, *maps, 1.0, tangent)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_whole_image_is_the_general_paths(dtype, on_the_host):
     """32×32: a slab fills a warp. Two images share a strip of equal patches; the pair of equal images is in doubt."""
     network = convolutional(2)
@@ -402,8 +402,14 @@ SPILLED_BYTES = 512
 """Of a thread, at most: registers that a kernel puts by in local memory, loads and stores each."""
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in ("convolutional", "myrtle float64", "valid") else pytest.mark.slow)
+        for n in COMPILED
+    ],
+)
 def test_nvrtc_compiles_within_the_registers(name, architecture):
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed (test extra)")
     try:

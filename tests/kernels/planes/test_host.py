@@ -98,9 +98,26 @@ def both_sides():
 
 
 TOLERANCE = {"float64": 1e-14, "float32": 5e-7}
-IN_FLOAT32 = ("pool4", "circ5", "res2", "nested", "myrtle5", "arora", "stride(1,3)")
+IN_FLOAT32 = ("pool4", "circ5", "myrtle5", "stride(1,3)")
 """Every day: tables do not know the dtype, and the loops are the same code for all networks. The others are slow tests."""
-VARIANTS = ("conv2", "q2", "myrtle7b", "poolfirst", "gap", "res", "stride", "validpool", "circstride", "resvalid")
+VARIANTS = (
+    *(
+        "conv2",
+        "q2",
+        "q5",
+        "circ",
+        "bias",
+        "leaky",
+        "identity",
+        "myrtle7b",
+        "myrtleflat",
+        "poolfirst",
+        "just flatten",
+        "gap",
+        "res",
+    ),
+    *("resfirst", "stride", "stride3", "validsame", "validpool", "stridepool", "circstride", "resvalid"),
+)
 """Networks whose parts others have, too: slow tests in both dtypes."""
 
 every_network = pytest.mark.parametrize(
