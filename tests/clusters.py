@@ -6,7 +6,9 @@ the tests that use it, and its client is then not the one that Dask computes laz
 """
 
 import contextlib
+import functools
 import threading
+from unittest import mock
 
 import dask
 
@@ -44,10 +46,13 @@ class Shared:
 
     def _start(self):
         # a scheduler that slept takes no worker for dead
-        with dask.config.set({"distributed.scheduler.worker-ttl": None}):
+        # Dask's default client for nobody: tests that ask for no cluster compute lazy arrays in their own process
+        hidden = functools.partial(cluster._LocalClient, set_as_default=False)
+        with (
+            dask.config.set({"distributed.scheduler.worker-ttl": None}),
+            mock.patch.object(cluster, "_LocalClient", hidden),
+        ):
             self.client = cluster.connect(n_workers=self.n_workers, cuda=False, worker_memory="2 GiB", dashboard_port=0)
-        # it stays Dask's current client: tests that do not ask for it compute lazy arrays in their own process
-        dask.config.set(scheduler="threads")
 
     def _is_whole(self):
         return self.client.status == "running" and len(self.client.cluster.scheduler.workers) == self.n_workers
