@@ -125,7 +125,8 @@ class RidgeRecipe(Recipe[RidgePlan]):
             enough=enough,
         )
         # the pace of fast maps decides nothing, and is not told
-        return resources if pace is None or pace.row_seconds <= enough else replace(resources, row_pace=pace)
+        told = pace is not None and (always or pace.row_seconds > enough)
+        return replace(resources, row_pace=pace) if told else resources
 
     def time_words(self, request: FitRequest, plan: RidgePlan, resources: Resources) -> dict[str, str]:
         """Times of the Gram sums (features and products) and of predictions; those of reading and solving are not predicted."""
