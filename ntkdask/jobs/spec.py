@@ -71,7 +71,11 @@ class Job:
         spec, features, kernel = self.spec, registry.to_config(self.features), registry.to_config(self.kernel)
         network = next((_innermost(table).pop("network", None) for table in (features, kernel) if table), None)
         data = {**registry.to_config(spec.data), "preprocess": registry.to_config(self.steps)}
-        solver = {**registry.to_config(stored_options(self.options)), "folds": spec.solver.folds, "holdout": spec.solver.holdout}
+        solver = {
+            **registry.to_config(stored_options(self.options)),
+            "folds": spec.solver.folds,
+            "holdout": spec.solver.holdout,
+        }
         config = {
             "name": spec.name,
             "data": data,
