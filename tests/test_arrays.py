@@ -106,3 +106,27 @@ def test_numerics_on_the_host_load_neither_cupy_nor_torch_nor_zarr(code):
         [sys.executable, "-W", "error", "-c", code + check], capture_output=True, text=True, check=False
     )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_tensors_of_torch_are_read():
+    """Those with gradients give their values, bfloat16 its own as float32; plain ones share their memory."""
+    torch = pytest.importorskip("torch")
+    values = np.array([[1.0, -2.5], [0.1, 3.0]], np.float32)
+    plain = torch.tensor(values)
+    assert np.shares_memory(arrays.as_array(plain), plain.numpy())
+    with_gradient = torch.tensor(values, requires_grad=True)
+    np.testing.assert_array_equal(arrays.as_array(with_gradient), values)
+    assert with_gradient.requires_grad
+    found = arrays.as_array(plain.to(torch.bfloat16))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, values, rtol=2**-8)
+
+
+def test_tensors_without_plain_numbers_are_named():
+    torch = pytest.importorskip("torch")
+    sparse = torch.eye(3).to_sparse()
+    with pytest.raises(InputError, match=r"rows is a sparse tensor.*rows\.to_dense\(\)"):
+        arrays.as_array(sparse, "rows")
+    np.testing.assert_array_equal(arrays.as_array(sparse.to_dense(), "rows"), np.eye(3))  # the advice, followed
+    with pytest.raises(InputError, match="rows is a Tensor of dtype torch.float32"):
+        arrays.as_array(torch.empty(2, device="meta"), "rows")
