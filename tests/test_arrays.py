@@ -128,5 +128,5 @@ def test_tensors_without_plain_numbers_are_named():
     with pytest.raises(InputError, match=r"rows is a sparse tensor.*rows\.to_dense\(\)"):
         arrays.as_array(sparse, "rows")
     np.testing.assert_array_equal(arrays.as_array(sparse.to_dense(), "rows"), np.eye(3))  # the advice, followed
-    with pytest.raises(InputError, match="rows is a Tensor of dtype torch.float32"):
+    with pytest.raises(InputError, match=r"rows is a Tensor of dtype torch\.float32"):
         arrays.as_array(torch.empty(2, device="meta"), "rows")

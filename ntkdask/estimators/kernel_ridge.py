@@ -254,8 +254,7 @@ class KernelRidgeRegressor(RegressorPart, _KernelRidge):
     array, or a dataset or its url. A dataset brings its own targets and weights: leave y and sample_weight out. Rows that are
     float64, integers or bool are computed in float64; float32 and float16 in float32; uint8 images in float32 after division by
     255. Without client and url a dask array is computed into memory. Predictions are NumPy arrays, or lazy for a dask array.
-    With a url, or a client, the
-    kernel matrix is stored in tiles there.
+    With a url, or a client, the kernel matrix is stored in tiles there.
 
     `fit` warns (ConvergenceWarning) where "cg" stops short of the tolerance. It raises InputError for data that it cannot use,
     MemoryBudgetError where no tile or solver fits the workers, and FingerprintError where `url` holds a fit of other data or
